@@ -1,0 +1,32 @@
+# PYTHON is tried in this order, and only while .venv is not yet made; to change it later,
+# remove .venv first. FLAGS goes to pytest, e.g. make test FLAGS='-n 2 -k attention'.
+PYTHON ?= python3 python3.13 python3.12 python3.11
+FLAGS ?=
+
+.PHONY: help test demo table
+help:
+	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
+
+test: .venv/installed ## lint, check the formatting, run the tests
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/python -m pytest -q $(FLAGS)
+
+demo: .venv/installed ## train on scikit-learn's handwritten digits: minutes on two CPU cores
+	@test ! -e runs/demo/result.json || echo 'runs/demo is finished; to start afresh: rm -r runs/demo'
+	@.venv/bin/python -m experiments.launch --config=configs/imagenet.py:demo --workdir=runs/demo
+
+table: .venv/installed ## write results/*.json into README.md's table
+	@.venv/bin/python -m experiments.table
+
+# Touched last: an interrupted installation is started again.
+.venv/installed: requirements.txt
+	@for python in $(PYTHON); do \
+	  $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && break; \
+	done || { \
+	  echo "Python 3.11 or newer is needed; found $$($(firstword $(PYTHON)) --version 2>&1)." \
+	    'Name another: make test PYTHON=python3.12' >&2; exit 1; }; \
+	echo "Installing requirements.txt into .venv with $$($$python --version) (once, about a minute)"; \
+	$$python -m venv --clear .venv && \
+	.venv/bin/python -m pip install -q --disable-pip-version-check -r requirements.txt && \
+	touch $@

@@ -1,0 +1,53 @@
+"""Shared by the configs of all tasks: how a variant is named, and the optimizer of the papers."""
+
+import difflib
+from collections.abc import Collection
+
+
+def near_misses(name: str, known: Collection[str]) -> str:
+    """A sentence for error messages: the names that may have been meant, or all of them."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f'Did you mean {" or ".join(close)}?'
+    return f'Known: {", ".join(known)}.'
+
+
+def parse_variant(text: str, variants: Collection[str], options: dict[str, dict[str, object]]):
+    """Splits 'perceiver,cross_attends=4,placement=start' into a variant and its options.
+
+    Args:
+      text: What follows the colon in `--config=configs/<task>.py:<text>`.
+      variants: Names of the variants.
+      options: Option name -> its possible values as written -> their meaning.
+
+    Returns:
+      The variant's name and a dict option -> meaning of the value, for the options given.
+
+    Raises:
+      ValueError: An unknown variant, option or value; it names the near misses.
+    """
+    variant, *assignments = text.split(',')
+    if variant not in variants:
+        raise ValueError(f'Unknown variant {variant!r}. {near_misses(variant, variants)}')
+    chosen = {}
+    for assignment in assignments:
+        name, _, value = assignment.partition('=')
+        if name not in options:
+            raise ValueError(f'Unknown option {name!r} of a variant. {near_misses(name, options)}')
+        if value not in options[name]:
+            raise ValueError(f'{name}={value!r} of a variant: {near_misses(value, options[name])}')
+        chosen[name] = options[name][value]
+    return variant, chosen
+
+
+def lamb(learning_rate: float, schedule: dict[str, object]) -> dict[str, object]:
+    """LAMB with Perceiver IO's constants (appendix A.1 and the released trainer)."""
+    return dict(
+        learning_rate=learning_rate,
+        schedule=schedule,
+        b1=0.9,
+        b2=0.999,
+        eps=1e-6,
+        weight_decay=0.1,
+        clip_norm=10.0,
+    )

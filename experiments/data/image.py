@@ -1,0 +1,226 @@
+"""What happens to one image: decode, crop, flip, RandAugment, jitter, resize, normalise.
+
+Images are arrays [height, width, channels], RGB where there are three channels. They are uint8
+up to the resize, which returns float32 on the same 0..255 scale without clamping. Crops and
+resize follow TensorFlow's, which trained the published models.
+"""
+
+import dataclasses
+import functools
+
+import cv2
+import numpy as np
+import scipy.sparse
+
+from experiments.data.pipeline import BrokenExample
+from experiments.data.randaugment import randaugment
+
+# Many examples are made at once; threads within one would only fight over the cores.
+cv2.setNumThreads(1)
+
+
+def decode(encoded: bytes, channels: int) -> np.ndarray:
+    """Decodes a JPEG or PNG file of any colour space.
+
+    Orientation tags are ignored, as ImageNet's boxes and all its published results do.
+
+    Args:
+      encoded: the file's bytes.
+      channels: 3 for RGB, 1 for grey.
+
+    Returns:
+      uint8 [height, width, channels].
+
+    Raises:
+      ValueError: if these are not a whole image.
+    """
+    flags = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}[channels]
+    image = None
+    if encoded:  # OpenCV fails an assertion on nothing, and returns None for everything else
+        buffer = np.frombuffer(encoded, np.uint8)
+        image = cv2.imdecode(buffer, flags | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise ValueError(f'{len(encoded)} bytes that are no whole JPEG or PNG image')
+    return image.reshape(*image.shape[:2], channels)
+
+
+def inception_crop(
+    image: np.ndarray, rng: np.random.Generator, area: tuple[float, float]
+) -> np.ndarray:
+    """Returns a random crop, its width 3/4 to 4/3 of its height.
+
+    Ten attempts draw an aspect ratio, then a height among those that fit; the first crop of an
+    allowed area counts. Without one, and where that is the whole image, evaluation's centre crop
+    takes its place.
+
+    Args:
+      image: [height, width, channels].
+      rng: random numbers.
+      area: smallest and largest part of the image to keep. Below 0.1 it has no effect, as the
+        reference's `min_object_covered` then rejects the crop.
+
+    Returns:
+      [crop height, crop width, channels], a view.
+
+    Source: TensorFlow's sample_distorted_bounding_box (min_object_covered=0.1, the whole image
+      the only box) as DeepMind's Perceiver IO release calls it. It draws the height uniformly,
+      not the area, and never takes the last row or column of offsets.
+    """
+    height, width = image.shape[:2]
+    low, high = max(area[0], 0.1) * height * width, area[1] * height * width
+    for _ in range(10):
+        aspect = rng.uniform(3 / 4, 4 / 3)
+        tallest = min(height, round(np.sqrt(high / aspect)), int((width + 0.5) / aspect))
+        shortest = min(tallest, round(np.sqrt(area[0] * height * width / aspect)))
+        crop_height = int(rng.integers(shortest, tallest + 1))
+        crop_width = min(round(crop_height * aspect), width)
+        if low <= crop_height * crop_width <= high:
+            if (crop_height, crop_width) == (height, width):
+                break
+            top = rng.integers(max(height - crop_height, 1))
+            left = rng.integers(max(width - crop_width, 1))
+            return image[top : top + crop_height, left : left + crop_width]
+    return centre_crop(image, 0.875)
+
+
+def centre_crop(image: np.ndarray, fraction: float) -> np.ndarray:
+    """Returns the central square whose side is `fraction` of the image's shorter side.
+
+    0.875 is 224 / (224 + 32), the published evaluation's. Source: DeepMind's Perceiver IO release.
+    """
+    height, width = image.shape[:2]
+    side = int(fraction * min(height, width))
+    top, left = (height - side + 1) // 2, (width - side + 1) // 2
+    return image[top : top + side, left : left + side]
+
+
+def jitter(
+    image: np.ndarray, rng: np.random.Generator, degrees: float, shift: float, scale: float
+) -> np.ndarray:
+    """Turns, scales and shifts the image about its centre, with zeros from outside.
+
+    Args:
+      image: [height, width, channels].
+      rng: random numbers.
+      degrees: largest turn either way.
+      shift: largest move either way along each axis, in parts of the side.
+      scale: largest change of size either way: 0.1 draws from 0.9 to 1.1.
+
+    Returns:
+      [height, width, channels], interpolated linearly.
+    """
+    height, width, channels = image.shape
+    angle, across, down, size = rng.uniform(-1, 1, 4) * (degrees, shift, shift, scale)
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1 + size)
+    matrix[:, 2] += across * width, down * height
+    return cv2.warpAffine(image, matrix, (width, height)).reshape(height, width, channels)
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+    """Resizes to [size, size, channels], bicubic, without antialiasing or clamping.
+
+    Keys' cubic with a = -0.5, where OpenCV has -0.75; taps outside the image are left out and
+    the others scaled to sum to 1.
+
+    Args:
+      image: [height, width, channels].
+      size: side of the result in pixels.
+
+    Returns:
+      float32 [size, size, channels]; overshoots the range of `image` at edges.
+
+    Source: tf.image.resize(method='bicubic'); Keys, Cubic Convolution Interpolation, 1981.
+    """
+    height, width, channels = image.shape
+    rows = image.astype(np.float32).reshape(height, width * channels)
+    rows = (_cubic_weights(height, size) @ rows).reshape(size, width, channels)
+    columns = cv2.transpose(rows).reshape(width, size * channels)
+    columns = (_cubic_weights(width, size) @ columns).reshape(size, size, channels)
+    return cv2.transpose(columns).reshape(size, size, channels)
+
+
+@functools.lru_cache(maxsize=4096)
+def _cubic_weights(length: int, size: int) -> scipy.sparse.csr_array:
+    """Returns the matrix [size, length], four entries a row, that resizes one axis."""
+    centres = (np.arange(size) + 0.5) * (length / size) - 0.5
+    taps = np.floor(centres).astype(np.int32)[:, None] + np.arange(-1, 3, dtype=np.int32)
+    x = np.abs(centres[:, None] - taps)
+    near = (1.5 * x - 2.5) * x**2 + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = np.where(x <= 1, near, far) * ((taps >= 0) & (taps < length))
+    weights /= weights.sum(axis=1, keepdims=True)
+    taps = np.clip(taps, 0, length - 1)
+    return scipy.sparse.csr_array(
+        (weights.astype(np.float32).ravel(), taps.ravel(), 4 * np.arange(size + 1)),
+        shape=(size, length),
+    )
+
+
+def normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Returns (image / 255 - mean) / std, float32, for float32 [height, width, channels]."""
+    # Rows of all channels: NumPy is slow where the last axis is short.
+    scale = np.tile(1 / (255 * np.float32(std)), image.shape[1])
+    offset = np.tile(np.float32(mean) / np.float32(std), image.shape[1])
+    return (image.reshape(len(image), -1) * scale - offset).reshape(image.shape)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainTransform:
+    """(encoded example, random numbers) -> augmented {'image' [S, S, C] float32, 'label' int32}."""
+
+    image_size: int  # S, pixels
+    mean: tuple[float, ...]  # per channel, of images in 0..1; C = len(mean)
+    std: tuple[float, ...]
+    crop_area: tuple[float, float] | None  # None keeps the whole image
+    flip: bool  # left to right, half of the time
+    randaugment_layers: int
+    randaugment_magnitude: float
+    jitter_degrees: float
+    jitter_shift: float
+    jitter_scale: float
+
+    def __post_init__(self):
+        if self.randaugment_layers and len(self.mean) != 3:
+            raise ValueError(
+                f'RandAugment needs images of 3 channels, got randaugment_layers='
+                f'{self.randaugment_layers} with {len(self.mean)} means'
+            )
+
+    def __call__(self, example: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        image = _decode_example(example, channels=len(self.mean))
+        if self.crop_area is not None:
+            image = inception_crop(image, rng, self.crop_area)
+        if self.flip and rng.random() < 0.5:
+            image = cv2.flip(image, 1).reshape(image.shape)
+        image = randaugment(
+            image, rng, layers=self.randaugment_layers, magnitude=self.randaugment_magnitude
+        )
+        if self.jitter_degrees or self.jitter_shift or self.jitter_scale:
+            image = jitter(image, rng, self.jitter_degrees, self.jitter_shift, self.jitter_scale)
+        image = normalise(resize(image, self.image_size), self.mean, self.std)
+        return {'image': image, 'label': np.int32(example['label'])}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalTransform:
+    """Encoded example -> centre crop {'image' [S, S, C] float32, 'label' int32}."""
+
+    image_size: int  # S, pixels
+    mean: tuple[float, ...]  # per channel, of images in 0..1; C = len(mean)
+    std: tuple[float, ...]
+    crop_fraction: float  # side of the crop / shorter side of the image
+
+    def __call__(self, example: dict) -> dict[str, np.ndarray]:
+        image = _decode_example(example, channels=len(self.mean))
+        image = resize(centre_crop(image, self.crop_fraction), self.image_size)
+        return {
+            'image': normalise(image, self.mean, self.std),
+            'label': np.int32(example['label']),
+        }
+
+
+def _decode_example(example: dict, channels: int) -> np.ndarray:
+    try:
+        return decode(example['encoded'], channels)
+    except ValueError as error:
+        raise BrokenExample(f'{example["name"]}: {error}') from error

@@ -1,0 +1,267 @@
+"""Endless training batches and complete evaluation passes over any random-access source.
+
+Item n of a stream depends on (seed, n) alone: which examples it is made of and what its
+transform draws. So a stream starts at any step, and neither the number of workers nor the
+number of processes changes what a step trains on. Grain does the rest: threads, worker
+processes, batches in order.
+
+Workers are spawned: `source` and `transform` must pickle, and a script that asks for workers
+must guard its entry with `if __name__ == '__main__'`.
+"""
+
+import dataclasses
+import functools
+import logging
+import pickle
+import traceback
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+from absl import flags
+
+Example = dict[str, Any]
+Batch = dict[str, np.ndarray]
+
+# A worker sends its items in pieces of a batch: whole batches of large images, several per
+# worker, would fill the memory.
+_MAX_ITEMS_PER_PIECE = 32
+_NUM_THREADS = 4  # of the main process, when there are no workers
+_ENDLESS = 2**40  # steps
+
+
+class BrokenExample(ValueError):
+    """An example that cannot be read; the message names its file and says why."""
+
+
+class Source(Protocol):
+    """Random access to examples; picklable."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Example: ...
+
+
+def train_batches(
+    source: Source,
+    transform: Callable[[Example, np.random.Generator], Batch],
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    examples_per_item: int = 1,
+    on_broken: str = 'stop',
+) -> Iterator[Batch]:
+    """Returns this process's part of the global training batches, forever.
+
+    Every epoch visits every example once, in an order of its own; an epoch may end within a
+    batch. Close the iterator (`.close()`) when done: it owns threads or processes.
+
+    Args:
+      source: the examples.
+      transform: (example, random numbers) -> dict of arrays, of the same shapes for every
+        example. Raises `BrokenExample` for one that cannot be read.
+      batch_size: b * process_count, the items in a global batch.
+      seed: of the order and of the transform, 0 <= seed < 2**32.
+      start_step: number of global batches to pass over.
+      process_index: which part of each global batch to return, 0 <= process_index < process_count.
+      process_count: number of parts, contiguous and equal.
+      num_workers: worker processes; 0 works in threads of this process.
+      examples_per_item: consecutive transformed examples that make one item, stacked on
+        axis 1 ([b, examples_per_item, ...]) where more than one: MixUp needs two.
+      on_broken: 'stop' raises `BrokenExample`, 'skip' takes the source's next readable example.
+
+    Returns:
+      Iterator of the transform's arrays [b, ...] with 'index' [b] uint32, the item's place in
+      the global batch, and 'broken' [b] int32, its number of replaced examples.
+    """
+    if len(source) == 0:
+        raise ValueError(f'{source} has no examples to train on')
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f'batch_size must be a positive multiple of the number of processes, got '
+            f'batch_size={batch_size} with process_count={process_count}'
+        )
+    rows = batch_size // process_count
+    items = _TrainItems(
+        reader=_Reader(source, on_broken),
+        transform=transform,
+        order=grain.MapDataset.range(len(source)).shuffle(seed=seed),
+        seed=seed,
+        batch_size=batch_size,
+        rows=rows,
+        first_row=process_index * rows,
+        examples_per_item=examples_per_item,
+    )
+    return _batches(grain.MapDataset.source(items)[start_step * rows :], rows, num_workers)
+
+
+def eval_batches(
+    source: Source,
+    transform: Callable[[Example], Batch],
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    on_broken: str = 'stop',
+) -> Iterator[Batch]:
+    """Returns this process's part of one pass over the source.
+
+    Each example stands unmasked in exactly one batch of one process, and all processes yield
+    the same number of batches of the same shape, at any batch size and process count.
+
+    Args:
+      source: the examples.
+      transform: example -> dict of arrays, deterministic. Raises `BrokenExample`.
+      batch_size: items in a global batch; rounded up to a multiple of `process_count`.
+      process_index, process_count, num_workers: as in `train_batches`.
+      on_broken: 'stop' raises `BrokenExample`, 'skip' masks the example.
+
+    Returns:
+      Iterator of the transform's arrays [b, ...] with 'mask' [b] bool, False for padding and
+      broken examples, and 'broken' [b] int32, 1 for broken examples.
+    """
+    if batch_size < 1:
+        raise ValueError(f'batch_size must be positive, got {batch_size}')
+    rows = -(-batch_size // process_count)
+    items = _EvalItems(
+        reader=_Reader(source, on_broken),
+        transform=transform,
+        batch_size=rows * process_count,
+        rows=rows,
+        first_row=process_index * rows,
+    )
+    return _batches(grain.MapDataset.source(items), rows, num_workers)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads and transforms one example, and knows what to do about a broken one."""
+
+    source: Source
+    on_broken: str
+
+    def __post_init__(self):
+        if self.on_broken not in ('stop', 'skip'):
+            raise ValueError(f"on_broken must be 'stop' or 'skip', got {self.on_broken!r}")
+
+    def __call__(self, index: int, transform: Callable[[Example], Batch]) -> tuple[Batch, bool]:
+        """Returns the example at `index`, or the next readable one, and whether it was broken."""
+        for offset in range(len(self.source)):
+            candidate = (index + offset) % len(self.source)
+            try:
+                return transform(self.source[candidate]), offset > 0
+            except BrokenExample as error:
+                if self.on_broken == 'stop':
+                    raise
+                _warn_once(str(error))
+            except Exception as error:
+                error.add_note(f'while reading example {candidate} of {self.source}')
+                raise _travelling(error) from error
+        raise ValueError(f'no example of {self.source} can be read')
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainItems:
+    """The items of one process: row r of its step s is item s * batch_size + first_row + r."""
+
+    reader: _Reader
+    transform: Callable[[Example, np.random.Generator], Batch]
+    order: grain.MapDataset  # place in the endless stream -> index in the source
+    seed: int
+    batch_size: int
+    rows: int
+    first_row: int
+    examples_per_item: int
+
+    def __len__(self) -> int:
+        return _ENDLESS * self.rows
+
+    def __getitem__(self, position: int) -> Batch:
+        step, row = divmod(position, self.rows)
+        row += self.first_row
+        item = step * self.batch_size + row
+        places = range(item * self.examples_per_item, (item + 1) * self.examples_per_item)
+        examples, broken = zip(*map(self._example, places), strict=True)
+        if self.examples_per_item == 1:
+            arrays = examples[0]
+        else:
+            arrays = {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+        return {**arrays, 'index': np.uint32(row), 'broken': np.int32(sum(broken))}
+
+    def _example(self, place: int) -> tuple[Batch, bool]:
+        return self.reader(
+            self.order[place],
+            lambda example: self.transform(example, np.random.default_rng((self.seed, place))),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalItems:
+    """The items of one process, padded by masked repetitions to whole batches."""
+
+    reader: _Reader
+    transform: Callable[[Example], Batch]
+    batch_size: int
+    rows: int
+    first_row: int
+
+    def __len__(self) -> int:
+        return -(-len(self.reader.source) // self.batch_size) * self.rows
+
+    def __getitem__(self, position: int) -> Batch:
+        step, row = divmod(position, self.rows)
+        item = step * self.batch_size + self.first_row + row
+        arrays, broken = self.reader(item % len(self.reader.source), self.transform)
+        real = item < len(self.reader.source)
+        return {
+            **arrays,
+            'mask': np.bool_(real and not broken),
+            'broken': np.int32(real and broken),
+        }
+
+
+def _batches(items: grain.MapDataset, rows: int, num_workers: int) -> Iterator[Batch]:
+    """Yields batches of `rows` consecutive items, in order; frees its workers however it ends."""
+    piece = max(n for n in range(1, _MAX_ITEMS_PER_PIECE + 1) if rows % n == 0)
+    pieces = items.batch(piece, drop_remainder=True)
+    if num_workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads its own; a test or a script parses none
+            flags.FLAGS.mark_as_parsed()
+        in_worker = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        pieces = pieces.to_iter_dataset(in_worker).mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
+        )
+    else:
+        in_threads = grain.ReadOptions(
+            num_threads=_NUM_THREADS, prefetch_buffer_size=max(2 * rows // piece, _NUM_THREADS)
+        )
+        pieces = pieces.to_iter_dataset(in_threads)
+    iterator = iter(pieces.batch(rows // piece, drop_remainder=True, batch_fn=_join))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+def _join(pieces: list[Batch]) -> Batch:
+    return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logging.warning('skipped: %s', message)
+
+
+def _travelling(error: Exception) -> Exception:
+    """Returns `error`, or its text where it would not survive the way out of a worker."""
+    try:
+        pickle.loads(pickle.dumps(error))
+        return error
+    except Exception:
+        return RuntimeError(''.join(traceback.format_exception(error)))

@@ -1,0 +1,203 @@
+"""ImageNet's task: what is special about classifying images, and only that."""
+
+import functools
+import math
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import SubFigure
+
+from experiments import parallel
+from experiments.data import pipeline
+from experiments.data.image import EvalTransform, TrainTransform
+from experiments.data.imagenet import open_source
+from experiments.describe import describe_model
+from experiments.losses import softmax_cross_entropy
+from experiments.mixing import mixup_cutmix
+from experiments.report import image_grid
+from perceiver_jax.attention import record_attention
+from perceiver_jax.inputs import permutation
+from perceiver_jax.models import image_classifier
+
+PAPER_EXAMPLES = (1_281_167, 50_000)  # training and validation images of ILSVRC 2012
+NUM_DRAWN = 20
+NUM_SEARCHED = 512  # evaluation examples among which mistakes to draw are looked for
+
+
+class ImageNet:
+    """Image classification by the Perceiver or Perceiver IO; an `experiments.tasks.Task`."""
+
+    metric = 'top1'
+    higher_is_better = True
+
+    def __init__(self, config):
+        self.config = config
+        self.mixes = config.loss.mixup_alpha > 0 and config.loss.cutmix_alpha > 0
+        self.model = hk.transform_with_state(self._forward)
+        size = config.images.image_size
+        self.image_shape = (1, size, size, len(config.images.mean))
+        self.train_transform = TrainTransform(**config.images, **config.augmentation)
+        self.eval_transform = EvalTransform(
+            **config.images, crop_fraction=config.evaluation.crop_fraction
+        )
+
+    def _forward(self, images: jax.Array, is_training: bool) -> jax.Array:
+        axis = parallel.AXIS if self.config.parallel == 'pmap' else None
+        return image_classifier(
+            images, is_training=is_training, batch_norm_axis=axis, **self.config.model
+        )
+
+    # Data
+
+    @functools.cached_property
+    def train_source(self):
+        return open_source(self.config.data.source, self.config.data.path, 'train')
+
+    @functools.cached_property
+    def eval_source(self):
+        return open_source(self.config.data.source, self.config.data.path, 'validation')
+
+    @property
+    def num_train_examples(self) -> int:
+        return len(self.train_source)
+
+    @property
+    def data_name(self) -> str:
+        if self._is_the_papers_data:
+            return 'ImageNet'
+        sizes = f'{len(self.train_source):,} training, {len(self.eval_source):,} evaluation images'
+        return f'{self.config.data.source} ({sizes})'
+
+    @property
+    def paper_value(self) -> float | None:
+        return self.config.paper.value if self._is_the_papers_data else None
+
+    @property
+    def _is_the_papers_data(self) -> bool:
+        return (len(self.train_source), len(self.eval_source)) == PAPER_EXAMPLES
+
+    def train_batches(self, start_step: int):
+        return pipeline.train_batches(
+            self.train_source,
+            self.train_transform,
+            batch_size=self.config.train.batch_size,
+            seed=self.config.seed,
+            start_step=start_step,
+            examples_per_item=2 if self.mixes else 1,
+            **self._workers,
+        )
+
+    def eval_batches(self):
+        return pipeline.eval_batches(
+            self.eval_source,
+            self.eval_transform,
+            batch_size=self.config.evaluation.batch_size,
+            **self._workers,
+        )
+
+    # Model
+
+    def init(self, rng):
+        return self.model.init(rng, jnp.zeros(self.image_shape), is_training=False)
+
+    def loss(self, params, state, rng, batch):
+        settings, num_classes = self.config.loss, self.config.model.num_classes
+        if self.mixes:
+            images, labels = mixup_cutmix(
+                rng,
+                batch['image'],
+                batch['label'],
+                batch['index'],
+                num_classes,
+                settings.mixup_alpha,
+                settings.cutmix_alpha,
+            )
+        else:
+            images, labels = batch['image'], jax.nn.one_hot(batch['label'], num_classes)
+        logits, state = self.model.apply(params, state, rng, images, is_training=True)
+        loss = softmax_cross_entropy(logits, labels, settings.label_smoothing).mean()
+        correct = logits.argmax(-1) == labels.argmax(-1)
+        return loss, (state, {'top1': correct.mean()})
+
+    def predict(self, params, state, batch):
+        logits, _ = self.model.apply(params, state, None, batch['image'], is_training=False)
+        labels = batch['label']
+        loss = softmax_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
+        _, top5 = jax.lax.top_k(logits, 5)
+        return {
+            'loss': loss,
+            'top1': top5[:, 0] == labels,
+            'top5': (top5 == labels[:, None]).any(-1),
+        }
+
+    def summarise(self, predictions):
+        return {name: float(np.mean(values)) for name, values in predictions.items()}
+
+    # What people look at
+
+    def draw(self, subfigure: SubFigure, params, state) -> None:
+        """Evaluation images, with a third of mistakes if there are, beside what is attended to.
+
+        The heat is the first cross-attend's attention, averaged over the latents.
+        """
+        searched = np.linspace(0, len(self.eval_source) - 1, NUM_SEARCHED).astype(int)
+        examples = [self.eval_transform(self.eval_source[int(i)]) for i in np.unique(searched)]
+        images = np.stack([example['image'] for example in examples])
+        labels = np.array([example['label'] for example in examples])
+
+        def forward(images):
+            with record_attention('encoder/cross_attend_1') as weights:
+                logits = self._forward(images, is_training=False)
+            return logits, weights[0].mean((1, 2))
+
+        apply = jax.jit(hk.transform_with_state(forward).apply)
+        parts = [
+            apply(params, state, None, images[i : i + NUM_DRAWN])[0]
+            for i in range(0, len(images), NUM_DRAWN)
+        ]
+        logits, heat = (np.concatenate(x) for x in zip(*parts, strict=True))
+        guesses = logits.argmax(-1)
+        correct = guesses == labels
+        mistakes = np.flatnonzero(~correct)[: NUM_DRAWN // 3]
+        drawn = np.r_[mistakes, np.flatnonzero(correct)][:NUM_DRAWN]
+        names = self.eval_source.classes
+        image_grid(
+            subfigure,
+            self._displayable(images[drawn]),
+            [
+                names[guesses[i]] if correct[i] else f'{names[guesses[i]]}, is {names[labels[i]]}'
+                for i in drawn
+            ],
+            correct[drawn],
+            self._as_images(heat[drawn]),
+        )
+
+    def _displayable(self, images: np.ndarray) -> np.ndarray:
+        """Normalised images in 0..1 again; grey ones without their axis of channels."""
+        images = np.clip(images * self.config.images.std + self.config.images.mean, 0, 1)
+        return images[..., 0] if images.shape[-1] == 1 else images
+
+    def _as_images(self, heat: np.ndarray) -> np.ndarray:
+        """Attention over input elements, [n, M], to where they are in the image, [n, h, w]."""
+        side = math.isqrt(heat.shape[1])
+        seed = self.config.model.inputs.get('permutation_seed')
+        if seed is not None:
+            shuffled, heat = heat, np.empty_like(heat)
+            heat[:, permutation(seed, heat.shape[1])] = shuffled
+        return heat.reshape(-1, side, side)
+
+    def describe(self):
+        image = jax.ShapeDtypeStruct(self.image_shape, jnp.float32)
+        sizes = describe_model(functools.partial(self._forward, is_training=False), image)
+        return {**sizes, 'paper': self.config.paper.to_dict()}
+
+    @property
+    def _workers(self):
+        return dict(
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_workers=self.config.data.num_workers,
+            on_broken=self.config.data.on_broken,
+        )

@@ -1,0 +1,205 @@
+"""The command line: trains, evaluates or describes a config.
+
+    python -m experiments.launch --config=configs/imagenet.py:demo --workdir=runs/demo
+
+Any key can be set, as in --config.optimizer.learning_rate=1e-3. The same command again resumes.
+On several machines, run it on each of them: SLURM, Open MPI and TPU pods need nothing else,
+otherwise give --coordinator=<host>:<port> --num_processes=<n> --process_id=<0..n-1>.
+"""
+
+import json
+import sys
+import traceback
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from configs.common import near_misses
+
+# Grain's workers import this file again: what is slow to import is imported where it is used.
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/<task>.py:<variant>')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; not needed to describe.')
+MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'describe'], 'What to do.')
+CHECKPOINT = flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which one to evaluate.')
+JSON = flags.DEFINE_bool('json', False, 'Describe as one JSON object instead of a table.')
+COORDINATOR = flags.DEFINE_string(
+    'coordinator', None, "host:port of process 0; 'auto' has jax find the processes."
+)
+NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Processes of the run.')
+PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is.')
+flags.mark_flag_as_required('config')
+
+
+def main(argv: list[str]) -> None:
+    """Runs one mode."""
+    if len(argv) > 1:
+        raise ValueError(f'unexpected argument {argv[1]!r}: flags are written --name=value')
+    if MODE.value != 'describe' and WORKDIR.value is None:
+        raise ValueError(f'--mode={MODE.value} needs --workdir')
+    logging.set_verbosity(logging.ERROR)  # Orbax and Grain log every step they take
+    config, name = CONFIG.value, flags.FLAGS['config'].config_filename
+    replace_length(config, flags.FLAGS['config'].override_values)
+
+    from experiments import parallel
+    from experiments.tasks import TASKS
+
+    if config.task not in TASKS:
+        raise ValueError(f'Unknown task {config.task!r}. {near_misses(config.task, TASKS)}')
+    parallel.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    task = TASKS[config.task](config)
+    if MODE.value == 'describe':
+        sizes = task.describe()
+        print(json.dumps(sizes) if JSON.value else describe_table(sizes))
+    elif MODE.value == 'eval':
+        show(evaluate_checkpoint(config, task, Path(WORKDIR.value), name))
+    else:
+        from experiments.train import train
+
+        result = train(config, task, WORKDIR.value, name)
+        if result is not None:
+            show(result)
+            say(f'The curves and sample predictions are in {Path(WORKDIR.value, "report.png")}')
+        else:
+            say('Stopped by SIGTERM, after a checkpoint. The same command resumes.')
+
+
+def evaluate_checkpoint(config, task, workdir: Path, name: str) -> dict:
+    """Evaluates a checkpoint of a run.
+
+    Args:
+      config: a config that makes the model of the run.
+      task: made from it.
+      workdir: the run's folder.
+      name: of the config.
+
+    Returns:
+      What evaluation.json holds: as result.json, with the step and all metrics.
+    """
+    import jax
+
+    from experiments import parallel
+    from experiments.checkpointing import check_fit, flatten, load_params
+    from experiments.train import check_config, compile_predict, evaluate
+    from experiments.workdir import write_json
+
+    check_config(config, task)
+    params, state, step = load_params(workdir, best=CHECKPOINT.value == 'best')
+    expected = jax.eval_shape(task.init, jax.random.key(0))
+    check_fit(flatten((params, state)), expected, f'step {step} of {workdir}')
+    devices = parallel.make(config.parallel)
+    on_devices = devices.replicate((params, state))
+    metrics = evaluate(task, devices, compile_predict(task, devices), *on_devices)
+    result = {
+        'task': config.task,
+        'config': name,
+        'data': task.data_name,
+        'metric': task.metric,
+        'value': metrics[task.metric],
+        'paper_value': task.paper_value,
+        'checkpoint': CHECKPOINT.value,
+        'step': step,
+        'metrics': metrics,
+    }
+    if parallel.is_main_process():
+        write_json(workdir / 'evaluation.json', result)
+    return result
+
+
+def replace_length(config, overrides: dict) -> None:
+    """Has --config.train.steps replace the config's epochs, and the other way round."""
+    for given, other in (('steps', 'epochs'), ('epochs', 'steps')):
+        if f'train.{given}' in overrides and f'train.{other}' not in overrides:
+            with config.ignore_type():
+                config.train[other] = None
+
+
+def show(result: dict) -> None:
+    """Prints the headline metric."""
+    paper = '' if result['paper_value'] is None else f' (paper: {result["paper_value"]:.4f})'
+    say(f'{result["metric"]} {result["value"]:.4f}{paper} on {result["data"]}')
+
+
+def say(line: str) -> None:
+    """Prints, in one process."""
+    from experiments import parallel
+
+    if parallel.is_main_process():
+        print(line)
+
+
+def describe_table(sizes: dict) -> str:
+    """The sizes and cost of a model beside the paper's.
+
+    Args:
+      sizes: from a task's describe().
+    """
+    paper = sizes['paper']
+    rows = [
+        ('', 'here', f'paper ({paper["source"]})' if paper['source'] else 'paper'),
+        ('inputs (M x C)', '{:,} x {:,}'.format(*sizes['inputs']), ''),
+        ('latents (N x D)', '{:,} x {:,}'.format(*sizes['latents']), ''),
+        ('parameters', millions(sizes['parameters']), millions(paper['parameters'])),
+        ('forward FLOPs', billions(sizes['forward_flops']), billions(paper['flops'])),
+        (paper['metric'], '', '' if paper['value'] is None else f'{paper["value"]:.3f}'),
+    ]
+    return '\n'.join(f'{name:<16}{here:>16}  {other:<}'.rstrip() for name, here, other in rows)
+
+
+def millions(count: float | None) -> str:
+    """44_912_345 -> '44.91M'."""
+    return '' if count is None else f'{count / 1e6:,.2f}M'
+
+
+def billions(count: float | None) -> str:
+    """706_300_000_000 -> '706.3B'."""
+    return '' if count is None else f'{count / 1e9:,.1f}B'
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; what ml_collections says about a config becomes one line."""
+    try:
+        return flags.FLAGS(argv)
+    except flags.IllegalFlagValueError as error:
+        # An error of get_config is wrapped twice, with its traceback as text.
+        cause = error.__context__ and error.__context__.__context__
+        raise flags.Error(cause or error) from None
+    except (KeyError, AttributeError) as error:  # of an override
+        raise flags.Error(f'Unknown key in --config: {error.args[0]}') from None
+    except OSError:
+        path = next(a for a in argv if a.startswith(('--config=', '-config='))).partition('=')[2]
+        path = path.partition(':')[0]
+        known = sorted(str(p) for p in Path(path).parent.glob('*.py'))
+        raise flags.Error(f'No config {path!r}. {near_misses(path, known)}') from None
+
+
+def is_ours(error: Exception) -> bool:
+    """Whether this repository's code raised an error, and so meant its message for the user."""
+    file = traceback.extract_tb(error.__traceback__)[-1].filename
+    root = Path(__file__).resolve().parent.parent
+    return any(Path(file).is_relative_to(root / x) for x in ('configs', 'experiments'))
+
+
+def run() -> None:
+    """Runs the command line; an error of the user's making is one line."""
+    try:
+        app.run(main, flags_parser=parse_flags)
+    except flags.Error as error:
+        fail(error, 2)
+    except ValueError as error:
+        if not is_ours(error):
+            raise
+        fail(error, 2)
+    except FloatingPointError as error:
+        fail(error, 1)
+
+
+def fail(error: Exception, code: int) -> None:
+    """Ends with one line."""
+    print('error:', ' '.join(str(error).split()), file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == '__main__':
+    run()

@@ -1,0 +1,130 @@
+"""LAMB as both papers train with it, and the learning-rate schedules."""
+
+import inspect
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Schedule = Callable[[jax.typing.ArrayLike], jax.Array]  # updates made so far -> multiplier or rate
+
+
+def make_optimizer(
+    total_steps: int,
+    steps_per_epoch: float,
+    *,
+    learning_rate: float,
+    schedule: Mapping,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    clip_norm: float,
+) -> tuple[optax.GradientTransformation, Schedule]:
+    """LAMB: clip the gradients, scale as Adam, decay, scale by the trust ratio, step.
+
+    The trust ratio |w| / |update| applies to every tensor, biases and norms included, is not
+    clipped, and is 1 where either norm is 0.
+
+    Args:
+      total_steps: updates of the whole run, the length of the schedule.
+      steps_per_epoch: updates that make one epoch, for schedules told in epochs.
+      learning_rate: the peak rate.
+      schedule: {'kind': one of SCHEDULES, ...the arguments of that function}.
+      b1, b2, eps: Adam's; eps is added to the square root.
+      weight_decay: times the weight, added to Adam's update before the trust ratio.
+      clip_norm: largest global norm of the gradients.
+
+    Returns:
+      The transformation, and the schedule: updates made so far -> learning rate.
+
+    Raises:
+      ValueError: if the schedule's kind or arguments are not known.
+
+    Source: You et al. 2020 (LAMB); Perceiver IO, appendix A.1 (the order, decay and clipping).
+    """
+    multiplier = _make_schedule(total_steps, steps_per_epoch, **schedule)
+
+    def rate(step):
+        return learning_rate * multiplier(step)
+
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(clip_norm),
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        optax.add_decayed_weights(weight_decay, mask=decays),
+        optax.scale_by_trust_ratio(),
+        optax.scale_by_learning_rate(rate),
+    )
+    return optimizer, rate
+
+
+def decays(params) -> dict:
+    """Marks the tensors that weight decay acts on: all but biases and normalisation parameters.
+
+    Args:
+      params: Haiku's {module: {name: array}}. Latents and learned positions decay.
+
+    Returns:
+      The same tree of bools.
+
+    Source: DeepMind's Perceiver IO release.
+    """
+    exempt = ('b', 'scale', 'offset')
+    return {
+        module: {name: name not in exempt for name in tensors} for module, tensors in params.items()
+    }
+
+
+def constant(total_steps, steps_per_epoch) -> Schedule:
+    """The peak rate throughout (ModelNet40)."""
+    return lambda step: jnp.ones(())
+
+
+def step_decay(total_steps, steps_per_epoch, *, boundary_epochs, factor) -> Schedule:
+    """Multiplied by `factor` at each of the epochs (the Perceiver on ImageNet)."""
+    boundaries = jnp.array([epoch * steps_per_epoch for epoch in boundary_epochs])
+    return lambda step: factor ** jnp.sum(step >= boundaries)
+
+
+def flat_cosine(total_steps, steps_per_epoch, *, flat_fraction) -> Schedule:
+    """Flat for a fraction of the run, then a cosine to 0 (Perceiver IO on ImageNet)."""
+    flat_steps = flat_fraction * total_steps
+    return lambda step: _cosine((step - flat_steps) / (total_steps - flat_steps))
+
+
+def cosine(total_steps, steps_per_epoch, *, warmup_steps) -> Schedule:
+    """A linear warm-up, then a cosine to 0 (optical flow without, language with warm-up)."""
+
+    def multiplier(step):
+        # our choice: the first update takes 1 / warmup_steps of the rate, not 0, and is not wasted
+        warmup = jnp.minimum((step + 1) / max(warmup_steps, 1), 1)
+        return warmup * _cosine((step - warmup_steps) / (total_steps - warmup_steps))
+
+    return multiplier
+
+
+SCHEDULES = {
+    'constant': constant,
+    'step': step_decay,
+    'flat_cosine': flat_cosine,
+    'cosine': cosine,
+}
+
+
+def _cosine(progress):
+    return 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
+
+
+def _make_schedule(total_steps, steps_per_epoch, *, kind, **arguments) -> Schedule:
+    if kind not in SCHEDULES:
+        raise ValueError(
+            f'config.optimizer.schedule.kind is {kind!r}, it must be one of {", ".join(SCHEDULES)}'
+        )
+    expected = inspect.getfullargspec(SCHEDULES[kind]).kwonlyargs
+    if sorted(arguments) != sorted(expected):
+        raise ValueError(
+            f'config.optimizer.schedule has {sorted(arguments)} beside the kind, '
+            f'{kind!r} takes {sorted(expected)}'
+        )
+    return SCHEDULES[kind](total_steps, steps_per_epoch, **arguments)

@@ -1,0 +1,229 @@
+"""The only file that knows about devices, meshes, pmap and processes.
+
+A training step is written once, for a batch, with a call of `average` where the devices must agree.
+`Jit` compiles it for the whole global batch, which the compiler cuts over the devices: there is
+nothing to average. `Pmap` runs it on each device's part and averages over the axis `AXIS`.
+"""
+
+import collections
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXIS = 'data'  # the one mesh axis, and the axis name that a pmapped step is bound to
+
+
+class Jit:
+    """Arrays are global: state on every device, batches cut along their examples."""
+
+    def __init__(self):
+        # Auto: under the explicit axes that are jax's default from 0.11 on, products of replicated
+        # and sharded arrays (the latents and the inputs) are refused.
+        mesh = Mesh(jax.devices(), (AXIS,), axis_types=(AxisType.Auto,))
+        self._replicated = NamedSharding(mesh, PartitionSpec())
+        self._examples = NamedSharding(mesh, PartitionSpec(AXIS))
+        self._micro_batches = NamedSharding(mesh, PartitionSpec(None, AXIS))
+
+    def average(self, tree):
+        """The mean over the devices, inside a compiled step."""
+        return tree
+
+    def compile_update(self, update: Callable) -> Callable:
+        """Compiles `update(state, batch) -> (state, metrics)`; the state passed in is used up."""
+        return jax.jit(update, donate_argnums=0, out_shardings=self._replicated)
+
+    def compile_predict(self, predict: Callable) -> Callable:
+        """Compiles `predict(params, state, batch) -> {name: [examples, ...]}`."""
+        return jax.jit(predict, out_shardings=self._examples)
+
+    def replicate(self, tree):
+        """Puts host arrays, equal in all processes, on every device."""
+        return self._put(tree, self._replicated)
+
+    def put_batch(self, batch):
+        """Puts this process's part of a batch, [b, ...], on its devices."""
+        return self._put(batch, self._examples)
+
+    def put_micro_batches(self, batch, count: int):
+        """Puts this process's part of a batch on its devices as [count, b / count, ...]."""
+        return self._put(_split(batch, count), self._micro_batches)
+
+    def fetch(self, tree):
+        """Copies replicated arrays to the host; host arrays pass."""
+        return jax.tree.map(np.array, tree)
+
+    def gather(self, outputs):
+        """Brings what a compiled predict returned for all processes' examples to the host."""
+        return multihost_utils.process_allgather(outputs, tiled=True)
+
+    def _put(self, tree, sharding):
+        shape = np.shape if sharding is self._replicated else lambda x: None
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x), shape(x)),
+            tree,
+        )
+
+
+class Pmap:
+    """Arrays are this process's, with its devices as their leading axis. Methods: as Jit's."""
+
+    def __init__(self):
+        mesh = Mesh(jax.local_devices(), (AXIS,), axis_types=(AxisType.Auto,))
+        self._per_device = NamedSharding(mesh, PartitionSpec(AXIS))
+        self._num_devices = jax.local_device_count()
+
+    def average(self, tree):
+        def mean(x):  # of counters, which are equal everywhere, a mean would make floats
+            return jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+        return jax.tree.map(mean, tree)
+
+    def compile_update(self, update):
+        return jax.pmap(update, axis_name=AXIS, donate_argnums=0)
+
+    def compile_predict(self, predict):
+        return jax.pmap(predict, axis_name=AXIS)
+
+    def replicate(self, tree):
+        return self._put(
+            jax.tree.map(lambda x: np.broadcast_to(x, (self._num_devices, *np.shape(x))), tree)
+        )
+
+    def put_batch(self, batch):
+        return self._put(_split(batch, self._num_devices))
+
+    def put_micro_batches(self, batch, count):
+        return self._put(_split(_split(batch, self._num_devices), count, axis=1))
+
+    def fetch(self, tree):
+        def first(x):
+            return np.array(x.addressable_data(0))[0] if isinstance(x, jax.Array) else x
+
+        return jax.tree.map(first, tree)
+
+    def gather(self, outputs):
+        flat = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), outputs)
+        return multihost_utils.process_allgather(flat, tiled=True)
+
+    def _put(self, tree):
+        return jax.tree.map(lambda x: jax.device_put(x, self._per_device), tree)
+
+
+KINDS = {'jit': Jit, 'pmap': Pmap}
+
+
+def make(kind: str) -> Jit | Pmap:
+    """Makes the way to run on all devices that `config.parallel` names.
+
+    Raises:
+      ValueError: if it is not one of KINDS.
+    """
+    if kind not in KINDS:
+        raise ValueError(f'config.parallel is {kind!r}, it must be one of {", ".join(KINDS)}')
+    return KINDS[kind]()
+
+
+def prefetch(batches: Iterable, put: Callable) -> Iterator:
+    """Yields batches on the devices; the next one is on its way while a batch is worked on.
+
+    Args:
+      batches: host batches.
+      put: a put_batch or put_micro_batches.
+    """
+    ahead = collections.deque()
+    for batch in batches:
+        ahead.append(put(batch))
+        if len(ahead) > 1:
+            yield ahead.popleft()
+    yield from ahead
+
+
+def initialize(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins the processes of a run. Call it first; a run of one process needs nothing.
+
+    Args:
+      coordinator: 'host:port' of process 0, or 'auto' where jax can find all three itself
+        (Cloud TPU, SLURM, Open MPI). Under SLURM, Open MPI and on a TPU pod slice that tells its
+        hosts in TPU_WORKER_HOSTNAMES, several processes are found without it.
+      num_processes: how many processes run.
+      process_id: which one this is, from 0.
+
+    Raises:
+      ValueError: if only some of the three are given.
+    """
+    given = (coordinator, num_processes, process_id)
+    if coordinator == 'auto' or (given == (None, None, None) and _several_announced(os.environ)):
+        jax.distributed.initialize()
+    elif None not in given:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    elif given != (None, None, None):
+        raise ValueError(
+            'coordinator, num_processes and process_id go together, '
+            f'got {coordinator}, {num_processes}, {process_id}'
+        )
+
+
+def is_main_process() -> bool:
+    """Whether this process writes the files and prints."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until all processes have come here."""
+    multihost_utils.sync_global_devices(name)
+
+
+def num_devices() -> int:
+    """The number of devices of all processes."""
+    return jax.device_count()
+
+
+def device_name() -> str:
+    """The devices of the run, as 'NVIDIA H100 80GB HBM3 x8'."""
+    return f'{jax.devices()[0].device_kind} x{jax.device_count()}'
+
+
+@contextlib.contextmanager
+def preemption() -> Iterator[Callable[[int], bool]]:
+    """Turns SIGTERM into a question to ask after every step.
+
+    Yields:
+      `should_stop(step) -> bool`, which becomes true at the same step in all processes.
+    """
+    if jax.process_count() > 1:  # jax's own handler tells all processes and finds the common step
+        yield multihost_utils.reached_preemption_sync_point
+    elif threading.current_thread() is threading.main_thread():
+        noticed = threading.Event()
+        previous = signal.signal(signal.SIGTERM, lambda *_: noticed.set())
+        try:
+            yield lambda step: noticed.is_set()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+    else:  # only the main thread may set handlers
+        yield lambda step: False
+
+
+def _several_announced(environment) -> bool:
+    """Whether a cluster's launcher says that it started several processes."""
+    counts = [environment.get(x, '1') for x in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')]
+    hosts = environment.get('TPU_WORKER_HOSTNAMES', '').split(',')
+    return any(int(count) > 1 for count in counts) or len(hosts) > 1
+
+
+def _split(tree, count: int, axis: int = 0):
+    """Cuts an axis in two: [.., b, ..] -> [.., count, b / count, ..]."""
+
+    def split(x):
+        return x.reshape(*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])
+
+    return jax.tree.map(split, tree)

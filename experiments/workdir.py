@@ -1,0 +1,157 @@
+"""What a run leaves in its folder beside the checkpoints, and the progress line."""
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import tensorboardX
+
+from experiments import parallel
+
+# Keys of the configuration that may change when a run is resumed: none of them changes the result.
+FREE_KEYS = (
+    'parallel',
+    'data.path',
+    'data.num_workers',
+    'train.log_every_steps',
+    'train.evaluate_every_steps',
+    'train.checkpoint_every_steps',
+    'train.keep_checkpoints',
+)
+
+
+def check_resumable(workdir: Path, config: dict) -> None:
+    """Compares a config with the one that the folder was started with.
+
+    Args:
+      workdir: the run's folder.
+      config: the run's config as plain values.
+
+    Raises:
+      ValueError: if they differ in more than FREE_KEYS.
+    """
+    path = workdir / 'config.json'
+    if not path.exists():
+        return
+    before = _leaves(json.loads(path.read_text()))
+    now = _leaves(json.loads(json.dumps(config)))  # tuples as lists
+    differing = [
+        f'{key} was {before.get(key)!r} and is {now.get(key)!r}'
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in FREE_KEYS
+    ]
+    if differing:
+        raise ValueError(
+            f'{workdir} holds a run with another config: {"; ".join(differing)}. '
+            'Resume it with its own config, or choose another workdir'
+        )
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes a JSON file, indented."""
+    write_whole(path, json.dumps(content, indent=2) + '\n')
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file such that it is whole, or as it was, whenever the process is killed."""
+    temporary = path.with_name(f'{path.name}.tmp')
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def git_commit() -> str | None:
+    """The commit that this code is checked out at; None outside a checkout."""
+    command = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:  # no git on this machine
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+class Metrics:
+    """metrics.jsonl, TensorBoard events and the progress line. All processes keep the rows."""
+
+    def __init__(self, workdir: Path, *, step: int, total_steps: int, batch_size: int):
+        """Opens the files.
+
+        Args:
+          workdir: the run's folder.
+          step: updates made so far; lines about later ones are from a run that was cut off after
+            its last checkpoint, and are dropped.
+          total_steps: updates of the whole run.
+          batch_size: examples in an update.
+        """
+        path = workdir / 'metrics.jsonl'
+        # What follows the last newline is empty, or a line that was cut off.
+        lines = path.read_text().split('\n')[:-1] if path.exists() else []
+        self.rows = [row for row in map(json.loads, lines) if row['step'] <= step]
+        self._total_steps = total_steps
+        self._batch_size = batch_size
+        self._writes = parallel.is_main_process()
+        if self._writes:
+            write_whole(path, ''.join(json.dumps(row) + '\n' for row in self.rows))
+            self._file = path.open('a')
+            self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1)
+
+    def write(self, step: int, split: str, numbers: dict[str, float]) -> None:
+        """Adds one line.
+
+        Args:
+          step: updates made so far.
+          split: 'train', with loss, learning_rate and examples_per_second, or 'eval'.
+          numbers: what was measured.
+        """
+        row = {'step': step, 'split': split, **numbers}
+        self.rows.append(row)
+        if not self._writes:
+            return
+        self._file.write(json.dumps(row) + '\n')
+        self._file.flush()
+        for name, number in numbers.items():
+            self._tensorboard.add_scalar(f'{split}/{name}', number, step)
+        self._print(row)
+
+    def close(self) -> None:
+        """Finishes the files, and the progress line."""
+        if not self._writes:
+            return
+        self._file.close()
+        self._tensorboard.close()
+        if sys.stdout.isatty():
+            print()
+
+    def _print(self, row):
+        place = f'{row["step"]:,}/{self._total_steps:,}'
+        if row['split'] == 'train':
+            rate = row['examples_per_second']
+            seconds = (self._total_steps - row['step']) * self._batch_size / rate
+            eta = datetime.timedelta(seconds=round(seconds))
+            line = (
+                f'step {place}  loss {row["loss"]:.4f}  lr {row["learning_rate"]:.2e}  '
+                f'{rate:,.1f} examples/s  {eta} left'
+            )
+        else:
+            numbers = '  '.join(
+                f'{k} {v:.4f}' for k, v in row.items() if k not in ('step', 'split')
+            )
+            line = f'step {place}  evaluation: {numbers}'
+        if not sys.stdout.isatty():
+            print(line, flush=True)
+        else:  # one line that is written over, and stays where it tells an evaluation
+            end = '\n' if row['split'] == 'eval' else ''
+            print(f'\r\x1b[K{line}', end=end, flush=True)
+
+
+def _leaves(tree: dict, prefix: str = '') -> dict[str, object]:
+    """{'train': {'steps': 3}} -> {'train.steps': 3}."""
+    leaves = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _leaves(value, f'{prefix}{key}.')
+        else:
+            leaves[prefix + key] = value
+    return leaves

@@ -1,0 +1,79 @@
+"""From latents to outputs: average and project (ICML), or output queries that attend (IO).
+
+Source: Perceiver, appendix C; Perceiver IO, section 3 and appendix E.
+"""
+
+import dataclasses
+
+import haiku as hk
+import jax.numpy as jnp
+from jax import Array
+
+from perceiver_jax.attention import CrossAttend, Linear
+
+
+@dataclasses.dataclass
+class AverageDecoder(hk.Module):
+    """The mean of the latents through one Linear (`output`) that starts at zero."""
+
+    output_channels: int
+    name: str | None = None
+
+    def __call__(self, latents: Array) -> Array:  # [B, N, D] -> [B, output_channels]
+        return Linear(self.output_channels, jnp.zeros, name='output')(latents.mean(axis=1))
+
+
+@dataclasses.dataclass
+class QueryDecoder(hk.Module):
+    """Output queries look at the latents once (`cross_attend`), then one Linear (`output`)."""
+
+    output_channels: int
+    num_heads: int = 1
+    qk_channels: int | None = None  # None: the channels of the latents
+    v_channels: int | None = None  # None: qk_channels
+    widening_factor: int = 1
+    use_query_residual: bool = True
+    zero_init_output: bool = False
+    dropout_rate: float = 0.0
+    name: str | None = None
+
+    def __call__(
+        self,
+        queries: Array,  # [B, O, E]
+        latents: Array,  # [B, N, D]
+        query_mask: Array | None = None,  # [B, O]; a false query attends to nothing
+        *,
+        is_training: bool,
+    ) -> Array:  # [B, O, output_channels]
+        mask = None if query_mask is None else query_mask[:, :, None]
+        x = CrossAttend(
+            self.num_heads,
+            self.qk_channels,
+            self.v_channels,
+            self.widening_factor,
+            self.use_query_residual,
+            self.dropout_rate,
+            name='cross_attend',
+        )(queries, latents, mask, is_training=is_training)
+        w_init = jnp.zeros if self.zero_init_output else None
+        return Linear(self.output_channels, w_init, name='output')(x)
+
+
+@dataclasses.dataclass
+class ClassQueryDecoder(hk.Module):
+    """A single learned output query (`query` `[1, query_channels]`) that decodes to logits."""
+
+    num_classes: int
+    query_channels: int = 1024
+    query_init_std: float = 0.02
+    use_query_residual: bool = True
+    name: str | None = None
+
+    def __call__(self, latents: Array, *, is_training: bool) -> Array:  # -> [B, num_classes]
+        init = hk.initializers.TruncatedNormal(self.query_init_std)
+        query = hk.get_parameter('query', (1, self.query_channels), jnp.float32, init)
+        queries = jnp.broadcast_to(query.astype(latents.dtype), (latents.shape[0], *query.shape))
+        decoder = QueryDecoder(
+            self.num_classes, use_query_residual=self.use_query_residual, name='query_decoder'
+        )
+        return decoder(queries, latents, is_training=is_training)[:, 0]

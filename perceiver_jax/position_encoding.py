@@ -1,0 +1,104 @@
+"""Where each input element is: grid positions, Fourier features, learned encodings.
+
+Source: Perceiver, section 3.2 and appendix D; Perceiver IO, appendix D.
+"""
+
+from collections.abc import Sequence
+
+import haiku as hk
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from perceiver_jax.attention import Linear
+
+
+def grid_positions(shape: Sequence[int]) -> np.ndarray:
+    """Coordinates of a regular grid, from -1 to 1 inclusive along every axis.
+
+    Args:
+      shape: Grid sizes, one for each axis, slowest first, such as `(height, width)`.
+
+    Returns:
+      `[*shape, len(shape)]` float64; the last axis holds the coordinates in the order of `shape`.
+      An axis of size 1 is at -1.
+
+    Source: Perceiver, section 3.2.
+    """
+    axes = [np.linspace(-1.0, 1.0, size) for size in shape]
+    return np.stack(np.meshgrid(*axes, indexing='ij'), axis=-1)
+
+
+def fourier_features(
+    positions: np.ndarray | Array,
+    num_bands: int,
+    max_resolution: Sequence[float],
+    *,
+    concat_positions: bool = True,
+    sine_only: bool = False,
+) -> np.ndarray | Array:
+    """Sines and cosines of positions, at frequencies spaced linearly from 1 to the Nyquist rate.
+
+    NumPy positions (a grid, known beforehand) are computed in float64 on the host, once, and
+    become a constant of the compiled program; jax positions (points of a cloud) are computed
+    where they are, in float32.
+
+    Args:
+      positions: `[..., A]` coordinates within [-1, 1].
+      num_bands: K, the frequencies along each axis.
+      max_resolution: A resolutions mu, in samples along [-1, 1]; the highest frequency is mu / 2.
+      concat_positions: Whether the raw positions stand in front.
+      sine_only: Whether to leave out the cosines.
+
+    Returns:
+      `[..., A * (2 K + 1)]` float32 with the default arguments. Channel order: the raw
+      positions, then sin(pi f x) for every axis and within it every band, then all the cosines.
+
+    Raises:
+      ValueError: `max_resolution` does not have one entry for each axis.
+
+    Source: Perceiver, section 3.2; channel order of DeepMind's release.
+    """
+    num_axes = positions.shape[-1]
+    if len(max_resolution) != num_axes:
+        raise ValueError(
+            f'max_resolution {tuple(max_resolution)} must have one entry for each of the '
+            f'{num_axes} axes of the positions.'
+        )
+    on_host = isinstance(positions, np.ndarray)
+    xp = np if on_host else jnp
+    frequencies = np.stack([np.linspace(1.0, mu / 2, num_bands) for mu in max_resolution])
+    angles = positions[..., None] * frequencies.astype(positions.dtype)  # [..., A, K]
+    angles = np.pi * angles.reshape(*positions.shape[:-1], num_axes * num_bands)
+    features = [positions] if concat_positions else []
+    features.append(xp.sin(angles))
+    if not sine_only:
+        features.append(xp.cos(angles))
+    return xp.concatenate(features, axis=-1).astype(np.float32)
+
+
+class LearnedPositions(hk.Module):
+    """One learned vector for each position: parameter `positions` `[num_positions, channels]`.
+
+    With `project_to`, a Linear (`projection`) follows, as in Perceiver IO's learned encoding.
+    """
+
+    def __init__(
+        self,
+        num_positions: int,
+        channels: int,
+        init_std: float = 0.02,
+        project_to: int | None = None,
+        name: str | None = None,
+    ):
+        super().__init__(name=name)
+        self.shape = (num_positions, channels)
+        self.init = hk.initializers.TruncatedNormal(init_std)
+        self.project_to = project_to
+
+    def __call__(self) -> Array:
+        """Returns `[num_positions, project_to or channels]` float32."""
+        positions = hk.get_parameter('positions', self.shape, jnp.float32, self.init)
+        if self.project_to is not None:
+            positions = Linear(self.project_to, name='projection')(positions)
+        return positions

@@ -1,0 +1,18 @@
+"""Every test runs on eight devices that the CPU is divided into, and compiles a program once."""
+
+import os
+import tempfile
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+
+# Shared with pytest-xdist's workers and the processes that tests start.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix='jax_cache_')
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = _cache.name
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+    os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
+
+os.environ['PYTHONPATH'] = os.pathsep.join(  # for the processes that tests start
+    [os.path.dirname(os.path.dirname(__file__)), os.environ.get('PYTHONPATH', '')]
+)

@@ -1,0 +1,198 @@
+import itertools
+import multiprocessing
+
+import numpy as np
+import pytest
+
+from experiments.data.pipeline import BrokenExample, eval_batches, train_batches
+
+
+class Numbers:
+    """0, 1, ... with those in `broken` unreadable."""
+
+    def __init__(self, length, broken=()):
+        self.length, self.broken = length, broken
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index):
+        if index in self.broken:
+            raise BrokenExample(f'number_{index}.txt: illegible')
+        return {'number': index}
+
+
+def with_noise(example, rng):
+    return {'number': np.int32(example['number']), 'noise': rng.random(3, np.float32)}
+
+
+def plain(example):
+    return {'number': np.int32(example['number'])}
+
+
+class Stubborn(Exception):
+    """Pickles, but does not unpickle: its constructor takes no message alone."""
+
+    def __init__(self, first, second):
+        super().__init__(f'{first} {second}')
+
+
+def stubborn(example, rng):
+    raise Stubborn('cannot', 'travel')
+
+
+def absent_key(example, rng):
+    return {'number': example['nombre']}
+
+
+def take(num_steps, source=None, transform=with_noise, **kwargs):
+    source = Numbers(11) if source is None else source
+    batches = train_batches(source, transform, **{'batch_size': 6, 'seed': 3} | kwargs)
+    taken = list(itertools.islice(batches, num_steps))
+    batches.close()
+    return taken
+
+
+def assert_equal(actual, expected):
+    assert len(actual) == len(expected)
+    for one, other in zip(actual, expected, strict=True):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert one[key].dtype == other[key].dtype
+            np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+
+
+def test_every_epoch_has_every_example_once_in_an_order_of_its_own():
+    numbers = np.concatenate([batch['number'] for batch in take(11, batch_size=2)])
+    first, second = numbers[:11].tolist(), numbers[11:].tolist()
+    assert sorted(first) == sorted(second) == list(range(11))
+    assert first != second and first != sorted(first)
+
+
+def test_seed_changes_order_and_noise():
+    (one,), (other,) = take(1, seed=3), take(1, seed=4)
+    assert one['number'].tolist() != other['number'].tolist()
+    assert np.all(one['noise'] != other['noise'])
+
+
+def test_noise_changes_between_epochs():
+    noise = np.concatenate([batch['noise'] for batch in take(11, batch_size=2)])
+    assert len(np.unique(noise)) == noise.size
+
+
+def test_resumes_at_any_step():
+    assert_equal(take(3, start_step=4), take(7)[4:])
+
+
+@pytest.mark.parametrize('num_workers', [1, 2])
+def test_number_of_workers_changes_nothing(num_workers):
+    settings = dict(batch_size=74, start_step=1)  # sent in 37 pieces of 2
+    assert_equal(take(3, num_workers=num_workers, **settings), take(3, **settings))
+    assert multiprocessing.active_children() == []
+
+
+def test_parts_of_the_processes_join_to_the_global_batch():
+    whole = take(4)
+    parts = [take(4, process_index=index, process_count=3) for index in range(3)]
+    joined = [
+        {key: np.concatenate([part[key] for part in step]) for key in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+    assert_equal(joined, whole)
+    assert whole[2]['index'].tolist() == [0, 1, 2, 3, 4, 5]
+    assert whole[2]['index'].dtype == np.uint32
+
+
+def test_two_examples_make_an_item():
+    pairs, singles = take(3, batch_size=5, examples_per_item=2), take(3, batch_size=10)
+    for pair, single in zip(pairs, singles, strict=True):
+        assert pair['number'].shape == (5, 2) and pair['noise'].shape == (5, 2, 3)
+        np.testing.assert_array_equal(pair['number'].ravel(), single['number'])
+        np.testing.assert_array_equal(pair['noise'].reshape(10, 3), single['noise'])
+        assert pair['index'].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_batch_size_must_divide_by_the_processes():
+    with pytest.raises(ValueError, match='batch_size=7 with process_count=2'):
+        train_batches(Numbers(11), with_noise, batch_size=7, seed=0, process_count=2)
+
+
+def test_empty_source_is_refused():
+    with pytest.raises(ValueError, match='no examples'):
+        train_batches(Numbers(0), with_noise, batch_size=7, seed=0)
+
+
+def test_unknown_policy_for_broken_examples_is_refused():
+    with pytest.raises(ValueError, match="'ignore'"):
+        eval_batches(Numbers(11), plain, batch_size=7, on_broken='ignore')
+
+
+@pytest.mark.parametrize(
+    'batch_size, process_count', [(3, 1), (4, 2), (5, 3), (1, 2), (26, 2), (11, 1)]
+)
+def test_evaluation_sees_every_example_once(batch_size, process_count):
+    settings = dict(batch_size=batch_size, process_count=process_count)
+    runs = [
+        list(eval_batches(Numbers(11), plain, process_index=index, **settings))
+        for index in range(process_count)
+    ]
+    numbers = [batch['number'][batch['mask']] for run in runs for batch in run]
+    assert sorted(np.concatenate(numbers)) == list(range(11))
+    assert len({len(run) for run in runs}) == 1
+    rows = -(-batch_size // process_count)
+    assert {batch['number'].shape for run in runs for batch in run} == {(rows,)}
+    assert {batch['mask'].dtype for run in runs for batch in run} == {np.dtype(bool)}
+
+
+def test_broken_example_stops_the_run_and_names_the_file():
+    with pytest.raises(BrokenExample, match='number_4.txt: illegible'):
+        take(2, Numbers(11, broken=[4]))
+
+
+def test_broken_example_gives_way_to_the_next_readable_one(caplog):
+    whole, skipped = (
+        take(2, batch_size=11),
+        take(2, Numbers(11, broken=[4, 5, 10]), batch_size=11, on_broken='skip'),
+    )
+    for one, other in zip(whole, skipped, strict=True):
+        expected = [{4: 6, 5: 6, 10: 0}.get(number, number) for number in one['number'].tolist()]
+        assert other['number'].tolist() == expected
+        np.testing.assert_array_equal(other['broken'], np.isin(one['number'], [4, 5, 10]))
+        np.testing.assert_array_equal(other['noise'], one['noise'])
+        assert one['broken'].tolist() == [0] * 11
+        assert other['broken'].dtype == np.int32
+    assert caplog.text.count('number_4.txt') == 1
+
+
+def test_item_counts_each_of_its_broken_examples():
+    (batch,) = take(
+        1, Numbers(11, range(1, 11)), batch_size=11, examples_per_item=2, on_broken='skip'
+    )
+    assert batch['number'].tolist() == [[0, 0]] * 11
+    assert batch['broken'].sum() == 20
+
+
+def test_broken_example_is_masked_in_evaluation():
+    source = Numbers(11, broken=[0, 10])
+    batches = list(eval_batches(source, plain, batch_size=4, on_broken='skip'))
+    mask = np.concatenate([batch['mask'] for batch in batches])
+    broken = np.concatenate([batch['broken'] for batch in batches])
+    assert mask.tolist() == [False] + [True] * 9 + [False, False]
+    assert broken.tolist() == [1] + [0] * 9 + [1, 0]
+
+
+def test_nothing_readable_is_an_error():
+    with pytest.raises(ValueError, match='no example of .* can be read'):
+        take(1, Numbers(3, broken=[0, 1, 2]), on_broken='skip')
+
+
+def test_error_arrives_whole_from_a_worker():
+    with pytest.raises(KeyError, match='nombre') as error:
+        take(1, transform=absent_key, num_workers=1)
+    assert multiprocessing.active_children() == []
+    assert 'while reading example' in error.value.__notes__[0]
+
+
+def test_error_that_cannot_be_sent_arrives_as_its_text():
+    with pytest.raises(RuntimeError, match='Stubborn: cannot travel'):
+        take(1, transform=stubborn, num_workers=1)

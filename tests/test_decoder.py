@@ -1,0 +1,62 @@
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from perceiver_jax.decoder import AverageDecoder, ClassQueryDecoder, QueryDecoder
+
+B, N, D, NUM_QUERIES, E = 2, 5, 8, 3, 6
+LATENTS = np.random.default_rng(0).normal(size=(B, N, D)).astype(np.float32)
+QUERIES = np.random.default_rng(1).normal(size=(B, NUM_QUERIES, E)).astype(np.float32)
+
+
+def test_average_decoder_projects_the_mean_and_starts_at_zero():
+    model = hk.transform(lambda x: AverageDecoder(7, name='decoder')(x))
+    params = model.init(jax.random.key(0), LATENTS)
+    np.testing.assert_array_equal(model.apply(params, None, LATENTS), np.zeros((B, 7)))
+    w = np.random.default_rng(2).normal(size=(D, 7)).astype(np.float32)
+    params = {'decoder/output': {'w': w, 'b': np.ones(7, np.float32)}}
+    expected = LATENTS.mean(1) @ w + 1
+    np.testing.assert_allclose(model.apply(params, None, LATENTS), expected, rtol=1e-5, atol=1e-5)
+
+
+def decode(**fields):
+    def forward(queries, latents, mask=None):
+        return QueryDecoder(7, **fields, name='decoder')(queries, latents, mask, is_training=False)
+
+    return hk.transform(forward)
+
+
+def test_queries_decode_independently_of_each_other():
+    model = decode()
+    params = model.init(jax.random.key(0), QUERIES, LATENTS)
+    output = model.apply(params, None, QUERIES, LATENTS)
+    assert output.shape == (B, NUM_QUERIES, 7)
+    one = model.apply(params, None, QUERIES[:, 1:2], LATENTS)
+    np.testing.assert_allclose(output[:, 1:2], one, atol=1e-5)
+
+
+def test_the_output_layer_can_start_at_zero():
+    model = decode(zero_init_output=True)
+    params = model.init(jax.random.key(0), QUERIES, LATENTS)
+    np.testing.assert_array_equal(model.apply(params, None, QUERIES, LATENTS), 0)
+
+
+def test_a_masked_query_looks_at_nothing():
+    model = decode(use_query_residual=False)
+    params = model.init(jax.random.key(0), QUERIES, LATENTS)
+    mask = jnp.ones((B, NUM_QUERIES), bool).at[0, 1].set(False)
+    output = model.apply(params, None, QUERIES, LATENTS, mask)
+    other = model.apply(params, None, QUERIES, 2 - LATENTS**2, mask)
+    np.testing.assert_allclose(output[0, 1], other[0, 1], atol=1e-6)
+    assert np.abs(output[0, 0] - other[0, 0]).max() > 1e-3
+
+
+def test_class_query_decoder_has_one_learned_query():
+    model = hk.transform(
+        lambda x: ClassQueryDecoder(7, query_channels=E, name='decoder')(x, is_training=False)
+    )
+    params = model.init(jax.random.key(0), LATENTS)
+    assert params['decoder']['query'].shape == (1, E)
+    assert params['decoder/query_decoder/output']['w'].shape == (E, 7)
+    assert model.apply(params, None, LATENTS).shape == (B, 7)

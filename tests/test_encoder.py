@@ -1,0 +1,115 @@
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from perceiver_jax.encoder import Encoder, schedule
+
+B, M, C, N, D = 2, 11, 6, 5, 8
+SMALL = dict(
+    num_latents=N,
+    latent_channels=D,
+    num_blocks=2,
+    num_self_attends_per_block=1,
+    num_self_attend_heads=2,
+)
+
+
+def inputs(seed=0):
+    return np.random.default_rng(seed).normal(size=(B, M, C)).astype(np.float32)
+
+
+def build(**fields):
+    def forward(x, mask=None):
+        return Encoder(**{**SMALL, **fields}, name='encoder')(x, mask, is_training=False)
+
+    return hk.transform(forward)
+
+
+def test_the_icml_schedule():
+    steps = schedule(8, 8)
+    assert steps[:4] == [('cross_attend', 1), ('block', 1), ('cross_attend', 2), ('block', 1)]
+    assert steps[2:] == [('cross_attend', 2), ('block', 1)] * 7
+
+
+def test_the_perceiver_io_schedule():
+    assert schedule(1, 8) == [('cross_attend', 1)] + [('block', 1)] * 8
+
+
+def test_cross_attends_at_the_start():
+    steps = schedule(3, 2, cross_attend_placement='start')
+    assert steps == [('cross_attend', 1), *[('cross_attend', 2)] * 2, *[('block', 1)] * 2]
+
+
+def test_fewer_cross_attends_than_blocks_are_spread_evenly():
+    blocks_before = [
+        [kind for kind, _ in steps[: steps.index(cross)]].count('block')
+        for steps in [schedule(4, 8, share_cross_attends=False)]
+        for cross in [('cross_attend', i) for i in (1, 2, 3, 4)]
+    ]
+    assert blocks_before == [0, 2, 4, 6]
+
+
+def test_nothing_shared():
+    steps = schedule(2, 2, share_cross_attends=False, share_blocks=False)
+    assert steps == [('cross_attend', 1), ('block', 1), ('cross_attend', 2), ('block', 2)]
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(cross_attend_placement='end'), "'end'"),
+        (dict(num_cross_attends=9), '9 cross-attends.*8 blocks'),
+        (dict(num_cross_attends=0), 'not 0 and 8'),
+    ],
+)
+def test_schedules_that_cannot_be(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        schedule(**{'num_cross_attends': 2, 'num_blocks': 8, **arguments})
+
+
+def test_sharing_is_visible_in_the_parameters():
+    shared = build(num_cross_attends=2).init(jax.random.key(0), inputs())
+    apart = build(num_cross_attends=2, share_blocks=False).init(jax.random.key(0), inputs())
+
+    def owners(params):
+        return {module.split('/')[1] for module in params if '/' in module}
+
+    assert owners(shared) == {'cross_attend_1', 'cross_attend_2', 'block_1'}
+    assert owners(apart) == {'cross_attend_1', 'cross_attend_2', 'block_1', 'block_2'}
+    assert shared['encoder']['latents'].shape == (N, D)
+
+
+def test_latents_start_small_and_truncated():
+    model = build(num_latents=256, latent_channels=64)
+    latents = np.asarray(model.init(jax.random.key(0), inputs())['encoder']['latents'])
+    assert np.abs(latents).max() <= 0.04  # two standard deviations
+    assert abs(latents.std() - 0.0176) < 2e-4
+
+
+def test_the_order_of_the_inputs_does_not_matter():
+    model = build(num_cross_attends=2)
+    params = model.init(jax.random.key(0), inputs())
+    latents = model.apply(params, None, inputs())
+    assert latents.shape == (B, N, D)
+    shuffled = inputs()[:, np.random.default_rng(1).permutation(M)]
+    np.testing.assert_allclose(model.apply(params, None, shuffled), latents, atol=1e-5)
+    assert np.abs(model.apply(params, None, inputs(seed=1)) - latents).max() > 1e-3
+
+
+def test_masked_inputs_are_not_there():
+    model = build(num_cross_attends=2)
+    params = model.init(jax.random.key(0), inputs())
+    mask = np.arange(M) < np.array([[7], [M]])
+    latents = model.apply(params, None, inputs(), jnp.asarray(mask))
+    np.testing.assert_allclose(latents[:1], model.apply(params, None, inputs()[:1, :7]), atol=1e-5)
+    np.testing.assert_allclose(latents[1:], model.apply(params, None, inputs()[1:]), atol=1e-5)
+
+
+def test_shapes_that_do_not_fit_are_shown():
+    model = build()
+    with pytest.raises(ValueError, match=r'\(11, 6\)'):
+        model.init(jax.random.key(0), inputs()[0])
+    with pytest.raises(ValueError, match=r'\(2, 11\).*\(2, 5\)'):
+        model.init(jax.random.key(0), inputs(), jnp.ones((B, 5), bool))

@@ -1,0 +1,169 @@
+"""The report: what is drawn, and that it is written whole or not at all."""
+
+import matplotlib.colors
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from experiments import report
+
+
+def draw_nothing(subfigure):
+    pass
+
+
+def train_row(step, loss=1.0):
+    return {'step': step, 'split': 'train', 'loss': loss, 'learning_rate': 0.5}
+
+
+def axes_for(draw, rows):
+    axes = Figure().add_subplot()
+    draw(axes, rows)
+    return axes
+
+
+def line(axes, label):
+    (found,) = [line for line in axes.get_lines() if line.get_label() == label]
+    return found.get_xdata().tolist(), found.get_ydata().tolist()
+
+
+@pytest.mark.parametrize('count', [1, 2, 5000])
+def test_writes_a_picture_from_one_row_to_many(tmp_path, count):
+    rows = []
+    for step in range(1, count + 1):
+        rows.append(train_row(step, loss=1 / step))
+        if step % 1000 == 0:
+            rows.append({'step': step, 'split': 'eval', 'loss': 1 / step, 'top1': 0.5})
+    path = tmp_path / 'report.png'
+    drawn = []
+    report.write_report(path, rows, 'costs $1 and $2', drawn.append)
+    assert imread(path).std() > 0.01  # not one colour
+    assert len(drawn) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failing_draw_leaves_the_old_picture(tmp_path):
+    path = tmp_path / 'report.png'
+    path.write_text('old')
+
+    def draw(subfigure):
+        raise RuntimeError('no data')
+
+    with pytest.raises(RuntimeError, match='no data'):
+        report.write_report(path, [train_row(1)], 'title', draw)
+    assert path.read_text() == 'old'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_rows_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match='report.png: a report needs at least one row'):
+        report.write_report(tmp_path / 'report.png', [], 'title', draw_nothing)
+
+
+def test_loss_is_drawn_in_order_and_the_later_line_of_a_step_counts():
+    rows = [train_row(7, 3.0), train_row(14, 9.0), train_row(14, 2.0), train_row(3, 5.0)]
+    rows.append({'step': 14, 'split': 'eval', 'loss': 2.5, 'top1': 0.3})
+    axes = axes_for(report._draw_loss, rows)
+    assert line(axes, 'train') == ([3, 7, 14], [5, 3, 2])
+    assert line(axes, 'evaluation') == ([14], [2.5])
+
+
+def test_smoothing_averages_over_the_neighbours_that_are_there():
+    values = np.zeros(200)
+    values[[0, 100]] = 6.0  # the window of 200 values is 2 to each side
+    smooth = report._smooth(values)
+    np.testing.assert_allclose(smooth[:4], [2, 1.5, 1.2, 0])
+    np.testing.assert_allclose(smooth[97:104], [0, 1.2, 1.2, 1.2, 1.2, 1.2, 0])
+    np.testing.assert_array_equal(report._smooth(values[:99]), values[:99])
+
+
+@pytest.mark.parametrize('lowest, scale', [(0.3, 'linear'), (0.05, 'log'), (-1.0, 'linear')])
+def test_loss_over_more_than_a_decade_is_logarithmic(lowest, scale):
+    axes = axes_for(report._draw_loss, [train_row(1, 1.0), train_row(2, lowest)])
+    assert axes.get_yscale() == scale
+
+
+def test_metrics_of_the_headlines_unit_end_in_their_values():
+    rows = [
+        {'step': 5, 'split': 'eval', 'loss': 1, 'top1': 0.4, 'top5': 0.9, 'entropy': 3.1},
+        {'step': 9, 'split': 'eval', 'loss': 1, 'top1': 0.512, 'top5': 0.93, 'entropy': 2.7},
+    ]
+    axes = axes_for(report._draw_metrics, rows)
+    labels = {text.get_text(): text.get_fontweight() for text in axes.texts}
+    assert labels == {'top1\n51.2 %': 'bold', 'top5\n93.0 %': 'normal'}
+
+
+def test_labels_are_moved_apart():
+    assert report._apart([0.1, 0.5], gap=0.2) == [0.1, 0.5]
+    np.testing.assert_allclose(report._apart([0.0, 0.1, 0.1], gap=0.2), [0, 0.2, 0.4])
+    np.testing.assert_allclose(report._apart([0.9, 0.95, 1.0], gap=0.2), [0.6, 0.8, 1.0])
+
+
+@pytest.mark.parametrize(
+    'metric, value, text, difference',
+    [
+        ('top1', 0.7796, '78.0 %', '+78.0 points'),
+        ('mAP', 0.4, '40.0 %', '+40.0 points'),
+        ('epe_clean', 1.806, '1.81 px', '+1.81 px'),
+        ('cross_entropy', 0.69314, '0.693', '+0.693'),
+    ],
+)
+def test_metric_text(metric, value, text, difference):
+    assert report.metric_text(metric, value) == text
+    assert report.metric_text(metric, value, signed=True) == difference
+    assert report.metric_text(metric, -value, signed=True) == f'-{difference[1:]}'
+
+
+def test_a_difference_too_small_to_show_is_not_minus_zero():
+    assert report.metric_text('top1', -0.0001, signed=True) == '+0.0 points'
+
+
+def test_image_grid_draws_every_image_its_heatmap_and_its_title():
+    rng = np.random.default_rng(0)
+    images, heatmaps = rng.random((5, 7, 11)), rng.random((5, 2, 3))
+    figure = Figure()
+    report.image_grid(figure, images, list('abcde'), [True, False, True, True, True], heatmaps)
+    cells = [axes for axes in figure.axes if axes.get_images()]
+    for i, axes in enumerate(cells):
+        image, heatmap = axes.get_images()
+        np.testing.assert_array_equal(image.get_array(), images[i])
+        np.testing.assert_array_equal(heatmap.get_array(), heatmaps[i])
+        assert image.get_interpolation() == 'nearest'
+        left, right = axes.get_xlim()
+        assert left == 0 and right == heatmap.get_extent()[1] > 22
+    assert [axes.get_title() for axes in cells] == list('abcde')
+    colors = [matplotlib.colors.to_rgb(axes.title.get_color()) for axes in cells]
+    assert colors[1][0] > colors[1][1] and colors[0][1] > colors[0][0]  # red, green
+
+
+def test_large_images_are_not_drawn_with_nearest():
+    figure = Figure()
+    report.image_grid(figure, np.zeros((1, 224, 224, 3)), ['a'], [True])
+    (image,) = figure.axes[0].get_images()
+    assert image.get_interpolation() == 'antialiased'
+
+
+@pytest.mark.parametrize(
+    'images, titles, correct, heatmaps, message',
+    [
+        (np.zeros((2, 8)), 'ab', [1, 1], None, r'images: expected .* got \(2, 8\)'),
+        (np.zeros((2, 8, 8, 4)), 'ab', [1, 1], None, r'images: expected .* got \(2, 8, 8, 4\)'),
+        (np.zeros((0, 8, 8)), '', [], None, r'images: expected .* got \(0, 8, 8\)'),
+        (np.full((2, 8, 8), 255), 'ab', [1, 1], None, r'images: expected 0..1, got 255..255'),
+        (np.full((2, 8, 8), np.nan), 'ab', [1, 1], None, r'images: expected 0..1, got nan'),
+        (np.zeros((2, 8, 8)), 'abc', [1, 1], None, 'titles: expected 2, one an image, got 3'),
+        (np.zeros((2, 8, 8)), 'ab', [1], None, 'correct: expected 2, one an image, got 1'),
+        (np.zeros((2, 8, 8)), 'ab', [1, 1], np.zeros((1, 8, 8)), 'heatmaps: expected 2'),
+    ],
+)
+def test_image_grid_refuses_what_does_not_fit(images, titles, correct, heatmaps, message):
+    with pytest.raises(ValueError, match=message):
+        report.image_grid(Figure(), images, titles, correct, heatmaps)
+
+
+def test_grid_shape_fills_the_room():
+    assert report._grid_shape(6, (600, 400), aspect=1.0) == (2, 3)
+    assert report._grid_shape(6, (400, 600), aspect=1.0) == (3, 2)
+    assert report._grid_shape(4, (1000, 130), aspect=1.0) == (1, 4)
+    assert report._grid_shape(1, (500, 500), aspect=1.0) == (1, 1)

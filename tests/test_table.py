@@ -1,0 +1,160 @@
+"""README's tables of results: rendering, and what is refused."""
+
+import json
+
+import pytest
+
+from experiments import table
+
+RESULT = {
+    'task': 'imagenet',
+    'config': 'configs/imagenet.py:fourier',
+    'data': 'imagenet2012',
+    'metric': 'top1',
+    'value': 0.7712,
+    'paper_value': 0.78,
+    'steps': 150139,
+    'examples': 153742336,
+    'parameters': 44900000,
+    'params_sha256': '5f1d',
+    'wall_seconds': 190000.0,
+    'device': 'TPU v4 x32',
+    'git_commit': '0a1b2c3',
+}
+DEMO = RESULT | {'config': 'configs/imagenet.py:demo', 'data': 'digits', 'paper_value': None}
+README = f'# Title\n{table.BEGIN}\nold\n{table.END}\nmore\n'
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / 'results').mkdir()
+    (tmp_path / 'README.md').write_text(README)
+    return tmp_path
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+def cells(tables, name):
+    (line,) = [line for line in tables.splitlines() if line.startswith(f'| {name} |')]
+    return line.strip('| ').split(' | ')
+
+
+def test_readme_agrees_with_results():
+    table.main(['--check'])
+
+
+def test_paper_row():
+    assert cells(table.render([RESULT, DEMO]), 'imagenet_fourier') == [
+        'imagenet_fourier',
+        'top1',
+        '78.0 %',
+        '77.1 %',
+        '-0.9 points',
+        'imagenet2012',
+        '150,139',
+        '2.2 days, TPU v4 x32',
+        '`python -m experiments.launch --config=configs/imagenet.py:fourier '
+        '--workdir=runs/imagenet_fourier`',
+    ]
+
+
+def test_rows_without_a_paper_value_stand_in_a_table_of_their_own():
+    tables = table.render([DEMO, RESULT])
+    assert tables.index('imagenet_fourier') < tables.index('not comparable with the paper')
+    assert tables.index('not comparable with the paper') < tables.index('imagenet_demo')
+    assert cells(tables, 'imagenet_demo')[:4] == ['imagenet_demo', 'top1', '77.1 %', 'digits']
+
+
+def test_end_point_error_is_in_pixels():
+    flow = {'task': 'flow', 'config': 'configs/flow.py', 'metric': 'epe', 'paper_value': 1.81}
+    row = cells(table.render([RESULT | flow | {'value': 1.9}]), 'flow')
+    assert row[2:5] == ['1.81 px', '1.90 px', '+0.09 px']
+
+
+def test_optional_fields():
+    extra = {'command': 'torun --a|b', 'note': 'a tenth of it', 'table': 'ICML Table 1'}
+    row = cells(table.render([RESULT | extra]), 'imagenet_fourier')
+    assert row[2] == '78.0 % (ICML Table 1)'
+    assert row[5] == 'imagenet2012; a tenth of it'
+    assert row[8] == r'`torun --a\|b`'
+
+
+@pytest.mark.parametrize(
+    'seconds, text', [(59.4, '59 s'), (150, '2.5 min'), (9000, '2.5 h'), (864000, '10.0 days')]
+)
+def test_duration(seconds, text):
+    assert table._duration(seconds) == text
+
+
+def test_no_results_is_said():
+    assert table.render([]).count('No runs yet.') == 2
+
+
+def test_only_the_part_between_the_markers_is_rewritten():
+    expected = f'# Title\n{table.BEGIN}\n\nnew\n\n{table.END}\nmore\n'
+    assert table.updated_readme(README, 'new') == expected
+    assert table.updated_readme(expected, 'new') == expected
+
+
+@pytest.mark.parametrize(
+    'readme',
+    ['', table.BEGIN, table.END, f'{table.END}{table.BEGIN}', README + table.BEGIN, README * 2],
+)
+def test_markers_must_be_there_once(readme):
+    with pytest.raises(ValueError, match='README.md: expected one line <!-- results:begin -->'):
+        table.updated_readme(readme, 'new')
+
+
+def test_add_then_check(root, tmp_path):
+    table.main(['--add', str(write(tmp_path / 'result.json', DEMO))], root)
+    assert json.loads((root / 'results' / 'imagenet_demo.json').read_text()) == DEMO
+    assert '| imagenet_demo |' in (root / 'README.md').read_text()
+    table.main(['--check'], root)
+    write(root / 'results' / 'imagenet_demo.json', DEMO | {'value': 0.5})
+    before = (root / 'README.md').read_text()
+    with pytest.raises(ValueError, match='README.md and results/ differ; run: make table'):
+        table.main(['--check'], root)
+    assert (root / 'README.md').read_text() == before
+    table.main([], root)
+    assert '50.0 %' in (root / 'README.md').read_text()
+
+
+def test_add_refuses_an_incomplete_result(root, tmp_path):
+    incomplete = {key: value for key, value in DEMO.items() if key not in ('value', 'steps')}
+    with pytest.raises(ValueError, match='run.json: keys missing: steps, value'):
+        table.main(['--add', str(write(tmp_path / 'run.json', incomplete))], root)
+    assert list((root / 'results').iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'steps': '12'}, "'steps' is '12', expected int"),
+        ({'value': None}, "'value' is None, expected int | float"),
+        ({'value': float('nan')}, "'value' is nan, expected a fraction in 0..1"),
+        ({'value': 77.1}, "'value' is 77.1, expected a fraction in 0..1"),
+        ({'paper_value': 78.0}, "'paper_value' is 78.0, expected a fraction in 0..1"),
+        ({'metric': 'epe', 'value': float('inf')}, "'value' is inf, expected a finite number"),
+        ({'notes': 'x'}, "unknown key 'notes'"),
+    ],
+)
+def test_a_malformed_result_names_its_file_and_key(tmp_path, change, message):
+    with pytest.raises(ValueError) as error:
+        table.load_result(write(tmp_path / 'x.json', RESULT | change))
+    assert str(error.value) == f'{tmp_path / "x.json"}: {message}'
+
+
+@pytest.mark.parametrize('text, message', [('{', 'not JSON'), ('[1]', 'expected a JSON object')])
+def test_what_is_no_json_object_is_refused(tmp_path, text, message):
+    path = tmp_path / 'x.json'
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f'x.json: {message}'):
+        table.load_result(path)
+
+
+def test_run_name_tells_variants_apart():
+    config = 'configs/imagenet.py:perceiver,cross_attends=4'
+    assert table.run_name(RESULT | {'config': config}) == 'imagenet_perceiver_cross_attends_4'

@@ -1,0 +1,31 @@
+"""One of several processes that train the toy task together; started by test_parallel.py.
+
+python tests/toy_process.py <coordinator> <num_processes> <process_id> <folder>
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from experiments import parallel, train
+from tests.toy_task import ToyTask, get_config
+
+if __name__ == '__main__':
+    coordinator, num_processes, process_id, folder = sys.argv[1:]
+    parallel.initialize(coordinator, int(num_processes), int(process_id))
+
+    config = get_config(steps=30, accumulate_steps=2, checkpoint_every_steps=20, log_every_steps=1)
+    task = ToyTask(config)
+    task.broken = 3
+    task.on_step = lambda step: time.sleep(0.1)  # time for SIGTERM to come
+    stopped = train.train(config, task, Path(folder, 'jit'), 'toy')
+    print('stopped' if stopped is None else 'not stopped', flush=True)
+    task.on_step = lambda step: None
+    train.train(config, task, Path(folder, 'jit'), 'toy')
+
+    # Fewer steps than at SIGTERM, of which jax reminds whenever that step comes again.
+    config = get_config(steps=4, log_every_steps=1)
+    config.parallel = 'pmap'
+    task = ToyTask(config)
+    task.broken = 3
+    train.train(config, task, Path(folder, 'pmap'), 'toy')

@@ -246,7 +246,7 @@ def _demo(config):
     )
     config.evaluation.crop_fraction = 1.0
     config.model.num_classes = 10
-    config.model.inputs.update(num_bands=4, max_resolution=(8, 8))
+    config.model.inputs.update(num_bands=8, max_resolution=(8, 8))
     config.model.encoder.update(
         num_latents=16,
         latent_channels=96,
@@ -257,7 +257,7 @@ def _demo(config):
     )
     config.train.update(
         batch_size=64,
-        epochs=60.0,
+        epochs=70.0,
         log_every_steps=20,
         evaluate_every_steps=200,
         checkpoint_every_steps=200,

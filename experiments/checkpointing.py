@@ -1,7 +1,7 @@
 """Checkpoints; the only file that knows Orbax.
 
 A checkpoint is a flat dictionary of arrays, each named by its place in the training state, such as
-'params/encoder/latents/embeddings', with one sha256 of them all. Nothing in it depends on the
+'params/encoder/latents', with one sha256 of them all. Nothing in it depends on the
 number of devices or processes: what is saved and what is restored are host arrays.
 """
 
@@ -124,8 +124,9 @@ class Checkpoints:
             try:
                 return step, *self._read(step)
             except Exception as error:  # what Orbax raises depends on which file is damaged how
-                reason = ' '.join(str(error).split())[:100]
-                print(f'checkpoint {self._directory / str(step)} is damaged, skipped ({reason})')
+                if parallel.is_main_process():
+                    reason = ' '.join(str(error).split())[:100]
+                    print(f'{self._directory / str(step)} is damaged, skipped: {reason}')
         raise ValueError(
             f'all checkpoints in {self._directory} are damaged; remove them to start afresh'
         )
@@ -192,7 +193,7 @@ def check_fit(arrays: dict[str, np.ndarray], like: Tree, source: Path) -> None:
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
-    """Names every leaf of a tree by its place: {'params/encoder/latents/embeddings': leaf, ...}."""
+    """Names every leaf of a tree by its place: {'params/encoder/latents': leaf, ...}."""
     return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 

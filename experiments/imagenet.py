@@ -23,7 +23,8 @@ from perceiver_jax.models import image_classifier
 
 PAPER_EXAMPLES = (1_281_167, 50_000)  # training and validation images of ILSVRC 2012
 NUM_DRAWN = 20
-NUM_SEARCHED = 512  # evaluation examples among which mistakes to draw are looked for
+NUM_AT_ONCE = 4  # the attention over one full-size image takes 100 MB
+NUM_SEARCHED = 500  # evaluation images that mistakes to draw are looked for in, at most
 
 
 class ImageNet:
@@ -142,26 +143,32 @@ class ImageNet:
 
         The heat is the first cross-attend's attention, averaged over the latents.
         """
-        searched = np.linspace(0, len(self.eval_source) - 1, NUM_SEARCHED).astype(int)
-        examples = [self.eval_transform(self.eval_source[int(i)]) for i in np.unique(searched)]
-        images = np.stack([example['image'] for example in examples])
-        labels = np.array([example['label'] for example in examples])
 
         def forward(images):
             with record_attention('encoder/cross_attend_1') as weights:
                 logits = self._forward(images, is_training=False)
-            return logits, weights[0].mean((1, 2))
+            return logits.argmax(-1), weights[0].mean((1, 2))
 
         apply = jax.jit(hk.transform_with_state(forward).apply)
-        parts = [
-            apply(params, state, None, images[i : i + NUM_DRAWN])[0]
-            for i in range(0, len(images), NUM_DRAWN)
-        ]
-        logits, heat = (np.concatenate(x) for x in zip(*parts, strict=True))
-        guesses = logits.argmax(-1)
+        order = np.random.default_rng(0).permutation(len(self.eval_source))[:NUM_SEARCHED]
+        parts, num_mistakes = [], 0
+        for start in range(0, len(order), NUM_AT_ONCE):
+            places = order[start : start + NUM_AT_ONCE]
+            batch = [self.eval_transform(self.eval_source[i]) for i in places]
+            images = np.stack([example['image'] for example in batch])
+            labels = np.array([example['label'] for example in batch])
+            (guesses, heat), _ = apply(params, state, None, images)
+            parts.append((images, labels, np.asarray(guesses), np.asarray(heat)))
+            num_mistakes += np.sum(guesses != labels)
+            if num_mistakes >= NUM_DRAWN // 3 and start + NUM_AT_ONCE >= NUM_DRAWN:
+                break
+        images, labels, guesses, heat = (np.concatenate(x) for x in zip(*parts, strict=True))
         correct = guesses == labels
-        mistakes = np.flatnonzero(~correct)[: NUM_DRAWN // 3]
-        drawn = np.r_[mistakes, np.flatnonzero(correct)][:NUM_DRAWN]
+        mistakes = np.flatnonzero(~correct)
+        drawn = np.r_[
+            mistakes[: NUM_DRAWN // 3], np.flatnonzero(correct), mistakes[NUM_DRAWN // 3 :]
+        ]
+        drawn = drawn[:NUM_DRAWN]
         names = self.eval_source.classes
         image_grid(
             subfigure,

@@ -8,6 +8,7 @@ otherwise give --coordinator=<host>:<port> --num_processes=<n> --process_id=<0..
 """
 
 import json
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -53,7 +54,8 @@ def main(argv: list[str]) -> None:
         sizes = task.describe()
         print(json.dumps(sizes) if JSON.value else describe_table(sizes))
     elif MODE.value == 'eval':
-        show(evaluate_checkpoint(config, task, Path(WORKDIR.value), name))
+        best = CHECKPOINT.value == 'best'
+        show(evaluate_checkpoint(config, task, Path(WORKDIR.value), name, best))
     else:
         from experiments.train import train
 
@@ -65,7 +67,7 @@ def main(argv: list[str]) -> None:
             say('Stopped by SIGTERM, after a checkpoint. The same command resumes.')
 
 
-def evaluate_checkpoint(config, task, workdir: Path, name: str) -> dict:
+def evaluate_checkpoint(config, task, workdir: Path, name: str, best: bool) -> dict:
     """Evaluates a checkpoint of a run.
 
     Args:
@@ -73,21 +75,26 @@ def evaluate_checkpoint(config, task, workdir: Path, name: str) -> dict:
       task: made from it.
       workdir: the run's folder.
       name: of the config.
+      best: take the best checkpoint by the headline metric instead of the newest.
 
     Returns:
       What evaluation.json holds: as result.json, with the step and all metrics.
+
+    Raises:
+      ValueError: if there is no such checkpoint, or it is of another model.
     """
     import jax
 
     from experiments import parallel
     from experiments.checkpointing import check_fit, flatten, load_params
-    from experiments.train import check_config, compile_predict, evaluate
+    from experiments.checks import check_config
+    from experiments.train import compile_predict, evaluate
     from experiments.workdir import write_json
 
-    check_config(config, task)
-    params, state, step = load_params(workdir, best=CHECKPOINT.value == 'best')
-    expected = jax.eval_shape(task.init, jax.random.key(0))
-    check_fit(flatten((params, state)), expected, f'step {step} of {workdir}')
+    check_config(config, task, parallel.num_devices())
+    params, state, step = load_params(workdir, best)
+    like = dict(zip(('params', 'state'), jax.eval_shape(task.init, jax.random.key(0)), strict=True))
+    check_fit(flatten({'params': params, 'state': state}), like, f'step {step} of {workdir}')
     devices = parallel.make(config.parallel)
     on_devices = devices.replicate((params, state))
     metrics = evaluate(task, devices, compile_predict(task, devices), *on_devices)
@@ -98,7 +105,7 @@ def evaluate_checkpoint(config, task, workdir: Path, name: str) -> dict:
         'metric': task.metric,
         'value': metrics[task.metric],
         'paper_value': task.paper_value,
-        'checkpoint': CHECKPOINT.value,
+        'checkpoint': 'best' if best else 'last',
         'step': step,
         'metrics': metrics,
     }
@@ -140,45 +147,53 @@ def describe_table(sizes: dict) -> str:
         ('', 'here', f'paper ({paper["source"]})' if paper['source'] else 'paper'),
         ('inputs (M x C)', '{:,} x {:,}'.format(*sizes['inputs']), ''),
         ('latents (N x D)', '{:,} x {:,}'.format(*sizes['latents']), ''),
-        ('parameters', millions(sizes['parameters']), millions(paper['parameters'])),
-        ('forward FLOPs', billions(sizes['forward_flops']), billions(paper['flops'])),
+        ('parameters', short(sizes['parameters']), short(paper['parameters'])),
+        ('forward FLOPs', short(sizes['forward_flops']), short(paper['flops'])),
         (paper['metric'], '', '' if paper['value'] is None else f'{paper["value"]:.3f}'),
     ]
     return '\n'.join(f'{name:<16}{here:>16}  {other:<}'.rstrip() for name, here, other in rows)
 
 
-def millions(count: float | None) -> str:
-    """44_912_345 -> '44.91M'."""
-    return '' if count is None else f'{count / 1e6:,.2f}M'
-
-
-def billions(count: float | None) -> str:
-    """706_300_000_000 -> '706.3B'."""
-    return '' if count is None else f'{count / 1e9:,.1f}B'
+def short(count: float | None) -> str:
+    """44_912_254 -> '44.9M', 706_279_096_320 -> '706.3B'."""
+    if count is None:
+        return ''
+    return f'{count / 1e9:,.1f}B' if count >= 1e9 else f'{count / 1e6:,.1f}M'
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; what ml_collections says about a config becomes one line."""
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
     except flags.IllegalFlagValueError as error:
         # An error of get_config is wrapped twice, with its traceback as text.
         cause = error.__context__ and error.__context__.__context__
         raise flags.Error(cause or error) from None
-    except (KeyError, AttributeError) as error:  # of an override
-        raise flags.Error(f'Unknown key in --config: {error.args[0]}') from None
-    except OSError:
-        path = next(a for a in argv if a.startswith(('--config=', '-config='))).partition('=')[2]
-        path = path.partition(':')[0]
-        known = sorted(str(p) for p in Path(path).parent.glob('*.py'))
-        raise flags.Error(f'No config {path!r}. {near_misses(path, known)}') from None
+    except (KeyError, AttributeError) as error:
+        hint = re.search('Did you mean "(.*?)"', str(error))
+        while error.__context__:  # the first one holds the key alone
+            error = error.__context__
+        (key,) = error.args
+        flag = next((a for a in argv if key in a.partition('=')[0].split('.')), '--config')
+        known = f' Did you mean {hint[1]}?' if hint else ''
+        raise flags.Error(f'Unknown key {key!r} in {flag}.{known}') from None
+    path = flags.FLAGS['config'].config_filename.partition(':')[0]
+    if not Path(path).is_file():
+        configs = Path(__file__).resolve().parent.parent / 'configs'
+        known = [
+            f'configs/{x.name}' for x in sorted(configs.glob('[!_]*.py')) if x.stem != 'common'
+        ]
+        raise flags.Error(f'No config file {path!r}. {near_misses(path, known)}')
+    return rest
 
 
 def is_ours(error: Exception) -> bool:
     """Whether this repository's code raised an error, and so meant its message for the user."""
     file = traceback.extract_tb(error.__traceback__)[-1].filename
     root = Path(__file__).resolve().parent.parent
-    return any(Path(file).is_relative_to(root / x) for x in ('configs', 'experiments'))
+    return any(
+        Path(file).is_relative_to(root / x) for x in ('perceiver_jax', 'configs', 'experiments')
+    )
 
 
 def run() -> None:

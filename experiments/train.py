@@ -15,9 +15,10 @@ import optax
 
 from experiments import parallel
 from experiments.checkpointing import Checkpoints, digest, flatten
+from experiments.checks import check_config, check_resumable
 from experiments.optimizer import make_optimizer
 from experiments.report import write_report
-from experiments.workdir import Metrics, check_resumable, git_commit, write_json
+from experiments.workdir import Metrics, git_commit, write_json
 
 
 class TrainState(NamedTuple):
@@ -46,23 +47,25 @@ def train(config, task, workdir: str | Path, config_name: str) -> dict[str, Any]
       FloatingPointError: if the loss, the gradients or the parameters are no longer finite.
     """
     start = time.monotonic()
-    workdir = Path(workdir)
-    total_steps, steps_per_epoch = check_config(config, task)
-    check_resumable(workdir, config.to_dict())
+    workdir, settings, batch_size = Path(workdir), config.train, config.train.batch_size
+    total_steps, steps_per_epoch = check_config(config, task, parallel.num_devices())
+    check_resumable(workdir, config)
     optimizer, schedule = make_optimizer(total_steps, steps_per_epoch, **config.optimizer)
     devices = parallel.make(config.parallel)
-    batch_size, every = config.train.batch_size, config.train
-    if parallel.is_main_process():
+    writes = parallel.is_main_process()
+    if writes:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / 'config.json', config.to_dict())
 
     # From the start, or from a checkpoint.
     host_state = jax.device_get(init(config.seed, task, optimizer))
-    checkpoints = Checkpoints(workdir, keep=config.train.keep_checkpoints)
+    checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
     host_state, seconds_before = checkpoints.restore(like=host_state) or (host_state, 0.0)
     train_state = devices.replicate(host_state)
     step = saved_step = int(host_state.step)
-    metrics = Metrics(workdir, step=step, total_steps=total_steps, batch_size=batch_size)
+    steps = range(step + 1, total_steps + 1)
+    if writes and step:
+        print(f'Resuming after step {step:,}.')
 
     update = devices.compile_update(
         functools.partial(
@@ -75,36 +78,36 @@ def train(config, task, workdir: str | Path, config_name: str) -> dict[str, Any]
         )
     )
     predict = compile_predict(task, devices)
-    put_batch = functools.partial(devices.put_micro_batches, count=config.train.accumulate_steps)
+    put_batch = functools.partial(devices.put_micro_batches, count=settings.accumulate_steps)
     recent = []  # what the updates since the last training line returned
-    clock, clock_step = time.monotonic(), step  # when updates, and nothing else, began to be made
+    clock, clock_step = time.monotonic(), step  # since when only updates were made
 
     with contextlib.ExitStack() as stack:
         should_stop = stack.enter_context(parallel.preemption())
         stack.callback(checkpoints.close)
+        metrics = Metrics(workdir, step=step, total_steps=total_steps, batch_size=batch_size)
         stack.callback(metrics.close)
         batches = stack.enter_context(contextlib.closing(task.train_batches(step)))
-        steps = range(step + 1, total_steps + 1)
         for step, batch in zip(steps, parallel.prefetch(batches, put_batch), strict=False):
             train_state, returned = update(train_state, batch)
             recent.append(returned)
             jax.block_until_ready(recent[-2:-1])  # run one update ahead of the devices, not more
 
             last, stop = step == total_steps, should_stop(step)
-            evaluates = last or step % every.evaluate_every_steps == 0
-            saves = last or stop or step % every.checkpoint_every_steps == 0
+            evaluates = last or step % settings.evaluate_every_steps == 0
+            saves = last or stop or step % settings.checkpoint_every_steps == 0
             # A line ends at every checkpoint, so that resuming neither loses nor repeats a step.
-            logs = saves or step % every.log_every_steps == 0
+            logs = saves or step % settings.log_every_steps == 0
             if not (logs or evaluates):
                 continue
 
             recent = devices.fetch(recent)
             check_finite(recent, step, saved_step)
             if logs:
-                seconds = time.monotonic() - clock
+                examples = (step - clock_step) * batch_size
                 rates = {
                     'learning_rate': float(schedule(step - 1)),
-                    'examples_per_second': (step - clock_step) * batch_size / seconds,
+                    'examples_per_second': examples / (time.monotonic() - clock),
                 }
                 metrics.write(step, 'train', summarise(recent) | rates)
                 recent = []
@@ -124,7 +127,7 @@ def train(config, task, workdir: str | Path, config_name: str) -> dict[str, Any]
 
         if not steps:  # the run was finished before
             numbers = evaluate(task, devices, predict, train_state.params, train_state.state)
-        seconds = seconds_before + time.monotonic() - start if steps else seconds_before
+            seconds = seconds_before
 
     result = {
         'task': config.task,
@@ -141,7 +144,7 @@ def train(config, task, workdir: str | Path, config_name: str) -> dict[str, Any]
         'device': parallel.device_name(),
         'git_commit': git_commit(),
     }
-    if parallel.is_main_process():
+    if writes:
         write_json(workdir / 'result.json', result)
         draw = functools.partial(task.draw, params=host_state.params, state=host_state.state)
         write_report(workdir / 'report.png', metrics.rows, config_name, draw)
@@ -209,7 +212,7 @@ def evaluate(task, devices, predict: Callable, params, state) -> dict[str, float
       params, state: on the devices.
 
     Returns:
-      The task's metrics, the same in all processes.
+      The task's metrics, the same in all processes; with 'broken_examples' if some were left out.
     """
     gathered, waiting = [], []
     for batch in parallel.prefetch(task.eval_batches(), devices.put_batch):
@@ -218,15 +221,17 @@ def evaluate(task, devices, predict: Callable, params, state) -> dict[str, float
             gathered.append(devices.gather(waiting.pop(0)))
     gathered += [devices.gather(outputs) for outputs in waiting]
     predictions = {k: np.concatenate([x[k] for x in gathered]) for k in gathered[0]}
-    mask = predictions.pop('mask')
-    return task.summarise({k: x[mask] for k, x in predictions.items()})
+    mask, broken = predictions.pop('mask'), predictions.pop('broken', np.zeros(1)).sum()
+    numbers = task.summarise({k: x[mask] for k, x in predictions.items()})
+    return numbers | ({'broken_examples': int(broken)} if broken else {})
 
 
 def compile_predict(task, devices) -> Callable:
-    """Compiles the task's predict; it also returns the mask, so that both are gathered alike."""
+    """Compiles the task's predict; it hands on what tells which examples count."""
 
     def predict(params, state, batch):
-        return {**task.predict(params, state, batch), 'mask': batch['mask']}
+        counting = {name: batch[name] for name in ('mask', 'broken') if name in batch}
+        return task.predict(params, state, batch) | counting
 
     return devices.compile_predict(predict)
 
@@ -257,41 +262,3 @@ def check_finite(returned: list[dict[str, np.ndarray]], step: int, saved_step: i
                     f'{name} is {metrics[name]} at step {at}; the last good checkpoint is '
                     + (f'of step {saved_step}' if saved_step else 'not there yet')
                 )
-
-
-def check_config(config, task) -> tuple[int, float]:
-    """Finds what cannot be run before anything is compiled.
-
-    Returns:
-      Updates of the whole run, and updates that make one epoch.
-
-    Raises:
-      ValueError: naming the key.
-    """
-    devices, sizes = parallel.num_devices(), config.train
-    for key in sizes:
-        if key not in ('epochs', 'steps') and sizes[key] < 1:
-            raise ValueError(f'config.train.{key} is {sizes[key]}, it must be at least 1')
-    if (sizes.epochs is None) == (sizes.steps is None):
-        raise ValueError(
-            'exactly one of config.train.epochs and config.train.steps must be set, '
-            f'got {sizes.epochs} and {sizes.steps}'
-        )
-    if sizes.batch_size % (devices * sizes.accumulate_steps):
-        raise ValueError(
-            f'config.train.batch_size is {sizes.batch_size}, it must be a multiple of '
-            f'{devices} devices x config.train.accumulate_steps {sizes.accumulate_steps}'
-        )
-    if config.evaluation.batch_size % devices:
-        raise ValueError(
-            f'config.evaluation.batch_size is {config.evaluation.batch_size}, '
-            f'it must be a multiple of {devices} devices'
-        )
-    steps_per_epoch = task.num_train_examples / sizes.batch_size
-    total_steps = sizes.steps
-    if total_steps is None:
-        total_steps = int(sizes.epochs * task.num_train_examples // sizes.batch_size)
-    if total_steps < 1:
-        key = 'steps' if sizes.epochs is None else 'epochs'
-        raise ValueError(f'config.train.{key} is {sizes[key]}, which makes {total_steps} updates')
-    return total_steps, steps_per_epoch

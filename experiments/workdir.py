@@ -11,44 +11,6 @@ import tensorboardX
 
 from experiments import parallel
 
-# Keys of the configuration that may change when a run is resumed: none of them changes the result.
-FREE_KEYS = (
-    'parallel',
-    'data.path',
-    'data.num_workers',
-    'train.log_every_steps',
-    'train.evaluate_every_steps',
-    'train.checkpoint_every_steps',
-    'train.keep_checkpoints',
-)
-
-
-def check_resumable(workdir: Path, config: dict) -> None:
-    """Compares a config with the one that the folder was started with.
-
-    Args:
-      workdir: the run's folder.
-      config: the run's config as plain values.
-
-    Raises:
-      ValueError: if they differ in more than FREE_KEYS.
-    """
-    path = workdir / 'config.json'
-    if not path.exists():
-        return
-    before = _leaves(json.loads(path.read_text()))
-    now = _leaves(json.loads(json.dumps(config)))  # tuples as lists
-    differing = [
-        f'{key} was {before.get(key)!r} and is {now.get(key)!r}'
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in FREE_KEYS
-    ]
-    if differing:
-        raise ValueError(
-            f'{workdir} holds a run with another config: {"; ".join(differing)}. '
-            'Resume it with its own config, or choose another workdir'
-        )
-
 
 def write_json(path: Path, content: dict) -> None:
     """Writes a JSON file, indented."""
@@ -134,6 +96,8 @@ class Metrics:
                 f'step {place}  loss {row["loss"]:.4f}  lr {row["learning_rate"]:.2e}  '
                 f'{rate:,.1f} examples/s  {eta} left'
             )
+            if row.get('broken_examples'):
+                line += f'  {row["broken_examples"]:,.0f} broken examples'
         else:
             numbers = '  '.join(
                 f'{k} {v:.4f}' for k, v in row.items() if k not in ('step', 'split')
@@ -144,14 +108,3 @@ class Metrics:
         else:  # one line that is written over, and stays where it tells an evaluation
             end = '\n' if row['split'] == 'eval' else ''
             print(f'\r\x1b[K{line}', end=end, flush=True)
-
-
-def _leaves(tree: dict, prefix: str = '') -> dict[str, object]:
-    """{'train': {'steps': 3}} -> {'train.steps': 3}."""
-    leaves = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            leaves |= _leaves(value, f'{prefix}{key}.')
-        else:
-            leaves[prefix + key] = value
-    return leaves

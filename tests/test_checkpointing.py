@@ -114,6 +114,7 @@ DAMAGES = {
 }
 
 
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # of Orbax's reads
 @pytest.mark.parametrize('damage', DAMAGES.values(), ids=DAMAGES)
 def test_falls_back_from_a_damaged_checkpoint(workdir, damage, capsys):
     damage(workdir / 'checkpoints' / '60')

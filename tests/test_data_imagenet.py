@@ -189,6 +189,11 @@ def test_tfrecords_read_as_array_records_say_what_to_do(tfrecords):
         open_source('tfds', str(tfrecords), 'train')
 
 
+def test_home_folder_is_expanded(folder, monkeypatch):
+    monkeypatch.setenv('HOME', str(folder.parent))
+    assert len(open_source('folder', f'~/{folder.name}', 'train')) == 5
+
+
 def test_newest_version_is_read(array_records, tmp_path):
     for version in ('5.9.0', '5.10.0'):
         (tmp_path / 'imagenet2012' / version).mkdir(parents=True)

@@ -3,6 +3,7 @@ import hashlib
 import json
 import os
 import signal
+import time
 
 import jax
 import numpy as np
@@ -69,7 +70,7 @@ def test_the_rng_follows_seed_and_step():
         return params['m']['w'], (state, {'draw': jax.random.uniform(rng)})
 
     optimizer, _ = make_optimizer(6, 10, **get_config().optimizer)
-    params = {'m': {'w': np.ones(())}}
+    params = {'m': {'w': np.ones((), np.float32)}}
     state = train.TrainState(np.array(5), params, {}, optimizer.init(params))
     _, metrics = train.update_step(
         loss, optimizer, state, {'x': np.zeros((2, 3))}, seed=11, batch_size=6, average=lambda x: x
@@ -92,6 +93,22 @@ def test_evaluation_counts_every_example_once(kind):
     examples = {k: np.concatenate([b[k] for b in batches])[:EVAL_EXAMPLES] for k in batches[0]}
     expected = task.summarise(jax.device_get(task.predict(params, state, examples)))
     assert actual == pytest.approx(expected, rel=1e-5)
+
+
+def test_examples_left_out_of_the_evaluation_are_told():
+    task = ToyTask(get_config())
+    with_mask = task.eval_batches
+
+    def eval_batches():
+        for batch in with_mask():
+            yield batch | {'broken': np.arange(16) < 2, 'mask': batch['mask'] & (np.arange(16) > 1)}
+
+    task.eval_batches = eval_batches
+    task.summarise = lambda predictions: {'count': len(predictions['label'])}
+    devices = parallel.make('jit')
+    params, state = devices.replicate(task.init(jax.random.key(0)))
+    numbers = train.evaluate(task, devices, train.compile_predict(task, devices), params, state)
+    assert numbers == {'count': 37 - 3 * 2, 'broken_examples': 3 * 2}
 
 
 @pytest.fixture(scope='module')
@@ -148,17 +165,22 @@ def test_starting_a_finished_run_again_changes_nothing(left_alone):
     task = ToyTask(get_config())
     task.on_step = lambda step: pytest.fail('an update was made')
     again = train.train(task.config, task, workdir, 'toy.py:six')
-    assert again == {**result, 'wall_seconds': again['wall_seconds']}
-    assert again['wall_seconds'] <= result['wall_seconds']
+    assert again == result
     assert lines(workdir) == before
 
 
 @pytest.mark.parametrize('how', ['killed', 'SIGTERM'])
-def test_a_run_that_is_stopped_and_resumed_ends_the_same(left_alone, tmp_path, how):
+def test_a_run_that_is_stopped_and_resumed_ends_the_same(left_alone, tmp_path, monkeypatch, how):
     workdir, result = left_alone
     task = ToyTask(get_config(checkpoint_every_steps=2))
 
+    offset = [0.0]  # makes the first part of the run seem to take half an hour
+    clock = time.monotonic
+    monkeypatch.setattr(train.time, 'monotonic', lambda: clock() + offset[0])
+
     def stop(step):
+        if step == 3:
+            offset[0] = 1800.0
         if step == 5 and how == 'killed':  # after the checkpoint and the lines of step 4
             raise KeyboardInterrupt
         if step == 4 and how == 'SIGTERM':
@@ -180,17 +202,8 @@ def test_a_run_that_is_stopped_and_resumed_ends_the_same(left_alone, tmp_path, h
     resumed = train.train(task.config, task, tmp_path, 'toy')
     assert started_from[0] == 4
     assert resumed['params_sha256'] == result['params_sha256']
+    assert 1800 < resumed['wall_seconds'] < 1900
     assert lines(tmp_path) == lines(workdir)
-
-
-def test_wall_seconds_add_up(tmp_path, monkeypatch):
-    task = ToyTask(get_config(steps=2))
-    first = train.train(task.config, task, tmp_path, 'toy')['wall_seconds']
-    restore = train.Checkpoints.restore
-    monkeypatch.setattr(
-        train.Checkpoints, 'restore', lambda *args, **kwargs: (restore(*args, **kwargs)[0], 1000.0)
-    )
-    assert first < 1000 <= train.train(task.config, task, tmp_path, 'toy')['wall_seconds']
 
 
 def test_a_nan_stops_the_run_before_it_is_saved(tmp_path):
@@ -207,48 +220,3 @@ def test_parameters_that_overflow_stop_the_run(tmp_path):
     config.optimizer.learning_rate = 1e30
     with pytest.raises(FloatingPointError, match='parameter_norm is inf at step 1; .* not there'):
         train.train(config, ToyTask(config), tmp_path, 'toy')
-
-
-def test_epochs_are_counted_in_examples():
-    config = get_config(epochs=1.55, steps=None)  # of 320 examples, in batches of 32: 15.5 updates
-    assert train.check_config(config, ToyTask(config)) == (15, 10.0)
-
-
-@pytest.mark.parametrize(
-    ('train_keys', 'message'),
-    [
-        (dict(batch_size=36), 'config.train.batch_size is 36, .* 8 devices'),
-        (dict(accumulate_steps=8), 'batch_size is 32, .*accumulate_steps 8'),
-        (dict(epochs=3.0), 'exactly one of .*epochs and .*steps must be set, got 3.0 and 6'),
-        (dict(steps=None), 'exactly one of .* got None and None'),
-        (dict(steps=None, epochs=0.05), 'config.train.epochs is 0.05, which makes 0 updates'),
-        (dict(log_every_steps=0), 'config.train.log_every_steps is 0'),
-        (dict(keep_checkpoints=0), 'config.train.keep_checkpoints is 0'),
-    ],
-)
-def test_configs_that_cannot_run_are_refused_first(tmp_path, train_keys, message):
-    config = get_config(**train_keys)
-    with pytest.raises(ValueError, match=message):
-        train.train(config, ToyTask(config), tmp_path / 'run', 'toy')
-    assert not (tmp_path / 'run').exists()
-
-
-def test_evaluation_batches_must_divide_too():
-    config = get_config()
-    config.evaluation.batch_size = 12
-    with pytest.raises(ValueError, match='config.evaluation.batch_size is 12, .* of 8 devices'):
-        train.check_config(config, ToyTask(config))
-
-
-def test_a_folder_with_another_config_is_refused(left_alone):
-    workdir, _ = left_alone
-    config = get_config(log_every_steps=3)  # may differ
-    config.seed = 8
-    config.optimizer.schedule.kind = 'cosine'
-    config.optimizer.schedule.warmup_steps = 0
-    message = (
-        r"another config: optimizer.schedule.kind was 'constant' and is 'cosine'; "
-        r'optimizer.schedule.warmup_steps was None and is 0; seed was 7 and is 8\.'
-    )
-    with pytest.raises(ValueError, match=message):
-        train.train(config, ToyTask(config), workdir, 'toy')

@@ -89,7 +89,7 @@ def centre_crop(image: np.ndarray, fraction: float) -> np.ndarray:
     0.875 is 224 / (224 + 32), the published evaluation's. Source: DeepMind's Perceiver IO release.
     """
     height, width = image.shape[:2]
-    side = int(fraction * min(height, width))
+    side = max(int(fraction * min(height, width)), 1)
     top, left = (height - side + 1) // 2, (width - side + 1) // 2
     return image[top : top + side, left : left + side]
 
@@ -107,13 +107,14 @@ def jitter(
       scale: largest change of size either way: 0.1 draws from 0.9 to 1.1.
 
     Returns:
-      [height, width, channels], interpolated linearly.
+      [height, width, channels], interpolated bicubically: linear would blur small images.
     """
     height, width, channels = image.shape
     angle, across, down, size = rng.uniform(-1, 1, 4) * (degrees, shift, shift, scale)
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1 + size)
     matrix[:, 2] += across * width, down * height
-    return cv2.warpAffine(image, matrix, (width, height)).reshape(height, width, channels)
+    turned = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_CUBIC)
+    return turned.reshape(height, width, channels)
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
@@ -158,10 +159,15 @@ def _cubic_weights(length: int, size: int) -> scipy.sparse.csr_array:
 
 def normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
     """Returns (image / 255 - mean) / std, float32, for float32 [height, width, channels]."""
-    # Rows of all channels: NumPy is slow where the last axis is short.
-    scale = np.tile(1 / (255 * np.float32(std)), image.shape[1])
-    offset = np.tile(np.float32(mean) / np.float32(std), image.shape[1])
+    scale, offset = _row_of_scales(tuple(mean), tuple(std), image.shape[1])
     return (image.reshape(len(image), -1) * scale - offset).reshape(image.shape)
+
+
+@functools.lru_cache
+def _row_of_scales(mean, std, width):
+    """Returns scale and offset of a whole row: NumPy is slow where the last axis is short."""
+    scale, offset = 1 / (255 * np.float32(std)), np.float32(mean) / np.float32(std)
+    return np.tile(scale, width), np.tile(offset, width)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -192,9 +198,10 @@ class TrainTransform:
             image = inception_crop(image, rng, self.crop_area)
         if self.flip and rng.random() < 0.5:
             image = cv2.flip(image, 1).reshape(image.shape)
-        image = randaugment(
-            image, rng, layers=self.randaugment_layers, magnitude=self.randaugment_magnitude
-        )
+        if self.randaugment_layers:
+            image = randaugment(
+                image, rng, layers=self.randaugment_layers, magnitude=self.randaugment_magnitude
+            )
         if self.jitter_degrees or self.jitter_shift or self.jitter_scale:
             image = jitter(image, rng, self.jitter_degrees, self.jitter_shift, self.jitter_scale)
         image = normalise(resize(image, self.image_size), self.mean, self.std)

@@ -27,7 +27,7 @@ def open_source(kind: str, path: str | None, split: str) -> Source:
       kind: 'tfds' (imagenet2012 as array_record files), 'tfrecord' (imagenet2012 as TFRecord
         files), 'folder' (train/<class>/*.JPEG and val/<class>/*.JPEG) or 'digits'.
       path: TFDS's data folder or the folder of one version in it; or the folder that holds
-        train/ and val/; None for digits.
+        train/ and val/; '~' is the home folder. Unused for digits.
       split: 'train' or 'validation'.
 
     Returns:
@@ -43,9 +43,9 @@ def open_source(kind: str, path: str | None, split: str) -> Source:
     sources = {'tfds': _ArrayRecords, 'tfrecord': _TFRecords, 'folder': _Folder}
     if kind not in sources:
         raise ValueError(f'data source must be one of {[*sources, "digits"]}, got {kind!r}')
-    if not path or not Path(path).is_dir():
+    if not path or not Path(path).expanduser().is_dir():
         raise ValueError(f'data source {kind!r} reads a folder, and there is none at {path!r}')
-    return sources[kind](Path(path), split)
+    return sources[kind](Path(path).expanduser(), split)
 
 
 class _ArrayRecords:

@@ -2,8 +2,8 @@
 
 Item n of a stream depends on (seed, n) alone: which examples it is made of and what its
 transform draws. So a stream starts at any step, and neither the number of workers nor the
-number of processes changes what a step trains on. Grain does the rest: threads, worker
-processes, batches in order.
+number of processes changes what a step trains on. Grain does the rest: worker processes, and
+batches in order.
 
 Workers are spawned: `source` and `transform` must pickle, and a script that asks for workers
 must guard its entry with `if __name__ == '__main__'`.
@@ -27,7 +27,6 @@ Batch = dict[str, np.ndarray]
 # A worker sends its items in pieces of a batch: whole batches of large images, several per
 # worker, would fill the memory.
 _MAX_ITEMS_PER_PIECE = 32
-_NUM_THREADS = 4  # of the main process, when there are no workers
 _ENDLESS = 2**40  # steps
 
 
@@ -59,7 +58,7 @@ def train_batches(
     """Returns this process's part of the global training batches, forever.
 
     Every epoch visits every example once, in an order of its own; an epoch may end within a
-    batch. Close the iterator (`.close()`) when done: it owns threads or processes.
+    batch. Close the iterator (`.close()`) when done: it owns a thread or processes.
 
     Args:
       source: the examples.
@@ -70,7 +69,7 @@ def train_batches(
       start_step: number of global batches to pass over.
       process_index: which part of each global batch to return, 0 <= process_index < process_count.
       process_count: number of parts, contiguous and equal.
-      num_workers: worker processes; 0 works in threads of this process.
+      num_workers: worker processes; 0 works in a thread of this process.
       examples_per_item: consecutive transformed examples that make one item, stacked on
         axis 1 ([b, examples_per_item, ...]) where more than one: MixUp needs two.
       on_broken: 'stop' raises `BrokenExample`, 'skip' takes the source's next readable example.
@@ -238,10 +237,8 @@ def _batches(items: grain.MapDataset, rows: int, num_workers: int) -> Iterator[B
             grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
         )
     else:
-        in_threads = grain.ReadOptions(
-            num_threads=_NUM_THREADS, prefetch_buffer_size=max(2 * rows // piece, _NUM_THREADS)
-        )
-        pieces = pieces.to_iter_dataset(in_threads)
+        in_thread = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * rows // piece)
+        pieces = pieces.to_iter_dataset(in_thread)
     iterator = iter(pieces.batch(rows // piece, drop_remainder=True, batch_fn=_join))
     try:
         yield from iterator

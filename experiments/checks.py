@@ -1,0 +1,96 @@
+"""What cannot be run, found before anything is compiled: one ValueError that names the key."""
+
+import json
+from pathlib import Path
+
+# Keys of the configuration that may change when a run is resumed: none of them changes the result.
+FREE_KEYS = (
+    'parallel',
+    'data.path',
+    'data.num_workers',
+    'train.log_every_steps',
+    'train.evaluate_every_steps',
+    'train.checkpoint_every_steps',
+    'train.keep_checkpoints',
+)
+
+
+def check_config(config, task, num_devices: int) -> tuple[int, float]:
+    """Checks the sizes, and how long the run is.
+
+    Args:
+      config: the run's ConfigDict.
+      task: made from it.
+      num_devices: of all processes.
+
+    Returns:
+      Updates of the whole run, and updates that make one epoch.
+
+    Raises:
+      ValueError: naming the key.
+    """
+    sizes = config.train
+    for key in sizes:
+        if key not in ('epochs', 'steps') and sizes[key] < 1:
+            raise ValueError(f'config.train.{key} is {sizes[key]}, it must be at least 1')
+    if (sizes.epochs is None) == (sizes.steps is None):
+        raise ValueError(
+            'exactly one of config.train.epochs and config.train.steps must be set, '
+            f'got {sizes.epochs} and {sizes.steps}'
+        )
+    if sizes.batch_size % (num_devices * sizes.accumulate_steps):
+        raise ValueError(
+            f'config.train.batch_size is {sizes.batch_size}, it must be a multiple of '
+            f'{num_devices} devices x config.train.accumulate_steps {sizes.accumulate_steps}'
+        )
+    if config.evaluation.batch_size % num_devices:
+        raise ValueError(
+            f'config.evaluation.batch_size is {config.evaluation.batch_size}, '
+            f'it must be a multiple of {num_devices} devices'
+        )
+    steps_per_epoch = task.num_train_examples / sizes.batch_size
+    total_steps = sizes.steps
+    if total_steps is None:
+        total_steps = int(sizes.epochs * task.num_train_examples // sizes.batch_size)
+    if total_steps < 1:
+        key = 'steps' if sizes.epochs is None else 'epochs'
+        raise ValueError(f'config.train.{key} is {sizes[key]}, which makes {total_steps} updates')
+    return total_steps, steps_per_epoch
+
+
+def check_resumable(workdir: Path, config) -> None:
+    """Compares a config with the one that the folder was started with.
+
+    Args:
+      workdir: the run's folder.
+      config: the run's ConfigDict.
+
+    Raises:
+      ValueError: if they differ in more than FREE_KEYS.
+    """
+    path = workdir / 'config.json'
+    if not path.exists():
+        return
+    before = _leaves(json.loads(path.read_text()))
+    now = _leaves(json.loads(json.dumps(config.to_dict())))  # tuples as lists
+    differing = [
+        f'{key} was {before.get(key)!r} and is {now.get(key)!r}'
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in FREE_KEYS
+    ]
+    if differing:
+        raise ValueError(
+            f'{workdir} holds a run with another config: {"; ".join(differing)}. '
+            'Resume it with its own config, or choose another workdir'
+        )
+
+
+def _leaves(tree: dict, prefix: str = '') -> dict[str, object]:
+    """{'train': {'steps': 3}} -> {'train.steps': 3}."""
+    leaves = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _leaves(value, f'{prefix}{key}.')
+        else:
+            leaves[prefix + key] = value
+    return leaves

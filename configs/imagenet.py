@@ -2,27 +2,27 @@
 
 Expected top-1 on the 50,000 validation images, and what the paper states of each model:
 
-    variant               paper                    top-1    parameters   forward FLOPs
-    perceiver             ICML table 1             78.0 %   44.9M        707.2B
-    perceiver_permuted    ICML table 2             78.0 %   44.9M        707.2B
-    perceiver_learned     ICML table 2             70.9 %
-    io_fourier            IO table 7, config A     79.0 %   48.4M        407B
-    io_learned            IO table 7, config A     72.7 %   62.3M        407B
-    io_conv               IO table 7, config A     82.1 %   48.6M        369B
-    demo                  scikit-learn's digits; minutes on two CPU cores
+    variant              paper                  top-1    parameters   forward FLOPs   time
+    perceiver            ICML table 1           78.0 %   44.9M        707.2B          not stated
+    perceiver_permuted   ICML table 2           78.0 %   44.9M        707.2B          not stated
+    perceiver_learned    ICML table 2           70.9 %   not stated   not stated      not stated
+    io_fourier           IO table 7, config A   79.0 %   48.4M        407B            7.9 h
+    io_learned           IO table 7, config A   72.7 %   62.3M        407B            9.2 h
+    io_conv              IO table 7, config A   82.1 %   48.6M        369B            6.9 h
+    demo                 scikit-learn's digits; two minutes on two CPU cores
 
-Hardware and time: the papers trained on up to 64 TPUv3 cores; Perceiver IO's table 8 gives 4.7 to
-5.6 steps/s there at batch 1024, which is 7 to 8 hours for 137,625 steps (`io_*`).
+Hardware: up to 64 TPUs (ICML), 64 TPUv3 (IO). Times are of 137,625 steps of batch 1,024 at the
+4.85, 4.14 and 5.58 steps/s of IO's table 8.
 
     python -m experiments.launch --config=configs/imagenet.py:io_fourier --workdir=runs/io_fourier
 
 The rows of the ablations are options behind a variant:
 
-    perceiver,cross_attends=1|2|4|8|12   ICML table 6
-    perceiver,placement=start            ICML table 6, all cross-attends in front
-    perceiver,share=no                   ICML table 7, first row
-    perceiver,cross_attends=4,self_attends=0,share=no     ICML table 5
-    io_fourier,decoder=average           IO table 7, 'Perceiver' trained by the IO recipe
+    perceiver,cross_attends=1|2|4|8                          ICML table 6, interleaved
+    perceiver,cross_attends=1|2|4|8,placement=start          ICML table 6, all in front
+    perceiver,share=no                                       ICML table 7, first row
+    perceiver,cross_attends=4|8|12,self_attends=0,share=no   ICML table 5
+    io_fourier|io_learned|io_conv,decoder=average            IO table 7, 'Perceiver'
 
 On fewer devices raise `--config.train.accumulate_steps`: the result stays that of batch 1024
 (but for io_conv, whose batch statistics are then those of each part).
@@ -48,11 +48,18 @@ OPTIONS = {
     'self_attends': {'0': 0, '6': 6},
     'decoder': {'query': 'query', 'average': 'average'},
 }
+OPTIONS_OF = {
+    'perceiver': ('cross_attends', 'placement', 'share', 'self_attends'),
+    'io_fourier': ('decoder',),
+    'io_learned': ('decoder',),
+    'io_conv': ('decoder',),
+}
 
 # top-1, parameters, forward FLOPs of the ICML tables, by
 # (cross-attends, placement, self-attends in a block, shared weights); None where not given.
 ICML = {
     (8, 'interleaved', 6, True): ('ICML table 1', 0.780, 44.9e6, 707.2e9),
+    # The same model as the next row: 41.1M is 42.1M without its last layer.
     (1, 'start', 6, True): ('ICML table 6', 0.767, 41.1e6, 404.3e9),
     (1, 'interleaved', 6, True): ('ICML table 6', 0.767, 42.1e6, 404.3e9),
     (2, 'start', 6, True): ('ICML table 6', 0.767, 44.9e6, 447.6e9),
@@ -79,12 +86,8 @@ NOT_IN_PAPER = (None, None, None, None)
 def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
     """The config of a variant, such as 'io_conv' or 'perceiver,cross_attends=4'."""
     variant, options = common.parse_variant(variant, VARIANTS, OPTIONS)
-    usable = {
-        'perceiver': ('cross_attends', 'placement', 'share', 'self_attends'),
-        'io': ('decoder',),
-    }.get(variant if variant == 'perceiver' else variant.partition('_')[0], ())
     for option in options:
-        if option not in usable or variant in ('perceiver_permuted', 'perceiver_learned'):
+        if option not in OPTIONS_OF.get(variant, ()):
             raise ValueError(f'Variant {variant!r} has no option {option!r}.')
 
     config = ml_collections.ConfigDict()
@@ -96,7 +99,7 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
         source='tfds',  # or 'tfrecord', 'folder', 'digits'; see experiments/data/imagenet.py
         path='~/tensorflow_datasets',
         on_broken='stop',  # an unreadable image: 'stop', or 'skip' and count
-        num_workers=8,  # processes that read and augment; 0: threads of this one
+        num_workers=8,  # processes that read and augment; 0: a thread of this one
     )
     config.images = dict(
         image_size=224,
@@ -114,7 +117,7 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
     )
     config.loss = dict(
         label_smoothing=0.1,  # our choice for the ICML model; IO's release has it
-        mixup_alpha=0.0,  # Beta(alpha, alpha); both 0: no mixing, as in the ICML paper
+        mixup_alpha=0.0,  # of Beta(alpha, alpha); 0 for both: no mixing, as in the ICML paper
         cutmix_alpha=0.0,
     )
     config.model = dict(

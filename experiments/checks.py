@@ -15,16 +15,12 @@ FREE_KEYS = (
 )
 
 
-def check_config(config, task, num_devices: int) -> tuple[int, float]:
-    """Checks the sizes, and how long the run is.
+def check_sizes(config, num_devices: int) -> None:
+    """Checks that batches can be cut over the devices, and that intervals are ones.
 
     Args:
       config: the run's ConfigDict.
-      task: made from it.
       num_devices: of all processes.
-
-    Returns:
-      Updates of the whole run, and updates that make one epoch.
 
     Raises:
       ValueError: naming the key.
@@ -33,29 +29,44 @@ def check_config(config, task, num_devices: int) -> tuple[int, float]:
     for key in sizes:
         if key not in ('epochs', 'steps') and sizes[key] < 1:
             raise ValueError(f'config.train.{key} is {sizes[key]}, it must be at least 1')
-    if (sizes.epochs is None) == (sizes.steps is None):
-        raise ValueError(
-            'exactly one of config.train.epochs and config.train.steps must be set, '
-            f'got {sizes.epochs} and {sizes.steps}'
-        )
     if sizes.batch_size % (num_devices * sizes.accumulate_steps):
         raise ValueError(
             f'config.train.batch_size is {sizes.batch_size}, it must be a multiple of '
             f'{num_devices} devices x config.train.accumulate_steps {sizes.accumulate_steps}'
         )
-    if config.evaluation.batch_size % num_devices:
+    if config.evaluation.batch_size < 1 or config.evaluation.batch_size % num_devices:
         raise ValueError(
             f'config.evaluation.batch_size is {config.evaluation.batch_size}, '
             f'it must be a multiple of {num_devices} devices'
         )
-    steps_per_epoch = task.num_train_examples / sizes.batch_size
+
+
+def count_steps(config, num_train_examples: int) -> tuple[int, float]:
+    """How long the run is.
+
+    Args:
+      config: the run's ConfigDict.
+      num_train_examples: of one epoch.
+
+    Returns:
+      Updates of the whole run, and updates that make one epoch.
+
+    Raises:
+      ValueError: naming the key.
+    """
+    sizes = config.train
+    if (sizes.epochs is None) == (sizes.steps is None):
+        raise ValueError(
+            'exactly one of config.train.epochs and config.train.steps must be set, '
+            f'got {sizes.epochs} and {sizes.steps}'
+        )
     total_steps = sizes.steps
     if total_steps is None:
-        total_steps = int(sizes.epochs * task.num_train_examples // sizes.batch_size)
+        total_steps = int(sizes.epochs * num_train_examples // sizes.batch_size)
     if total_steps < 1:
         key = 'steps' if sizes.epochs is None else 'epochs'
         raise ValueError(f'config.train.{key} is {sizes[key]}, which makes {total_steps} updates')
-    return total_steps, steps_per_epoch
+    return total_steps, num_train_examples / sizes.batch_size
 
 
 def check_resumable(workdir: Path, config) -> None:

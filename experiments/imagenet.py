@@ -1,6 +1,8 @@
 """ImageNet's task: what is special about classifying images, and only that."""
 
+import contextlib
 import functools
+import itertools
 import math
 
 import haiku as hk
@@ -35,7 +37,12 @@ class ImageNet:
 
     def __init__(self, config):
         self.config = config
-        self.mixes = config.loss.mixup_alpha > 0 and config.loss.cutmix_alpha > 0
+        self.mixes = config.loss.mixup_alpha > 0
+        if self.mixes != (config.loss.cutmix_alpha > 0):
+            raise ValueError(
+                'config.loss.mixup_alpha and config.loss.cutmix_alpha must both be 0 or both be '
+                f'more, got {config.loss.mixup_alpha} and {config.loss.cutmix_alpha}'
+            )
         self.model = hk.transform_with_state(self._forward)
         size = config.images.image_size
         self.image_shape = (1, size, size, len(config.images.mean))
@@ -54,11 +61,20 @@ class ImageNet:
 
     @functools.cached_property
     def train_source(self):
-        return open_source(self.config.data.source, self.config.data.path, 'train')
+        return self._open('train')
 
     @functools.cached_property
     def eval_source(self):
-        return open_source(self.config.data.source, self.config.data.path, 'validation')
+        return self._open('validation')
+
+    def _open(self, split: str):
+        source = open_source(self.config.data.source, self.config.data.path, split)
+        if len(source.classes) > self.config.model.num_classes:
+            raise ValueError(
+                f'{self.config.data.path} has {len(source.classes)} classes, and '
+                f'config.model.num_classes is {self.config.model.num_classes}'
+            )
+        return source
 
     @property
     def num_train_examples(self) -> int:
@@ -126,7 +142,7 @@ class ImageNet:
         logits, _ = self.model.apply(params, state, None, batch['image'], is_training=False)
         labels = batch['label']
         loss = softmax_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
-        _, top5 = jax.lax.top_k(logits, 5)
+        _, top5 = jax.lax.top_k(logits, min(5, logits.shape[-1]))
         return {
             'loss': loss,
             'top1': top5[:, 0] == labels,
@@ -150,17 +166,16 @@ class ImageNet:
             return logits.argmax(-1), weights[0].mean((1, 2))
 
         apply = jax.jit(hk.transform_with_state(forward).apply)
-        order = np.random.default_rng(0).permutation(len(self.eval_source))[:NUM_SEARCHED]
+        params, state = jax.device_put((params, state))
         parts, num_mistakes = [], 0
-        for start in range(0, len(order), NUM_AT_ONCE):
-            places = order[start : start + NUM_AT_ONCE]
-            batch = [self.eval_transform(self.eval_source[i]) for i in places]
+        examples = self._readable_examples()
+        while batch := list(itertools.islice(examples, NUM_AT_ONCE)):
             images = np.stack([example['image'] for example in batch])
             labels = np.array([example['label'] for example in batch])
             (guesses, heat), _ = apply(params, state, None, images)
             parts.append((images, labels, np.asarray(guesses), np.asarray(heat)))
             num_mistakes += np.sum(guesses != labels)
-            if num_mistakes >= NUM_DRAWN // 3 and start + NUM_AT_ONCE >= NUM_DRAWN:
+            if num_mistakes >= NUM_DRAWN // 3 and len(parts) * NUM_AT_ONCE >= NUM_DRAWN:
                 break
         images, labels, guesses, heat = (np.concatenate(x) for x in zip(*parts, strict=True))
         correct = guesses == labels
@@ -180,6 +195,12 @@ class ImageNet:
             correct[drawn],
             self._as_images(heat[drawn]),
         )
+
+    def _readable_examples(self):
+        """Some evaluation examples; an unreadable one was reported when it was to be evaluated."""
+        for i in np.random.default_rng(0).permutation(len(self.eval_source))[:NUM_SEARCHED]:
+            with contextlib.suppress(pipeline.BrokenExample):
+                yield self.eval_transform(self.eval_source[int(i)])
 
     def _displayable(self, images: np.ndarray) -> np.ndarray:
         """Normalised images in 0..1 again; grey ones without their axis of channels."""

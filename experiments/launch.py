@@ -8,12 +8,13 @@ otherwise give --coordinator=<host>:<port> --num_processes=<n> --process_id=<0..
 """
 
 import json
+import logging
 import re
 import sys
 import traceback
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from configs.common import near_misses
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
         raise ValueError(f'unexpected argument {argv[1]!r}: flags are written --name=value')
     if MODE.value != 'describe' and WORKDIR.value is None:
         raise ValueError(f'--mode={MODE.value} needs --workdir')
-    logging.set_verbosity(logging.ERROR)  # Orbax and Grain log every step they take
+    logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax and Grain log every step they take
     config, name = CONFIG.value, flags.FLAGS['config'].config_filename
     replace_length(config, flags.FLAGS['config'].override_values)
 
@@ -55,7 +56,8 @@ def main(argv: list[str]) -> None:
         print(json.dumps(sizes) if JSON.value else describe_table(sizes))
     elif MODE.value == 'eval':
         best = CHECKPOINT.value == 'best'
-        show(evaluate_checkpoint(config, task, Path(WORKDIR.value), name, best))
+        result = evaluate_checkpoint(config, task, Path(WORKDIR.value), name, best)
+        say(f'{result["metric"]} {result["value"]:.4f} at step {result["step"]:,}')
     else:
         from experiments.train import train
 
@@ -78,7 +80,7 @@ def evaluate_checkpoint(config, task, workdir: Path, name: str, best: bool) -> d
       best: take the best checkpoint by the headline metric instead of the newest.
 
     Returns:
-      What evaluation.json holds: as result.json, with the step and all metrics.
+      What evaluation.json holds: the headline metric, the step and all metrics.
 
     Raises:
       ValueError: if there is no such checkpoint, or it is of another model.
@@ -87,11 +89,11 @@ def evaluate_checkpoint(config, task, workdir: Path, name: str, best: bool) -> d
 
     from experiments import parallel
     from experiments.checkpointing import check_fit, flatten, load_params
-    from experiments.checks import check_config
+    from experiments.checks import check_sizes
     from experiments.train import compile_predict, evaluate
     from experiments.workdir import write_json
 
-    check_config(config, task, parallel.num_devices())
+    check_sizes(config, parallel.num_devices())
     params, state, step = load_params(workdir, best)
     like = dict(zip(('params', 'state'), jax.eval_shape(task.init, jax.random.key(0)), strict=True))
     check_fit(flatten({'params': params, 'state': state}), like, f'step {step} of {workdir}')
@@ -101,10 +103,8 @@ def evaluate_checkpoint(config, task, workdir: Path, name: str, best: bool) -> d
     result = {
         'task': config.task,
         'config': name,
-        'data': task.data_name,
         'metric': task.metric,
         'value': metrics[task.metric],
-        'paper_value': task.paper_value,
         'checkpoint': 'best' if best else 'last',
         'step': step,
         'metrics': metrics,

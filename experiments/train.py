@@ -15,7 +15,7 @@ import optax
 
 from experiments import parallel
 from experiments.checkpointing import Checkpoints, digest, flatten
-from experiments.checks import check_config, check_resumable
+from experiments.checks import check_resumable, check_sizes, count_steps
 from experiments.optimizer import make_optimizer
 from experiments.report import write_report
 from experiments.workdir import Metrics, git_commit, write_json
@@ -48,8 +48,9 @@ def train(config, task, workdir: str | Path, config_name: str) -> dict[str, Any]
     """
     start = time.monotonic()
     workdir, settings, batch_size = Path(workdir), config.train, config.train.batch_size
-    total_steps, steps_per_epoch = check_config(config, task, parallel.num_devices())
+    check_sizes(config, parallel.num_devices())
     check_resumable(workdir, config)
+    total_steps, steps_per_epoch = count_steps(config, task.num_train_examples)
     optimizer, schedule = make_optimizer(total_steps, steps_per_epoch, **config.optimizer)
     devices = parallel.make(config.parallel)
     writes = parallel.is_main_process()

@@ -6,8 +6,9 @@ Glossary of shapes, used in every file of this package:
   S  key rows            H  heads                             F  query and key channels per head
   O  output queries      E  output query channels             V  value channels per head
 
-Every module computes in the dtype of its inputs. Parameters are float32 and are cast where
-they are used; the statistics of LayerNorm and the softmax are float32 whatever the inputs are.
+Every module computes in the dtype of its inputs. Parameters are float32 and are cast where they
+are used; the statistics of LayerNorm, the softmax and a decoder's output layer are float32
+whatever the inputs are.
 
 Source: Perceiver (arXiv 2103.03206), section 3.1 and appendix C; Perceiver IO
 (arXiv 2107.14795), section 3 and appendix E (equations 1-6).

@@ -1,5 +1,7 @@
 """From latents to outputs: average and project (ICML), or output queries that attend (IO).
 
+The output layers compute in float32 whatever the latents are: in bfloat16 many logits would tie.
+
 Source: Perceiver, appendix C; Perceiver IO, section 3 and appendix E.
 """
 
@@ -19,8 +21,9 @@ class AverageDecoder(hk.Module):
     output_channels: int
     name: str | None = None
 
-    def __call__(self, latents: Array) -> Array:  # [B, N, D] -> [B, output_channels]
-        return Linear(self.output_channels, jnp.zeros, name='output')(latents.mean(axis=1))
+    def __call__(self, latents: Array) -> Array:  # [B, N, D] -> [B, output_channels] float32
+        average = latents.mean(axis=1, dtype=jnp.float32)
+        return Linear(self.output_channels, jnp.zeros, name='output')(average)
 
 
 @dataclasses.dataclass
@@ -44,7 +47,7 @@ class QueryDecoder(hk.Module):
         query_mask: Array | None = None,  # [B, O]; a false query attends to nothing
         *,
         is_training: bool,
-    ) -> Array:  # [B, O, output_channels]
+    ) -> Array:  # [B, O, output_channels] float32
         mask = None if query_mask is None else query_mask[:, :, None]
         x = CrossAttend(
             self.num_heads,
@@ -56,7 +59,7 @@ class QueryDecoder(hk.Module):
             name='cross_attend',
         )(queries, latents, mask, is_training=is_training)
         w_init = jnp.zeros if self.zero_init_output else None
-        return Linear(self.output_channels, w_init, name='output')(x)
+        return Linear(self.output_channels, w_init, name='output')(x.astype(jnp.float32))
 
 
 @dataclasses.dataclass

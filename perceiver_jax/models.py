@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 from jax import Array
 
 from perceiver_jax.decoder import AverageDecoder, ClassQueryDecoder
@@ -44,9 +43,7 @@ def image_classifier(
     )  # [B, M, C]
     latents = Encoder(**encoder, name='encoder')(byte_array, is_training=is_training)  # [B, N, D]
     if decoder is None:
-        logits = AverageDecoder(num_classes, name='decoder')(latents)
-    else:
-        logits = ClassQueryDecoder(num_classes, **decoder, name='decoder')(
-            latents, is_training=is_training
-        )
-    return logits.astype(jnp.float32)
+        return AverageDecoder(num_classes, name='decoder')(latents)
+    return ClassQueryDecoder(num_classes, **decoder, name='decoder')(
+        latents, is_training=is_training
+    )

@@ -41,7 +41,7 @@ def fourier_features(
 
     NumPy positions (a grid, known beforehand) are computed in float64 on the host, once, and
     become a constant of the compiled program; jax positions (points of a cloud) are computed
-    where they are, in float32.
+    where they are, in float32 whatever their dtype.
 
     Args:
       positions: `[..., A]` coordinates within [-1, 1].
@@ -65,8 +65,8 @@ def fourier_features(
             f'max_resolution {tuple(max_resolution)} must have one entry for each of the '
             f'{num_axes} axes of the positions.'
         )
-    on_host = isinstance(positions, np.ndarray)
-    xp = np if on_host else jnp
+    xp = np if isinstance(positions, np.ndarray) else jnp
+    positions = positions.astype(np.float64 if xp is np else np.float32)
     frequencies = np.stack([np.linspace(1.0, mu / 2, num_bands) for mu in max_resolution])
     angles = positions[..., None] * frequencies.astype(positions.dtype)  # [..., A, K]
     angles = np.pi * angles.reshape(*positions.shape[:-1], num_axes * num_bands)

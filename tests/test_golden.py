@@ -1,7 +1,7 @@
 """Our outputs equal DeepMind's, on random weights of small models and on the primitives.
 
-The files are read from the folder in the environment variable GOLDEN_DIR, tests/golden without
-it. Parameter names, shapes and counts of the released full-size models are compared too.
+The models' files are read from the folder in the environment variable GOLDEN_DIR, tests/golden
+without it. Parameter names, shapes and counts of the released full-size models are compared too.
 """
 
 import json
@@ -20,7 +20,8 @@ from perceiver_jax.attention import attend
 from perceiver_jax.models import image_classifier
 from perceiver_jax.position_encoding import fourier_features, grid_positions
 
-GOLDEN = pathlib.Path(os.environ.get('GOLDEN_DIR') or pathlib.Path(__file__).parent / 'golden')
+OURS = pathlib.Path(__file__).parent / 'golden'  # primitives and parameter lists are always these
+GOLDEN = pathlib.Path(os.environ.get('GOLDEN_DIR') or OURS)
 MODELS = sorted(p.stem for p in GOLDEN.glob('*.npz') if p.stem != 'primitives')
 
 
@@ -47,6 +48,7 @@ def image_model(sizes):
     ours = dict(contents=contents, contents_channels=inputs.get('num_channels'))
     if inputs['position_encoding_type'] == 'fourier':
         fourier = inputs['fourier_position_encoding_kwargs']
+        assert fourier['concat_pos'] and not fourier['sine_only']
         ours.update(
             positions='fourier',
             num_bands=fourier['num_bands'],
@@ -69,6 +71,9 @@ def image_model(sizes):
             num_self_attends_per_block=encoder['num_self_attends_per_block'],
             num_cross_attend_heads=encoder['num_cross_attend_heads'],
             num_self_attend_heads=encoder['num_self_attend_heads'],
+            cross_attend_widening_factor=encoder['cross_attend_widening_factor'],
+            self_attend_widening_factor=encoder['self_attend_widening_factor'],
+            use_query_residual=encoder['use_query_residual'],
         ),
         decoder=dict(
             query_channels=decoder['num_z_channels'],
@@ -117,7 +122,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize('name', VARIANTS)
 def test_full_size_parameters_equal_the_released_models(name):
-    released = json.loads((GOLDEN / f'params_{name}.json').read_text())
+    released = json.loads((OURS / f'params_{name}.json').read_text())
 
     def ours(entries, key):
         # A 1x1 convolution is a matrix here, batch normalisation a vector: squeeze both sides.
@@ -147,7 +152,7 @@ def test_full_size_parameters_equal_the_released_models(name):
 
 @pytest.fixture(scope='module')
 def primitives():
-    return np.load(GOLDEN / 'primitives.npz')
+    return np.load(OURS / 'primitives.npz')
 
 
 def test_grid_positions(primitives):

@@ -18,6 +18,8 @@ from experiments.data.randaugment import randaugment
 # Many examples are made at once; threads within one would only fight over the cores.
 cv2.setNumThreads(1)
 
+_FALLBACK_CROP = 0.875  # part of the shorter side, where a random crop finds no place
+
 
 def decode(encoded: bytes, channels: int) -> np.ndarray:
     """Decodes a JPEG or PNG file of any colour space.
@@ -50,8 +52,8 @@ def inception_crop(
     """Returns a random crop, its width 3/4 to 4/3 of its height.
 
     Ten attempts draw an aspect ratio, then a height among those that fit; the first crop of an
-    allowed area counts. Without one, and where that is the whole image, evaluation's centre crop
-    takes its place.
+    allowed area counts. Without one, and where that is the whole image, the reference's centre
+    crop takes its place.
 
     Args:
       image: [height, width, channels].
@@ -80,7 +82,7 @@ def inception_crop(
             top = rng.integers(max(height - crop_height, 1))
             left = rng.integers(max(width - crop_width, 1))
             return image[top : top + crop_height, left : left + crop_width]
-    return centre_crop(image, 0.875)
+    return centre_crop(image, _FALLBACK_CROP)
 
 
 def centre_crop(image: np.ndarray, fraction: float) -> np.ndarray:

@@ -6,6 +6,7 @@ has `classes`, the names of its labels. None of them needs TensorFlow.
 
 import logging
 import os
+import re
 import struct
 import uuid
 from pathlib import Path
@@ -156,12 +157,16 @@ def _from_tfds(example: dict) -> dict:
 
 def _folders(path: Path) -> list[str]:
     with os.scandir(path) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir())
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith('.'))
 
 
 def _version_folder(path: Path) -> Path:
     """Returns `path` if it is a prepared version, or the newest version of imagenet2012 in it."""
-    prepared = [file.parent for file in path.glob('imagenet2012/*/features.json')]
+    prepared = [
+        file.parent
+        for file in path.glob('imagenet2012/*/features.json')
+        if re.fullmatch(r'\d+\.\d+\.\d+', file.parent.name)  # not one left incomplete
+    ]
     if (path / 'features.json').is_file():
         return path
     if not prepared:

@@ -1,0 +1,143 @@
+import functools
+import math
+
+import jax
+import numpy as np
+import optax
+import pytest
+from matplotlib.figure import Figure
+
+from configs import imagenet as configs
+from experiments import parallel, train
+from experiments.imagenet import PAPER_EXAMPLES, ImageNet
+
+
+def get_config(variant='demo', **changes):
+    """A variant made small, on the digits."""
+    config = configs.get_config(variant).unlock()
+    demo = configs.get_config('demo')
+    config.update(data=demo.data, images=demo.images, augmentation=demo.augmentation)
+    config.evaluation = dict(batch_size=120, crop_fraction=1.0)
+    config.train.batch_size = 16
+    config.model.num_classes = 10
+    config.model.encoder.update(
+        num_latents=5,
+        latent_channels=8,
+        num_cross_attends=2,
+        num_blocks=2,
+        num_self_attends_per_block=1,
+        num_self_attend_heads=2,
+    )
+    if 'decoder' in config.model:
+        config.model.decoder.query_channels = 8
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+class Untouchable:
+    """Stands where data would be opened."""
+
+    def __len__(self):
+        pytest.fail('the data was opened')
+
+
+@pytest.mark.parametrize('variant', ['perceiver', 'io_learned', 'io_conv'])
+def test_a_model_is_described_without_its_data(variant):
+    task = ImageNet(configs.get_config(variant))
+    task.train_source = task.eval_source = Untouchable()
+    assert task.describe()['latents'] == [512, 1024]
+
+
+def conv_config():
+    return get_config(
+        'io_conv',
+        **{
+            'model.inputs.contents_channels': 6,
+            'model.inputs.num_bands': 2,
+        },
+    )
+
+
+@functools.cache
+def updated(kind, num_devices):
+    """State and metrics after one update with mixing and batch normalisation."""
+    config = conv_config()
+    config.parallel = kind
+    task = ImageNet(config)
+    optimizer = optax.sgd(1.0)  # LAMB would enlarge gradients that are zero but for rounding
+    with pytest.MonkeyPatch.context() as patch:
+        chosen = jax.devices()[:num_devices]
+        patch.setattr(jax, 'devices', lambda *_: chosen)
+        patch.setattr(jax, 'local_devices', lambda *_: chosen)
+        patch.setattr(jax, 'local_device_count', lambda *_: num_devices)
+        devices = parallel.make(kind)
+        state = devices.replicate(jax.device_get(train.init(0, task, optimizer)))
+        update = devices.compile_update(
+            functools.partial(
+                train.update_step,
+                task.loss,
+                optimizer,
+                seed=0,
+                batch_size=16,
+                average=devices.average,
+            )
+        )
+        batches = task.train_batches(0)
+        state, metrics = update(state, devices.put_micro_batches(next(batches), count=1))
+        batches.close()
+        return devices.fetch(state), devices.fetch(metrics)
+
+
+@pytest.mark.parametrize(('kind', 'num_devices'), [('jit', 8), ('pmap', 8)])
+def test_mixing_and_batch_norm_on_eight_devices_equal_one(kind, num_devices):
+    expected_state, expected_metrics = updated('jit', 1)
+    state, metrics = updated(kind, num_devices)
+    assert metrics['loss'] == pytest.approx(expected_metrics['loss'], rel=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
+        (state.params, state.state),
+        (expected_state.params, expected_state.state),
+    )
+    assert state.state['inputs/conv7x7/batch_norm']['counter'] == 1
+
+
+def test_evaluation_counts_each_digit_once():
+    config = get_config()
+    task = ImageNet(config)
+    devices = parallel.make('jit')
+    params, state = devices.replicate(task.init(jax.random.key(0)))
+    numbers = train.evaluate(task, devices, train.compile_predict(task, devices), params, state)
+    # The head starts at zero: all classes tie, the first wins, and the loss is that of chance.
+    labels = np.array([task.eval_source[i]['label'] for i in range(360)])
+    assert numbers['top1'] == pytest.approx(np.mean(labels == 0))
+    assert numbers['top5'] == pytest.approx(np.mean(labels < 5))
+    assert numbers['loss'] == pytest.approx(math.log(10), rel=1e-5)
+
+
+def test_only_the_papers_data_stands_beside_its_number():
+    task = ImageNet(get_config('io_conv'))
+    assert task.paper_value is None
+    assert task.data_name == 'digits (1,437 training, 360 evaluation images)'
+    task.train_source, task.eval_source = (range(n) for n in PAPER_EXAMPLES)
+    assert (task.paper_value, task.data_name) == (0.821, 'ImageNet')
+
+
+def test_attention_is_drawn_where_it_looked():
+    heat = np.arange(64.0)[None]
+    plain = ImageNet(get_config())
+    permuted = ImageNet(get_config('perceiver_permuted'))
+    order = np.random.default_rng(0).permutation(64)
+    np.testing.assert_array_equal(plain._as_images(heat), heat.reshape(1, 8, 8))
+    np.testing.assert_array_equal(permuted._as_images(heat[:, order]), heat.reshape(1, 8, 8))
+
+
+def test_drawing_shows_digits_beside_their_attention():
+    task = ImageNet(get_config())
+    params, state = task.init(jax.random.key(0))
+    figure = Figure()
+    task.draw(figure.subfigures(), params, state)
+    axes = [a for a in figure.findobj(lambda a: hasattr(a, 'get_images')) if a.get_images()]
+    assert len(axes) == 20
+    assert all(len(a.get_images()) == 2 for a in axes)
+    # An untrained head guesses 0: mistakes come first, and name what was guessed and what is.
+    assert axes[0].get_title().startswith('0, is ')

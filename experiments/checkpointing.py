@@ -94,11 +94,13 @@ class Checkpoints:
         if not steps:
             return None
         step, arrays, metadata = self._read_first_whole(steps)
+        parallel.check_equal(step, f'the newest whole checkpoint in {self._directory}')
         check_fit(arrays, like, self._directory / str(step))
         for damaged in steps[: steps.index(step)]:
             if parallel.is_main_process():
                 path = self._directory / str(damaged)
-                path.rename(path.with_name(f'{damaged}.damaged'))
+                times = len(list(self._directory.glob(f'{damaged}.damaged*')))
+                path.rename(path.with_name(f'{damaged}.damaged{times or ""}'))
         parallel.barrier('damaged checkpoints set aside')
         self._manager.reload()
         tree = jax.tree.map_with_path(lambda path, _: arrays[_name(path)], like)
@@ -123,9 +125,11 @@ class Checkpoints:
         for step in steps:
             try:
                 return step, *self._read(step)
+            except (PermissionError, MemoryError):  # says nothing about the checkpoint
+                raise
             except Exception as error:  # what Orbax raises depends on which file is damaged how
                 if parallel.is_main_process():
-                    reason = ' '.join(str(error).split())[:100]
+                    reason = f'{type(error).__name__}: {" ".join(str(error).split())[:100]}'
                     print(f'{self._directory / str(step)} is damaged, skipped: {reason}')
         raise ValueError(
             f'all checkpoints in {self._directory} are damaged; remove them to start afresh'

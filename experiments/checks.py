@@ -7,11 +7,13 @@ from pathlib import Path
 FREE_KEYS = (
     'parallel',
     'data.path',
+    'data.on_broken',
     'data.num_workers',
     'train.log_every_steps',
     'train.evaluate_every_steps',
     'train.checkpoint_every_steps',
     'train.keep_checkpoints',
+    'evaluation.batch_size',
 )
 
 
@@ -34,6 +36,9 @@ def check_sizes(config, num_devices: int) -> None:
             f'config.train.batch_size is {sizes.batch_size}, it must be a multiple of '
             f'{num_devices} devices x config.train.accumulate_steps {sizes.accumulate_steps}'
         )
+    for key, value in (('seed', config.seed), ('data.num_workers', config.data.num_workers)):
+        if value < 0:
+            raise ValueError(f'config.{key} is {value}, it must be at least 0')
     if config.evaluation.batch_size < 1 or config.evaluation.batch_size % num_devices:
         raise ValueError(
             f'config.evaluation.batch_size is {config.evaluation.batch_size}, '
@@ -70,19 +75,24 @@ def count_steps(config, num_train_examples: int) -> tuple[int, float]:
 
 
 def check_resumable(workdir: Path, config) -> None:
-    """Compares a config with the one that the folder was started with.
+    """Compares a config with the one that the folder's checkpoints were made with.
 
     Args:
-      workdir: the run's folder.
+      workdir: the run's folder; a config without a checkpoint binds nothing.
       config: the run's ConfigDict.
 
     Raises:
-      ValueError: if they differ in more than FREE_KEYS.
+      ValueError: if they differ in more than FREE_KEYS, or if config.json is damaged.
     """
     path = workdir / 'config.json'
-    if not path.exists():
+    if not path.exists() or not any(workdir.glob('checkpoints/*')):
         return
-    before = _leaves(json.loads(path.read_text()))
+    try:
+        before = _leaves(json.loads(path.read_text()))
+    except (json.JSONDecodeError, AttributeError) as error:
+        raise ValueError(
+            f'{path} is damaged ({error}); remove it to resume with the config at hand'
+        ) from None
     now = _leaves(json.loads(json.dumps(config.to_dict())))  # tuples as lists
     differing = [
         f'{key} was {before.get(key)!r} and is {now.get(key)!r}'

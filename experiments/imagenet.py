@@ -45,6 +45,8 @@ class ImageNet:
             )
         self.model = hk.transform_with_state(self._forward)
         size = config.images.image_size
+        if size < 1:
+            raise ValueError(f'config.images.image_size is {size}, it must be at least 1')
         self.image_shape = (1, size, size, len(config.images.mean))
         self.train_transform = TrainTransform(**config.images, **config.augmentation)
         self.eval_transform = EvalTransform(

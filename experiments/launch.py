@@ -38,15 +38,23 @@ def main(argv: list[str]) -> None:
     """Runs one mode."""
     if len(argv) > 1:
         raise ValueError(f'unexpected argument {argv[1]!r}: flags are written --name=value')
-    if MODE.value != 'describe' and WORKDIR.value is None:
+    if MODE.value != 'describe' and not WORKDIR.value:
         raise ValueError(f'--mode={MODE.value} needs --workdir')
     logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax and Grain log every step they take
-    config, name = CONFIG.value, flags.FLAGS['config'].config_filename
-    replace_length(config, flags.FLAGS['config'].override_values)
+    config, overrides = CONFIG.value, flags.FLAGS['config'].override_values
+    name = ' '.join(
+        [flags.FLAGS['config'].config_filename]
+        + [f'--config.{key}={value}' for key, value in overrides.items()]
+    )
+    replace_length(config, overrides)
+
+    import jax
 
     from experiments import parallel
     from experiments.tasks import TASKS
 
+    # Unfiltered: where an error was raised tells whether its message is meant for the user.
+    jax.config.update('jax_traceback_filtering', 'off')
     if config.task not in TASKS:
         raise ValueError(f'Unknown task {config.task!r}. {near_misses(config.task, TASKS)}')
     parallel.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
@@ -208,9 +216,15 @@ def run() -> None:
         fail(error, 2)
     except FloatingPointError as error:
         fail(error, 1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(error, 2)
+    except KeyboardInterrupt:
+        fail('interrupted; the same command resumes from the last checkpoint', 130)
 
 
-def fail(error: Exception, code: int) -> None:
+def fail(error: Exception | str, code: int) -> None:
     """Ends with one line."""
     print('error:', ' '.join(str(error).split()), file=sys.stderr)
     sys.exit(code)

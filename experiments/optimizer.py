@@ -96,6 +96,12 @@ def flat_cosine(total_steps, steps_per_epoch, *, flat_fraction) -> Schedule:
 def cosine(total_steps, steps_per_epoch, *, warmup_steps) -> Schedule:
     """A linear warm-up, then a cosine to 0 (optical flow without, language with warm-up)."""
 
+    if warmup_steps >= total_steps:
+        raise ValueError(
+            f'config.optimizer.schedule.warmup_steps is {warmup_steps}, and the run has '
+            f'{total_steps} updates'
+        )
+
     def multiplier(step):
         # our choice: the first update takes 1 / warmup_steps of the rate, not 0, and is not wasted
         warmup = jnp.minimum((step + 1) / max(warmup_steps, 1), 1)

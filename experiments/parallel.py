@@ -183,6 +183,11 @@ def barrier(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
+def check_equal(number: int, what: str) -> None:
+    """Raises in all processes where they have come to different numbers."""
+    multihost_utils.assert_equal(np.asarray(number), f'processes differ in {what}')
+
+
 def num_devices() -> int:
     """The number of devices of all processes."""
     return jax.device_count()

@@ -75,7 +75,7 @@ def load_result(path: Path) -> dict:
 
 def run_name(result: dict) -> str:
     """'imagenet_demo' for the task imagenet and the config 'configs/imagenet.py:demo'."""
-    variant = result['config'].partition(':')[2]
+    variant = result['config'].split()[0].partition(':')[2]
     return '_'.join(filter(None, (result['task'], *variant.replace('=', ',').split(','))))
 
 
@@ -182,6 +182,8 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
     if options.add:
         result = load_result(options.add)
         added = root / 'results' / f'{run_name(result)}.json'
+        if added.exists() and load_result(added) != result:
+            raise ValueError(f'{added} holds another run; remove it, or rename it, to add this one')
         added.write_text(json.dumps(result, indent=2) + '\n')
         print(f'{added.relative_to(root)} written')
     readme = root / 'README.md'

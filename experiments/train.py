@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,8 @@ def train(config, task, workdir: str | Path, config_name: str) -> dict[str, Any]
       config: the run's ConfigDict.
       task: an experiments.tasks.Task made from it.
       workdir: the folder for checkpoints, metrics, result.json and report.png.
-      config_name: what was asked for, such as 'configs/imagenet.py:demo'; stands in the result.
+      config_name: what was asked for, such as 'configs/imagenet.py:demo', with the keys that the
+        command line set behind it; stands in the result.
 
     Returns:
       What result.json holds; None if SIGTERM stopped the run, after a checkpoint.
@@ -51,19 +53,21 @@ def train(config, task, workdir: str | Path, config_name: str) -> dict[str, Any]
     check_sizes(config, parallel.num_devices())
     check_resumable(workdir, config)
     total_steps, steps_per_epoch = count_steps(config, task.num_train_examples)
+    data_name, paper_value = task.data_name, task.paper_value  # opens the evaluation data too
     optimizer, schedule = make_optimizer(total_steps, steps_per_epoch, **config.optimizer)
     devices = parallel.make(config.parallel)
     writes = parallel.is_main_process()
-    if writes:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / 'config.json', config.to_dict())
 
     # From the start, or from a checkpoint.
     host_state = jax.device_get(init(config.seed, task, optimizer))
+    if writes:
+        workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
     host_state, seconds_before = checkpoints.restore(like=host_state) or (host_state, 0.0)
     train_state = devices.replicate(host_state)
     step = saved_step = int(host_state.step)
+    if writes:
+        write_json(workdir / 'config.json', config.to_dict())
     steps = range(step + 1, total_steps + 1)
     if writes and step:
         print(f'Resuming after step {step:,}.')
@@ -96,22 +100,24 @@ def train(config, task, workdir: str | Path, config_name: str) -> dict[str, Any]
 
             last, stop = step == total_steps, should_stop(step)
             evaluates = last or step % settings.evaluate_every_steps == 0
-            saves = last or stop or step % settings.checkpoint_every_steps == 0
+            saves = last or stop or evaluates or step % settings.checkpoint_every_steps == 0
             # A line ends at every checkpoint, so that resuming neither loses nor repeats a step.
             logs = saves or step % settings.log_every_steps == 0
-            if not (logs or evaluates):
+            if not logs:
+                if step == steps.start:  # compilation is over: rates are taken from here on
+                    jax.block_until_ready(returned)
+                    clock, clock_step = time.monotonic(), step
                 continue
 
             recent = devices.fetch(recent)
             check_finite(recent, step, saved_step)
-            if logs:
-                examples = (step - clock_step) * batch_size
-                rates = {
-                    'learning_rate': float(schedule(step - 1)),
-                    'examples_per_second': examples / (time.monotonic() - clock),
-                }
-                metrics.write(step, 'train', summarise(recent) | rates)
-                recent = []
+            examples = (step - clock_step) * batch_size
+            rates = {
+                'learning_rate': float(schedule(step - 1)),
+                'examples_per_second': examples / (time.monotonic() - clock),
+            }
+            metrics.write(step, 'train', summarise(recent) | rates)
+            recent = []
             score = None
             if evaluates:
                 numbers = evaluate(task, devices, predict, train_state.params, train_state.state)
@@ -127,16 +133,19 @@ def train(config, task, workdir: str | Path, config_name: str) -> dict[str, Any]
             clock, clock_step = time.monotonic(), step
 
         if not steps:  # the run was finished before
+            written = workdir / 'result.json'
+            if written.exists() and (workdir / 'report.png').exists():
+                return json.loads(written.read_text())
             numbers = evaluate(task, devices, predict, train_state.params, train_state.state)
             seconds = seconds_before
 
     result = {
         'task': config.task,
         'config': config_name,
-        'data': task.data_name,
+        'data': data_name,
         'metric': task.metric,
         'value': numbers[task.metric],
-        'paper_value': task.paper_value,
+        'paper_value': paper_value,
         'steps': step,
         'examples': step * batch_size,
         'parameters': sum(array.size for array in jax.tree.leaves(host_state.params)),

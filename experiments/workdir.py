@@ -25,13 +25,25 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def git_commit() -> str | None:
-    """The commit that this code is checked out at; None outside a checkout."""
-    command = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
+    """The commit checked out, with '-dirty' behind it if files differ; None outside a checkout."""
+    command = ['git', '-C', str(Path(__file__).parent), 'describe']
+    command += ['--always', '--dirty', '--abbrev=40', '--exclude=*']
     try:
         answer = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:  # no git on this machine
         return None
     return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _read_rows(path: Path) -> list[dict]:
+    """The lines of metrics.jsonl, without those that a killed process or a full disk cut off."""
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            print(f'{path}, line {number} is no whole JSON object, dropped')
+    return rows
 
 
 class Metrics:
@@ -48,9 +60,7 @@ class Metrics:
           batch_size: examples in an update.
         """
         path = workdir / 'metrics.jsonl'
-        # What follows the last newline is empty, or a line that was cut off.
-        lines = path.read_text().split('\n')[:-1] if path.exists() else []
-        self.rows = [row for row in map(json.loads, lines) if row['step'] <= step]
+        self.rows = [row for row in _read_rows(path) if row['step'] <= step]
         self._total_steps = total_steps
         self._batch_size = batch_size
         self._writes = parallel.is_main_process()

@@ -36,8 +36,13 @@ def image_classifier(
     Returns:
       Logits `[B, num_classes]` float32.
 
+    Raises:
+      ValueError: Fields or shapes that do not fit together.
+
     Source: Perceiver, section 4.1; Perceiver IO, section 4.4 and appendix A.
     """
+    if dtype not in ('float32', 'bfloat16'):
+        raise ValueError(f"dtype must be 'float32' or 'bfloat16', not {dtype!r}.")
     byte_array = ImageInputs(**inputs, batch_norm_axis=batch_norm_axis, name='inputs')(
         images.astype(dtype), is_training=is_training
     )  # [B, M, C]

@@ -128,6 +128,16 @@ def test_falls_back_from_a_damaged_checkpoint(workdir, damage, capsys):
     assert (workdir / 'checkpoints' / '60').exists()
 
 
+def test_a_step_can_be_damaged_twice(workdir):
+    for name in ('60.damaged', '60.damaged1'):
+        truncate(workdir / 'checkpoints' / '60')
+        checkpoints = reopen(workdir)
+        assert_restored(checkpoints, 50)
+        assert (workdir / 'checkpoints' / name).exists()
+        checkpoints.save(60, make_state(60), wall_seconds=30.0)
+        checkpoints.close()
+
+
 def test_a_flipped_weight_does_not_match_the_checksum(workdir, monkeypatch):
     checkpoints = reopen(workdir)
     monkeypatch.setattr('experiments.checkpointing.digest', lambda arrays: 'another')

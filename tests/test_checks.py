@@ -40,10 +40,11 @@ def test_evaluation_batches_must_divide_too():
 
 def test_a_folder_with_another_config_is_refused(tmp_path):
     check_resumable(tmp_path, get_config())  # nothing is there yet
-    (tmp_path / 'config.json').write_text(json.dumps(get_config().to_dict()))
+    start_run(tmp_path, get_config())
     config = get_config(log_every_steps=3)
     config.parallel = 'pmap'
     config.data.update(num_workers=8, path='elsewhere')
+    config.evaluation.batch_size = 8
     check_resumable(tmp_path, config)  # none of which changes the result
     config.seed = 8
     config.optimizer.schedule = dict(kind='step', boundary_epochs=(3, 5), factor=0.1)
@@ -60,5 +61,24 @@ def test_a_folder_with_another_config_is_refused(tmp_path):
 def test_tuples_are_lists_in_json(tmp_path):
     config = get_config()
     config.optimizer.schedule = dict(kind='step', boundary_epochs=(3, 5), factor=0.1)
-    (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
+    start_run(tmp_path, config)
     check_resumable(tmp_path, config)
+
+
+def test_a_config_without_a_checkpoint_binds_nothing(tmp_path):
+    (tmp_path / 'config.json').write_text(json.dumps(get_config(steps=7).to_dict()))
+    check_resumable(tmp_path, get_config(steps=6))
+
+
+@pytest.mark.parametrize('damaged', ['{"seed": 7, "tra', '[1]'])
+def test_a_damaged_config_is_named(tmp_path, damaged):
+    start_run(tmp_path, get_config())
+    (tmp_path / 'config.json').write_text(damaged)
+    with pytest.raises(ValueError, match='config.json is damaged .* remove it'):
+        check_resumable(tmp_path, get_config())
+
+
+def start_run(workdir, config):
+    """Leaves what a run leaves with its first checkpoint."""
+    (workdir / 'config.json').write_text(json.dumps(config.to_dict()))
+    (workdir / 'checkpoints' / '2').mkdir(parents=True)

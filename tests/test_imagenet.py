@@ -1,6 +1,8 @@
 import functools
+import json
 import math
 
+import cv2
 import jax
 import numpy as np
 import optax
@@ -129,6 +131,58 @@ def test_attention_is_drawn_where_it_looked():
     order = np.random.default_rng(0).permutation(64)
     np.testing.assert_array_equal(plain._as_images(heat), heat.reshape(1, 8, 8))
     np.testing.assert_array_equal(permuted._as_images(heat[:, order]), heat.reshape(1, 8, 8))
+
+
+def test_mixing_needs_both_alphas():
+    with pytest.raises(ValueError, match='mixup_alpha and .*cutmix_alpha .* got 0.2 and 0.0'):
+        ImageNet(get_config(**{'loss.mixup_alpha': 0.2}))
+
+
+def test_more_classes_than_logits_are_refused():
+    task = ImageNet(get_config(**{'model.num_classes': 7}))
+    with pytest.raises(ValueError, match='10 classes, and config.model.num_classes is 7'):
+        assert task.train_source
+
+
+@pytest.fixture(scope='module')
+def broken_folder(tmp_path_factory):
+    """Images of two classes; one of six to train on and one of four to evaluate are unreadable."""
+    root = tmp_path_factory.mktemp('images')
+    for split, count in (('train', 3), ('val', 2)):
+        for label, name in enumerate(('n01', 'n02')):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                image = np.full((11, 13, 3), 200 * label + i, np.uint8)
+                cv2.imwrite(str(root / split / name / f'{i}.png'), image)
+        (root / split / 'n02' / '1.png').write_bytes(b'no image')
+    return root
+
+
+def folder_config(path, on_broken):
+    config = get_config()
+    config.images = configs.get_config('perceiver').images
+    config.images.image_size = 8
+    config.data.update(source='folder', path=str(path), on_broken=on_broken)
+    config.model.num_classes = 2
+    config.train.update(batch_size=8, epochs=None, steps=2, log_every_steps=1)
+    config.evaluation.batch_size = 8
+    return config
+
+
+def test_unreadable_images_are_skipped_and_counted(broken_folder, tmp_path):
+    config = folder_config(broken_folder, 'skip')
+    train.train(config, ImageNet(config), tmp_path, 'skipping')
+    rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    broken = {row['step']: row['broken_examples'] for row in rows if row['split'] == 'train'}
+    assert sum(broken.values()) in (2, 3)  # sixteen examples are two epochs of six and a part
+    assert [row['broken_examples'] for row in rows if row['split'] == 'eval'] == [1]
+    assert (tmp_path / 'report.png').exists()
+
+
+def test_an_unreadable_image_stops_the_run_and_is_named(broken_folder, tmp_path):
+    config = folder_config(broken_folder, 'stop')
+    with pytest.raises(ValueError, match='n02/1.png'):
+        train.train(config, ImageNet(config), tmp_path, 'stopping')
 
 
 def test_drawing_shows_digits_beside_their_attention():

@@ -98,6 +98,11 @@ def test_cosine_warms_up_from_the_first_update():
     np.testing.assert_allclose(rates([0, 50], kind='cosine', warmup_steps=0), [0.03, 0.015])
 
 
+def test_a_run_must_be_longer_than_its_warm_up():
+    with pytest.raises(ValueError, match='warmup_steps is 10, and the run has 10 updates'):
+        make_optimizer(10, 5, schedule=dict(kind='cosine', warmup_steps=10), **LAMB)
+
+
 @pytest.mark.parametrize(
     ('schedule', 'message'),
     [

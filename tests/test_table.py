@@ -114,6 +114,8 @@ def test_add_then_check(root, tmp_path):
     assert '| imagenet_demo |' in (root / 'README.md').read_text()
     table.main(['--check'], root)
     write(root / 'results' / 'imagenet_demo.json', DEMO | {'value': 0.5})
+    with pytest.raises(ValueError, match='imagenet_demo.json holds another run'):
+        table.main(['--add', str(tmp_path / 'result.json')], root)
     before = (root / 'README.md').read_text()
     with pytest.raises(ValueError, match='README.md and results/ differ; run: make table'):
         table.main(['--check'], root)

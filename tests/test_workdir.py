@@ -30,6 +30,15 @@ def test_one_json_object_a_line_and_what_came_after_the_checkpoint_is_dropped(tm
     assert rows[0] == {'step': 2, 'split': 'train', **TRAIN}
 
 
+def test_a_damaged_line_is_dropped_and_told(tmp_path, capsys):
+    row = {'step': 2, 'split': 'train', **TRAIN}
+    (tmp_path / 'metrics.jsonl').write_text(f'{json.dumps(row)}\n{{"step": 4, "sp\n')
+    metrics = make_metrics(tmp_path, step=4)
+    metrics.close()
+    assert metrics.rows == [row]
+    assert 'metrics.jsonl, line 2 is no whole JSON object' in capsys.readouterr().out
+
+
 def test_plain_lines_when_not_a_terminal(tmp_path, capsys):
     metrics = make_metrics(tmp_path)
     metrics.write(1000, 'train', TRAIN)

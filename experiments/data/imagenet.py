@@ -56,6 +56,7 @@ class _ArrayRecords:
         import tensorflow_datasets as tfds  # slow, and the other sources run without it
 
         folder = _version_folder(path)
+        self._name = f'{folder}, split {split}'
         if not any(folder.glob(f'*-{split}.array_record-*')):
             raise ValueError(
                 f'{folder} has no array_record files of the split {split!r}: prepare them with '
@@ -64,6 +65,9 @@ class _ArrayRecords:
         builder = tfds.builder_from_directory(folder)
         self._source = builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
         self.classes = builder.info.features['label'].names
+
+    def __repr__(self) -> str:
+        return self._name
 
     def __len__(self) -> int:
         return len(self._source)
@@ -79,6 +83,7 @@ class _TFRecords:
         import tensorflow_datasets as tfds
 
         folder = _version_folder(path)
+        self._name = f'{folder}, split {split}'
         self._files = sorted(folder.glob(f'*-{split}.tfrecord-*-of-*'))
         if not self._files:
             raise ValueError(f'{folder} has no TFRecord files of the split {split!r}')
@@ -92,6 +97,9 @@ class _TFRecords:
         self._features = tfds.features.FeaturesDict.from_config(os.fspath(folder))
         self._decoders = {'image': tfds.decode.SkipDecoding()}
         self.classes = self._features['label'].names
+
+    def __repr__(self) -> str:
+        return self._name
 
     def __len__(self) -> int:
         return len(self._records)
@@ -134,6 +142,9 @@ class _Folder:
             raise ValueError(f'{self._folder} has no images <class>/*{_IMAGE_ENDINGS}')
         # Arrays: a million Python strings would take long to send to each worker.
         self._names, self._labels = np.array(names), np.array(labels, np.int32)
+
+    def __repr__(self) -> str:
+        return str(self._folder)
 
     def __len__(self) -> int:
         return len(self._names)

@@ -40,6 +40,7 @@ def main(argv: list[str]) -> None:
         raise ValueError(f'unexpected argument {argv[1]!r}: flags are written --name=value')
     if MODE.value != 'describe' and not WORKDIR.value:
         raise ValueError(f'--mode={MODE.value} needs --workdir')
+    logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax and Grain log every step they take
     config, overrides = CONFIG.value, flags.FLAGS['config'].override_values
     name = ' '.join(

@@ -128,6 +128,7 @@ def test_falls_back_from_a_damaged_checkpoint(workdir, damage, capsys):
     assert (workdir / 'checkpoints' / '60').exists()
 
 
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # as above
 def test_a_step_can_be_damaged_twice(workdir):
     for name in ('60.damaged', '60.damaged1'):
         truncate(workdir / 'checkpoints' / '60')

@@ -46,12 +46,13 @@ def wait_for(process, text):
 
 
 def read(workdir):
-    """The result without times, and the lines of metrics.jsonl without rates."""
+    """The result without times and overrides, and the lines of metrics.jsonl without rates."""
     result = json.loads((workdir / 'result.json').read_text())
     rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     for row in rows:
         row.pop('examples_per_second', None)
-    return {k: v for k, v in result.items() if k != 'wall_seconds'}, rows
+    assert result['config'].split()[0] == NAME
+    return {k: v for k, v in result.items() if k not in ('config', 'wall_seconds')}, rows
 
 
 def test_a_killed_run_resumes_with_another_number_of_workers(tmp_path):

@@ -73,7 +73,7 @@ class ImageNet:
         source = open_source(self.config.data.source, self.config.data.path, split)
         if len(source.classes) > self.config.model.num_classes:
             raise ValueError(
-                f'{self.config.data.path} has {len(source.classes)} classes, and '
+                f'the {self.config.data.source} data has {len(source.classes)} classes, and '
                 f'config.model.num_classes is {self.config.model.num_classes}'
             )
         return source

@@ -108,6 +108,7 @@ def test_there_are_golden_files():
 
 @pytest.mark.parametrize('name', MODELS)
 def test_outputs_equal_the_reference(name):
+    assert name in RUN, f'{GOLDEN}/{name}.npz is of no model that is built here'
     golden = np.load(GOLDEN / f'{name}.npz')
     output = RUN[name](golden, json.loads(str(golden['config'])))
     assert relative_difference(np.asarray(output), golden['output']) < 1e-5

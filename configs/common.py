@@ -12,7 +12,9 @@ def near_misses(name: str, known: Collection[str]) -> str:
     return f'Known: {", ".join(known)}.'
 
 
-def parse_variant(text: str, variants: Collection[str], options: dict[str, dict[str, object]]):
+def parse_variant(
+    text: str, variants: Collection[str], options: dict[str, dict[str, object]]
+) -> tuple[str, dict[str, object]]:
     """Splits 'perceiver,cross_attends=4,placement=start' into a variant and its options.
 
     Args:

@@ -5,11 +5,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import tensorboardX
 
 from experiments import parallel
+
+_QUIET_SECONDS = 60.0  # between training lines where nobody watches: files and pipes
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -63,6 +66,7 @@ class Metrics:
         self.rows = [row for row in _read_rows(path) if row['step'] <= step]
         self._total_steps = total_steps
         self._batch_size = batch_size
+        self._quiet_until = 0.0  # on time.monotonic's clock
         self._writes = parallel.is_main_process()
         if self._writes:
             write_whole(path, ''.join(json.dumps(row) + '\n' for row in self.rows))
@@ -113,8 +117,9 @@ class Metrics:
                 f'{k} {v:.4f}' for k, v in row.items() if k not in ('step', 'split')
             )
             line = f'step {place}  evaluation: {numbers}'
-        if not sys.stdout.isatty():
-            print(line, flush=True)
-        else:  # one line that is written over, and stays where it tells an evaluation
+        if sys.stdout.isatty():  # one line that is written over, and stays where it evaluates
             end = '\n' if row['split'] == 'eval' else ''
             print(f'\r\x1b[K{line}', end=end, flush=True)
+        elif row['split'] == 'eval' or time.monotonic() >= self._quiet_until:
+            print(line, flush=True)
+            self._quiet_until = time.monotonic() + _QUIET_SECONDS

@@ -13,6 +13,7 @@ import pytest
 
 from experiments import parallel, train
 from experiments.checkpointing import load_params
+from tests.toy_process import wait_for_step
 from tests.toy_task import ToyTask, get_config
 
 
@@ -36,10 +37,8 @@ def test_two_processes_equal_one(tmp_path):
         )
         for i in range(2)
     ]
-    for line in processes[0].stdout:
-        if line.startswith('step 4/'):
-            processes[1].send_signal(signal.SIGTERM)  # to one: the other must stop with it
-            break
+    wait_for_step(tmp_path / 'jit', 4)
+    processes[1].send_signal(signal.SIGTERM)  # to one: the other must stop with it
     outputs = [process.communicate(timeout=100)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert all('\nstopped\n' in output for output in outputs), outputs

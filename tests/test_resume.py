@@ -11,6 +11,7 @@ import pytest
 from configs.imagenet import get_config
 from experiments.imagenet import ImageNet
 from experiments.train import train
+from tests.toy_process import wait_for_step
 
 NAME = 'configs/imagenet.py:demo'
 SIZES = dict(steps=20, log_every_steps=1, checkpoint_every_steps=5, evaluate_every_steps=10)
@@ -64,7 +65,7 @@ def test_a_killed_run_resumes_with_another_number_of_workers(tmp_path):
     expected = read(tmp_path / 'left alone')
 
     process = start(tmp_path / 'run', num_workers=0)
-    wait_for(process, 'step 6/20')
+    wait_for_step(tmp_path / 'run', 6)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from experiments import workdir
 from experiments.workdir import Metrics, write_whole
 
 TRAIN = {'loss': 1.5, 'learning_rate': 0.02, 'examples_per_second': 64.0}
@@ -39,7 +40,8 @@ def test_a_damaged_line_is_dropped_and_told(tmp_path, capsys):
     assert 'metrics.jsonl, line 2 is no whole JSON object' in capsys.readouterr().out
 
 
-def test_plain_lines_when_not_a_terminal(tmp_path, capsys):
+def test_plain_lines_when_not_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(workdir, '_QUIET_SECONDS', 0.0)
     metrics = make_metrics(tmp_path)
     metrics.write(1000, 'train', TRAIN)
     metrics.write(1100, 'train', {**TRAIN, 'broken_examples': 3.0})
@@ -52,6 +54,19 @@ def test_plain_lines_when_not_a_terminal(tmp_path, capsys):
         '  3 broken examples',
         'step 1,100/1,200  evaluation: top1 0.1235',
     ]
+
+
+def test_training_is_quiet_when_not_a_terminal(tmp_path, capsys):
+    metrics = make_metrics(tmp_path)
+    for step in (1, 2, 3):
+        metrics.write(step, 'train', TRAIN)
+    metrics.write(3, 'eval', {'top1': 0.5})
+    metrics.write(4, 'train', TRAIN)
+    metrics.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split('  ')[0] for line in lines] == ['step 1/1,200', 'step 3/1,200']
+    assert 'evaluation' in lines[1]
+    assert len(metrics.rows) == 5  # all of them are in the files
 
 
 def test_one_line_written_over_in_a_terminal(tmp_path, capsys, monkeypatch):

@@ -1,6 +1,8 @@
 """One of several processes that train the toy task together; started by test_parallel.py.
 
 python tests/toy_process.py <coordinator> <num_processes> <process_id> <folder>
+
+Tests that start processes wait for their progress with `wait_for_step`.
 """
 
 import sys
@@ -9,6 +11,18 @@ from pathlib import Path
 
 from experiments import parallel, train
 from tests.toy_task import ToyTask, get_config
+
+
+def wait_for_step(workdir, step, timeout=100.0):
+    """Returns when metrics.jsonl tells that a run has made an update."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        metrics = Path(workdir, 'metrics.jsonl')
+        if metrics.exists() and f'"step": {step},' in metrics.read_text():
+            return
+        time.sleep(0.02)
+    raise TimeoutError(f'{workdir} has not come to step {step} in {timeout} s')
+
 
 if __name__ == '__main__':
     coordinator, num_processes, process_id, folder = sys.argv[1:]

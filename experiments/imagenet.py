@@ -22,6 +22,7 @@ from experiments.report import image_grid
 from perceiver_jax.attention import record_attention
 from perceiver_jax.inputs import permutation
 from perceiver_jax.models import image_classifier
+from perceiver_jax.pretrained import Pretrained
 
 PAPER_EXAMPLES = (1_281_167, 50_000)  # training and validation images of ILSVRC 2012
 NUM_DRAWN = 20
@@ -153,6 +154,20 @@ class ImageNet:
 
     def summarise(self, predictions):
         return {name: float(np.mean(values)) for name, values in predictions.items()}
+
+    def pretrained(self, params, state):
+        model, images = self.config.model.to_dict(), self.config.images
+        try:
+            classes = list(self.eval_source.classes)
+        except (OSError, ValueError):  # the data need not be at hand to use the model
+            classes = None
+        front_end = dict(
+            size=images.image_size,
+            crop_fraction=self.config.evaluation.crop_fraction,
+            mean=list(images.mean),
+            std=list(images.std),
+        )
+        return Pretrained('image_classifier', model, front_end, params, state, classes)
 
     # What people look at
 

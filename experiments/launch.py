@@ -10,14 +10,13 @@ otherwise give --coordinator=<host>:<port> --num_processes=<n> --process_id=<0..
 import json
 import logging
 import re
-import sys
-import traceback
 from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from configs.common import near_misses
+from experiments.errors import fail, one_line_errors
 
 # Grain's workers import this file again: what is slow to import is imported where it is used.
 
@@ -49,13 +48,9 @@ def main(argv: list[str]) -> None:
     )
     replace_length(config, overrides)
 
-    import jax
-
     from experiments import parallel
     from experiments.tasks import TASKS
 
-    # Unfiltered: where an error was raised tells whether its message is meant for the user.
-    jax.config.update('jax_traceback_filtering', 'off')
     if config.task not in TASKS:
         raise ValueError(f'Unknown task {config.task!r}. {near_misses(config.task, TASKS)}')
     parallel.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
@@ -196,39 +191,13 @@ def parse_flags(argv: list[str]) -> list[str]:
     return rest
 
 
-def is_ours(error: Exception) -> bool:
-    """Whether this repository's code raised an error, and so meant its message for the user."""
-    file = traceback.extract_tb(error.__traceback__)[-1].filename
-    root = Path(__file__).resolve().parent.parent
-    return any(
-        Path(file).is_relative_to(root / x) for x in ('perceiver_jax', 'configs', 'experiments')
-    )
-
-
 def run() -> None:
-    """Runs the command line; an error of the user's making is one line."""
-    try:
-        app.run(main, flags_parser=parse_flags)
-    except flags.Error as error:
-        fail(error, 2)
-    except ValueError as error:
-        if not is_ours(error):
-            raise
-        fail(error, 2)
-    except FloatingPointError as error:
-        fail(error, 1)
-    except OSError as error:
-        if error.filename is None:
-            raise
-        fail(error, 2)
-    except KeyboardInterrupt:
-        fail('interrupted; the same command resumes from the last checkpoint', 130)
-
-
-def fail(error: Exception | str, code: int) -> None:
-    """Ends with one line."""
-    print('error:', ' '.join(str(error).split()), file=sys.stderr)
-    sys.exit(code)
+    """Runs the command line."""
+    with one_line_errors('interrupted; the same command resumes from the last checkpoint'):
+        try:
+            app.run(main, flags_parser=parse_flags)
+        except flags.Error as error:
+            fail(error, 2)
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import SubFigure
 
 from experiments.imagenet import ImageNet
+from perceiver_jax.pretrained import Pretrained
 
 Batch = dict[str, np.ndarray]  # the leading axis is the examples
 Tree = dict[str, Any]  # Haiku parameters or state
@@ -56,6 +57,9 @@ class Task(Protocol):
 
     def summarise(self, predictions: dict[str, np.ndarray]) -> dict[str, float]:
         """Metrics from the predictions of all evaluation examples."""
+
+    def pretrained(self, params: Tree, state: Tree) -> Pretrained:
+        """The model with its weights, to be used without this repository's experiments."""
 
     def draw(self, subfigure: SubFigure, params: Tree, state: Tree) -> None:
         """Sample predictions as a picture."""

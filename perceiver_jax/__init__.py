@@ -1,9 +1,11 @@
 """The Perceiver and Perceiver IO in pure Haiku.
 
 Building blocks are Haiku modules; whole models are functions to be called inside
-`hk.transform_with_state`.
+`hk.transform_with_state`. `load` gives a model with its weights, to be called as it is.
+`front_ends` turns files into what the models take, `tiling` runs flow on frames of any size.
 """
 
+from perceiver_jax import front_ends, tiling
 from perceiver_jax.attention import (
     Attention,
     CrossAttend,
@@ -13,12 +15,38 @@ from perceiver_jax.attention import (
     attention_weights,
     record_attention,
 )
-from perceiver_jax.checkpoints import from_deepmind
-from perceiver_jax.decoder import AverageDecoder, ClassQueryDecoder, QueryDecoder
+from perceiver_jax.decoder import (
+    AverageDecoder,
+    ClassQueryDecoder,
+    QueryDecoder,
+    decode_in_chunks,
+)
 from perceiver_jax.encoder import Encoder, schedule
-from perceiver_jax.inputs import ImageInputs
-from perceiver_jax.models import image_classifier
-from perceiver_jax.position_encoding import LearnedPositions, fourier_features, grid_positions
+from perceiver_jax.inputs import (
+    FlowInputs,
+    ImageInputs,
+    JoinModalities,
+    TextInputs,
+    audio_elements,
+    extract_patches,
+    space_to_depth,
+    video_elements,
+)
+from perceiver_jax.models import (
+    image_classifier,
+    masked_language_model,
+    optical_flow,
+    video_autoencoder,
+)
+from perceiver_jax.position_encoding import (
+    LearnedPositions,
+    fourier_features,
+    grid_fourier_features,
+    grid_positions,
+    resample_positions,
+)
+from perceiver_jax.pretrained import Pretrained, initialise, load
+from perceiver_jax.released import RELEASED
 
 __all__ = [
     # Attention
@@ -32,16 +60,36 @@ __all__ = [
     # Positions
     'grid_positions',
     'fourier_features',
+    'grid_fourier_features',
+    'resample_positions',
     'LearnedPositions',
-    # Inputs -> latents -> outputs
+    # Inputs
     'ImageInputs',
+    'FlowInputs',
+    'TextInputs',
+    'JoinModalities',
+    'extract_patches',
+    'space_to_depth',
+    'audio_elements',
+    'video_elements',
+    # Inputs -> latents -> outputs
     'Encoder',
     'schedule',
     'AverageDecoder',
     'QueryDecoder',
     'ClassQueryDecoder',
+    'decode_in_chunks',
     # Whole models
     'image_classifier',
-    # Weights
-    'from_deepmind',
+    'optical_flow',
+    'masked_language_model',
+    'video_autoencoder',
+    # Models with their weights
+    'load',
+    'initialise',
+    'Pretrained',
+    'RELEASED',
+    # From files to models
+    'front_ends',
+    'tiling',
 ]

@@ -303,6 +303,17 @@ def record_attention(module_name: str) -> Iterator[list[Array]]:
         _recordings.pop()
 
 
+@contextlib.contextmanager
+def no_recording() -> Iterator[None]:
+    """Records nothing: within a loop, the weights of one iteration cannot leave it."""
+    outer = _recordings[:]
+    _recordings.clear()
+    try:
+        yield
+    finally:
+        _recordings[:] = outer
+
+
 def _record(module_name: str, query: Array, key: Array, mask: Array | None) -> None:
     for suffix, collected in _recordings:
         if f'/{module_name}'.endswith(f'/{suffix}'):

@@ -1,62 +1,288 @@
-"""DeepMind's published weights as ours: the only file that knows foreign parameter names."""
+"""DeepMind's and Hugging Face's weights as ours, and back.
 
+The only file that knows foreign parameter names, layouts and file formats. Files are read and
+written in foreign terms (`read_deepmind`, `write_huggingface`, ...); `from_deepmind`,
+`to_huggingface` and the others translate, by one table. There and back changes no bit.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import pickle
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 Tree = Mapping[str, Mapping[str, Any]]  # Haiku's: module name -> parameter name -> array
+Arrays = dict[str, dict[str, np.ndarray]]  # the same, of NumPy's arrays
 
-_DECODER = 'classification_decoder/~/basic_decoder'
-_CONV = 'image_preprocessor/~/conv2_d_downsample/~'
+
+class _Row(NamedTuple):
+    """One parameter as all three name it; `*` is the place of a self-attend, see `_PLACES`."""
+
+    ours: str  # 'module:parameter'
+    deepmind: str  # likewise
+    huggingface: str | None
+    layout: str = 'same'
+    tree: str = 'params'
+
+
+def _linear(ours: str, deepmind: str, huggingface: str, layout: str = 'matrix') -> list[_Row]:
+    return [
+        _Row(f'{ours}:w', f'{deepmind}:w', f'{huggingface}.weight', layout),
+        _Row(f'{ours}:b', f'{deepmind}:b', f'{huggingface}.bias'),
+    ]
+
+
+def _norm(ours: str, deepmind: str, huggingface: str, layout: str = 'same') -> list[_Row]:
+    return [
+        _Row(f'{ours}:scale', f'{deepmind}:scale', f'{huggingface}.weight', layout),
+        _Row(f'{ours}:offset', f'{deepmind}:offset', f'{huggingface}.bias', layout),
+    ]
+
+
+_ATTENTION_AND_MLP = [
+    ('attention/query', 'attention/linear', 'attention.self.query'),
+    ('attention/key', 'attention/linear_1', 'attention.self.key'),
+    ('attention/value', 'attention/linear_2', 'attention.self.value'),
+    ('attention/output', 'attention/linear_3', 'attention.output.dense'),
+    ('mlp/hidden', 'mlp/linear', 'mlp.dense1'),
+    ('mlp/output', 'mlp/linear_1', 'mlp.dense2'),
+]
+_CROSS_ATTEND_NORMS = [
+    ('norm_queries', 'layer_norm', 'attention.self.layernorm1'),
+    ('norm_inputs', 'layer_norm_1', 'attention.self.layernorm2'),
+    ('norm_mlp', 'layer_norm_2', 'layernorm'),
+]
+_SELF_ATTEND_NORMS = [
+    ('norm_attention', 'layer_norm', 'attention.self.layernorm1'),
+    ('norm_mlp', 'layer_norm_1', 'layernorm'),
+]
+
+
+def _attend(ours: str, deepmind: str, huggingface: str, norms: list) -> list[_Row]:
+    layers = [(_norm, *names) for names in norms]
+    layers += [(_linear, *names) for names in _ATTENTION_AND_MLP]
+    return [
+        row
+        for rows, *names in layers
+        for row in rows(f'{ours}/{names[0]}', f'{deepmind}/{names[1]}', f'{huggingface}.{names[2]}')
+    ]
+
+
+def _cross_attend(ours: str, deepmind: str, huggingface: str) -> list[_Row]:
+    return _attend(ours, deepmind, huggingface, _CROSS_ATTEND_NORMS)
+
+
+def _encoder(deepmind: str) -> list[_Row]:
+    hub, latents = 'perceiver.encoder', f'{deepmind}/~/trainable_position_encoding:pos_embs'
+    return [
+        _Row('encoder:latents', latents, 'perceiver.embeddings.latents'),
+        *_cross_attend(
+            'encoder/cross_attend_1', f'{deepmind}/~/cross_attention', f'{hub}.cross_attention'
+        ),
+        *_attend('encoder/block_1/*', f'{deepmind}/~/*', f'{hub}.*', _SELF_ATTEND_NORMS),
+    ]
+
+
+_INPUTS = 'perceiver.input_preprocessor'
+_DECODER = 'perceiver.decoder.decoder'
+_CLASS_DECODER = 'classification_decoder/~/basic_decoder'
 _POSITIONS = 'image_preprocessor/~_build_network_inputs'
-_PROJECTOR = f'{_POSITIONS}/position_encoding_projector/linear'
+_CONV = 'image_preprocessor/~/conv2_d_downsample/~'
+_BATCH_NORM = 'inputs/conv7x7/batch_norm'
 
-# 'module:parameter' as DeepMind names it, a pattern of the whole -> ours. Layers come below.
-_NAMES = {
-    r'perceiver_encoder/~/trainable_position_encoding:pos_embs': 'encoder:latents',
-    r'perceiver_encoder/~/cross_attention/(.*)': r'encoder/cross_attend_1/\1',
-    r'perceiver_encoder/~/self_attention/(.*)': r'encoder/block_1/self_attend_1/\1',
-    r'perceiver_encoder/~/self_attention_(\d+)/(.*)': (
-        lambda match: f'encoder/block_1/self_attend_{int(match[1]) + 1}/{match[2]}'
+_IMAGENET = [
+    *_encoder('perceiver_encoder'),
+    _Row(
+        'decoder:query',
+        f'{_CLASS_DECODER}/~/trainable_position_encoding:pos_embs',
+        f'{_DECODER}.output_position_encodings.position_embeddings',
     ),
-    rf'{_DECODER}/~/trainable_position_encoding:pos_embs': 'decoder:query',
-    rf'{_DECODER}/cross_attention/(.*)': r'decoder/query_decoder/cross_attend/\1',
-    rf'{_DECODER}/output:(.*)': r'decoder/query_decoder/output:\1',
-    r'image_preprocessor/~/conv2_d:(.*)': r'inputs/conv1x1:\1',
-    rf'{_CONV}/conv:w': 'inputs/conv7x7:w',
-    rf'{_CONV}/batchnorm:(.*)': r'inputs/conv7x7/batch_norm:\1',
-    rf'{_CONV}/batchnorm/~/mean_ema:average': 'inputs/conv7x7/batch_norm:mean',
-    rf'{_CONV}/batchnorm/~/mean_ema:hidden': 'inputs/conv7x7/batch_norm:mean_hidden',
-    rf'{_CONV}/batchnorm/~/var_ema:average': 'inputs/conv7x7/batch_norm:variance',
-    rf'{_CONV}/batchnorm/~/var_ema:hidden': 'inputs/conv7x7/batch_norm:variance_hidden',
-    rf'{_CONV}/batchnorm/~/(mean|var)_ema:counter': 'inputs/conv7x7/batch_norm:counter',
-    rf'{_POSITIONS}/trainable_position_encoding:pos_embs': 'inputs/position_encoding:positions',
-    rf'{_PROJECTOR}:(.*)': r'inputs/position_encoding/projection:\1',
+    *_cross_attend(
+        'decoder/query_decoder/cross_attend',
+        f'{_CLASS_DECODER}/cross_attention',
+        f'{_DECODER}.decoding_cross_attention',
+    ),
+    *_linear('decoder/query_decoder/output', f'{_CLASS_DECODER}/output', f'{_DECODER}.final_layer'),
+]
+
+
+def _average(ours: str, deepmind: str, huggingface: str) -> list[_Row]:
+    """A running average of batch normalisation, of which Hugging Face keeps one part of three."""
+    ours, theirs = f'{_BATCH_NORM}:{ours}', f'{_CONV}/batchnorm/~/{deepmind}'
+    hub = f'{_INPUTS}.convnet.batchnorm'
+    # Haiku counts for either average; both always count alike, and we and torch count once.
+    counter = f'{hub}.num_batches_tracked' if huggingface == 'running_mean' else None
+    return [
+        _Row(ours, f'{theirs}:average', f'{hub}.{huggingface}', 'channels', 'state'),
+        _Row(f'{ours}_hidden', f'{theirs}:hidden', None, 'channels', 'state'),
+        _Row(f'{_BATCH_NORM}:counter', f'{theirs}:counter', counter, 'same', 'state'),
+    ]
+
+
+def _modality(ours: str, theirs: str, postprocessor: str) -> list[_Row]:
+    """What the video model has of one modality."""
+
+    def vector(ours: str, deepmind: str, huggingface: str) -> _Row:
+        return _Row(ours, f'{deepmind}:pos_embs', huggingface, 'row')
+
+    return [
+        vector(
+            f'inputs:{ours}_padding',
+            f'multimodal_preprocessor/{theirs}_padding',
+            f'{_INPUTS}.padding.{theirs}',
+        ),
+        vector(
+            f'inputs:{ours}_mask_token',
+            f'multimodal_preprocessor/{theirs}_mask_token',
+            f'{_INPUTS}.mask.{theirs}',
+        ),
+        vector(
+            f'output_queries:{ours}_padding',
+            f'multimodal_decoder/~decoder_query/{theirs}_padding',
+            f'perceiver.decoder.padding.{theirs}',
+        ),
+        *_linear(
+            f'{ours}_output',
+            f'{postprocessor}_postprocessor/linear',
+            f'perceiver.output_postprocessor.modalities.{theirs}.classifier',
+        ),
+    ]
+
+
+_TABLE = {
+    'imagenet_fourier': _IMAGENET,
+    'imagenet_learned': [
+        *_IMAGENET,
+        *_linear(
+            'inputs/conv1x1', 'image_preprocessor/~/conv2_d', f'{_INPUTS}.convnet_1x1', 'conv1x1'
+        ),
+        _Row(
+            'inputs/position_encoding:positions',
+            f'{_POSITIONS}/trainable_position_encoding:pos_embs',
+            f'{_INPUTS}.position_embeddings.position_embeddings',
+        ),
+        *_linear(
+            'inputs/position_encoding/projection',
+            f'{_POSITIONS}/position_encoding_projector/linear',
+            f'{_INPUTS}.positions_projection',
+        ),
+    ],
+    'imagenet_conv': [
+        *_IMAGENET,
+        _Row('inputs/conv7x7:w', f'{_CONV}/conv:w', f'{_INPUTS}.convnet.conv.weight', 'conv7x7'),
+        *_norm(_BATCH_NORM, f'{_CONV}/batchnorm', f'{_INPUTS}.convnet.batchnorm', 'channels'),
+        *_average('mean', 'mean_ema', 'running_mean'),
+        *_average('variance', 'var_ema', 'running_var'),
+    ],
+    'optical_flow': [
+        *_encoder('perceiver_encoder'),
+        *_linear(
+            'inputs/projection',
+            'image_preprocessor/patches_linear',
+            f'{_INPUTS}.conv_after_patches',
+        ),
+        *_cross_attend(
+            'decoder/cross_attend',
+            'flow_decoder/~/basic_decoder/cross_attention',
+            f'{_DECODER}.decoding_cross_attention',
+        ),
+        *_linear(
+            'decoder/output', 'flow_decoder/~/basic_decoder/output', f'{_DECODER}.final_layer'
+        ),
+    ],
+    'mlm_bytes': [
+        *_encoder('perceiver_encoder'),
+        _Row('inputs:embeddings', 'embed:embeddings', f'{_INPUTS}.embeddings.weight'),
+        _Row(
+            'inputs/position_encoding:positions',
+            'trainable_position_encoding:pos_embs',
+            f'{_INPUTS}.position_embeddings.weight',
+        ),
+        _Row(
+            'output_queries:positions',
+            'basic_decoder/~/trainable_position_encoding:pos_embs',
+            'perceiver.decoder.output_position_encodings.position_embeddings',
+        ),
+        *_cross_attend(
+            'decoder/cross_attend',
+            'basic_decoder/cross_attention',
+            'perceiver.decoder.decoding_cross_attention',
+        ),
+        _Row('output:b', 'embedding_decoder:bias', 'embedding_decoder.bias'),
+    ],
+    'video_autoencoding': [
+        *_encoder('encoder'),
+        *_modality('audio', 'audio', 'audio'),
+        *_modality('video', 'image', 'projection'),
+        *_modality('label', 'label', 'classification'),
+        _Row(
+            'label_query:positions',
+            f'{_CLASS_DECODER}/~/trainable_position_encoding:pos_embs',
+            'perceiver.decoder.modalities.label.decoder.output_position_encodings'
+            '.position_embeddings',
+        ),
+        *_cross_attend(
+            'decoder/cross_attend',
+            'multimodal_decoder/~/basic_decoder/cross_attention',
+            f'{_DECODER}.decoding_cross_attention',
+        ),
+        *_linear(
+            'decoder/output', 'multimodal_decoder/~/basic_decoder/output', f'{_DECODER}.final_layer'
+        ),
+    ],
 }
-_LAYERS = {
-    'attention/linear': 'attention/query',
-    'attention/linear_1': 'attention/key',
-    'attention/linear_2': 'attention/value',
-    'attention/linear_3': 'attention/output',
-    'mlp/linear': 'mlp/hidden',
-    'mlp/linear_1': 'mlp/output',
+
+# How an array lies elsewhere: with how many axes of size 1 in front of ours, and then with its
+# axes in which order (None: as they are). What is not here lies as ours does.
+_LAYOUTS = {
+    ('matrix', 'huggingface'): (0, (1, 0)),
+    ('conv1x1', 'deepmind'): (2, None),
+    ('conv1x1', 'huggingface'): (2, (3, 2, 0, 1)),
+    ('hub', 'huggingface'): (0, (3, 2, 1, 0)),  # [out, in, width, height]: the converter's slip
+    ('transformers', 'huggingface'): (0, (3, 2, 0, 1)),
+    ('channels', 'deepmind'): (3, None),
+    ('row', 'deepmind'): (1, None),
+    ('row', 'huggingface'): (1, None),
 }
-_NORMS = {
-    'cross_attend': {
-        'layer_norm': 'norm_queries',
-        'layer_norm_1': 'norm_inputs',
-        'layer_norm_2': 'norm_mlp',
-    },
-    'self_attend': {'layer_norm': 'norm_attention', 'layer_norm_1': 'norm_mlp'},
+
+# What stands at the `*` of a row: a pattern of it, and its text for the self-attend k = 0, 1, ...
+_PLACES = {
+    'ours': (r'(?<=/)self_attend_([1-9]\d*)(?=/)', lambda k: f'self_attend_{k + 1}'),
+    'deepmind': (
+        r'(?<=/)self_attention(?:_([1-9]\d*))?(?=/)',
+        lambda k: f'self_attention_{k}' if k else 'self_attention',
+    ),
+    'huggingface': (r'(?<=\.)self_attends\.(0|[1-9]\d*)(?=\.)', lambda k: f'self_attends.{k}'),
 }
 
 
-def our_name(module: str, parameter: str) -> tuple[str, str]:
-    """Our name of a parameter or state of DeepMind's ImageNet models.
+def recognise(names: Iterable[str]) -> str:
+    """The kind of model that parameters belong to, by their names alone.
 
     Args:
+      names: 'module:parameter' as we or DeepMind name them, or Hugging Face's names.
+
+    Returns:
+      'imagenet_fourier', 'imagenet_learned', 'imagenet_conv', 'optical_flow', 'mlm_bytes' or
+      'video_autoencoding': the one that has most of these names, and fewest others.
+
+    Raises:
+      ValueError: The latents, which every Perceiver has, are not among the names.
+    """
+    return _recognise(names, *_PLACES)
+
+
+def our_name(kind: str, module: str, parameter: str) -> tuple[str, str]:
+    """Our name of a parameter or state of one of DeepMind's models.
+
+    Args:
+      kind: Of model, as `recognise` names it.
       module: Haiku module name in DeepMind's release, such as
         'perceiver_encoder/~/cross_attention/attention/linear'.
       parameter: Name within the module, such as 'w'.
@@ -65,45 +291,482 @@ def our_name(module: str, parameter: str) -> tuple[str, str]:
       Module and parameter name here, such as ('encoder/cross_attend_1/attention/query', 'w').
 
     Raises:
-      ValueError: The name belongs to none of these models.
+      ValueError: The model has no such parameter.
     """
-    theirs = f'{module}:{parameter}'
-    for pattern, ours in _NAMES.items():
-        if match := re.fullmatch(pattern, theirs):
-            name = match.expand(ours) if isinstance(ours, str) else ours(match)
-            module, parameter = name.split(':')
-            return _rename_layer(module), parameter
-    raise ValueError(f"{theirs!r} is no parameter of DeepMind's ImageNet models.")
+    name = f'{module}:{parameter}'
+    key, k = _parse(name, 'deepmind')
+    if key not in _rows(kind, 'deepmind'):
+        raise ValueError(f"{name!r} is no parameter of DeepMind's {kind}.")
+    module, parameter = _write(_rows(kind, 'deepmind')[key][0].ours, k, 'ours').split(':')
+    return module, parameter
 
 
-def _rename_layer(module: str) -> str:
-    attend = re.fullmatch(r'(.*/(cross_attend|self_attend)(?:_\d+)?)/(.*)', module)
-    if attend is None:
-        return module
-    owner, kind, layer = attend.groups()
-    return f'{owner}/{(_LAYERS | _NORMS[kind])[layer]}'
-
-
-def from_deepmind(tree: Tree) -> dict[str, dict[str, np.ndarray]]:
-    """DeepMind's parameters, or state, under our names and in our layout.
+def from_deepmind(params: Tree, state: Tree | None = None) -> tuple[Arrays, Arrays]:
+    """DeepMind's parameters and state under our names and in our layout.
 
     Args:
-      tree: Parameters or state of one of the three released ImageNet models.
+      params: Of one of the six released models, of any size.
+      state: Likewise; only the convolutional model has one.
 
     Returns:
-      The same values: 1x1 convolutions as matrices `[in, out]`, batch normalisation as vectors.
+      Parameters and state for our function of that model: 1x1 convolutions as matrices
+      `[in, out]`, batch normalisation and paddings as vectors. 16-bit floats become float32.
 
     Raises:
-      ValueError: A name that belongs to none of these models.
+      ValueError: Names or layouts that do not belong to the model.
     """
-    ours: dict[str, dict[str, np.ndarray]] = {}
-    for module, parameters in tree.items():
-        for parameter, value in parameters.items():
-            name, key = our_name(module, parameter)
-            value = np.asarray(value)
-            if name == 'inputs/conv1x1' and key == 'w':
-                value = value[0, 0]
-            elif name == 'inputs/conv7x7/batch_norm' and value.ndim:
-                value = value.reshape(-1)
-            ours.setdefault(name, {})[key] = value
-    return ours
+    params, state = _translate(_flatten(params, state), 'deepmind', 'ours')
+    return _nest(params), _nest(state)
+
+
+def to_deepmind(params: Tree, state: Tree | None = None) -> tuple[Arrays, Arrays]:
+    """Our parameters and state in DeepMind's terms: the inverse of `from_deepmind`."""
+    params, state = _translate(_flatten(params, state), 'ours', 'deepmind')
+    return _nest(params), _nest(state)
+
+
+def from_huggingface(
+    tensors: Mapping[str, Any], *, conv_kernel: str = 'hub'
+) -> tuple[Arrays, Arrays]:
+    """Hugging Face's tensors under our names and in our layout.
+
+    Their batch normalisation lacks the running averages before the correction for their start at
+    zero, which only further training needs: these follow from the averages and the counter.
+
+    Args:
+      tensors: Of one of the six published models, of any size; their names with the prefix
+        'perceiver.' or all without it.
+      conv_kernel: Layout of the 7x7 kernel, where there is one: 'hub' as in the published file,
+        with height and width swapped, or 'transformers' for one that was trained there.
+
+    Returns:
+      Parameters and state for our function of that model. 16-bit floats become float32.
+
+    Raises:
+      ValueError: Names or layouts that do not belong to the model, or an unknown `conv_kernel`.
+    """
+    tensors = dict(zip(_prefixed(tensors), tensors.values(), strict=True))
+    params, state = map(_nest, _translate(tensors, 'huggingface', 'ours', conv_kernel))
+    averages = state.get(_BATCH_NORM, {})
+    if 'counter' in averages:
+        # The published file has a counter of 0, for averages that must be of one batch at least.
+        averages['counter'] = np.maximum(averages['counter'], 1).astype(np.int32)
+        for name in averages.keys() & {'mean', 'variance'}:
+            correction = np.float32(1 - 0.9 ** int(averages['counter']))
+            averages[f'{name}_hidden'] = averages[name] * correction
+    return params, state
+
+
+def to_huggingface(
+    params: Tree, state: Tree | None = None, *, conv_kernel: str = 'hub'
+) -> dict[str, np.ndarray]:
+    """Our parameters and state as Hugging Face's tensors: the inverse of `from_huggingface`."""
+    params, state = _translate(_flatten(params, state), 'ours', 'huggingface', conv_kernel)
+    return params | {  # torch counts in int64
+        name: x.astype(np.int64) if x.dtype == np.int32 else x for name, x in state.items()
+    }
+
+
+def check_fit(
+    params: Tree, state: Tree, expected_params: Tree, expected_state: Tree, source: Any
+) -> None:
+    """Raises one ValueError that names what is missing, left over or of another shape.
+
+    Args:
+      params: What was read, under our names.
+      state: Likewise.
+      expected_params: What the model needs: arrays, or their shapes.
+      expected_state: Likewise.
+      source: Where it was read from, for the message.
+    """
+    found, wanted = (
+        {name: tuple(np.shape(value)) for name, value in _flatten(*trees).items()}
+        for trees in ((params, state), (expected_params, expected_state))
+    )
+    problems = [f'missing {name}' for name in sorted(wanted.keys() - found.keys())]
+    problems += [f'left over {name}' for name in sorted(found.keys() - wanted.keys())]
+    problems += [
+        f'{name} is {found[name]}, the model needs {wanted[name]}'
+        for name in sorted(found.keys() & wanted.keys())
+        if found[name] != wanted[name]
+    ]
+    if problems:
+        raise ValueError(f'{source} does not fit the model: {_some(problems, "; ")}.')
+
+
+def read_deepmind(path: str | os.PathLike) -> tuple[Arrays, Arrays]:
+    """Reads a file of DeepMind's release, without running anything that is in it.
+
+    A pickle can call any function while it is read. Here it gets dictionaries in the place of
+    Haiku's mappings, arrays of plain numbers in the place of NumPy's and JAX's, and nothing else.
+
+    Args:
+      path: `.pystate` or `.pickle`: a pickle of `{'params', 'state'}`, or of parameters alone.
+
+    Returns:
+      Parameters and state in DeepMind's terms.
+
+    Raises:
+      ValueError: The file does not exist, is damaged, of another kind, or asks for more than that.
+    """
+    path = _existing(path)
+    try:
+        with path.open('rb') as file:
+            content = _Unpickler(file).load()
+        if content.keys() != {'params', 'state'}:
+            content = {'params': content, 'state': {}}
+        params, state = (
+            {
+                module: {name: value.array for name, value in values.items()}
+                for module, values in content[tree].items()
+            }
+            for tree in ('params', 'state')
+        )
+    except _Refused as refused:
+        raise ValueError(
+            f'{path} asks for {refused}, which weights do not need: it was refused, and nothing in '
+            'the file was run.'
+        ) from None
+    except Exception as error:  # what pickle raises depends on which byte is wrong
+        raise ValueError(
+            f"{path} is not a pickle of DeepMind's parameters, or damaged: {error!r}."
+        ) from None
+    return params, state
+
+
+def write_deepmind(path: str | os.PathLike, params: Tree, state: Tree | None = None) -> None:
+    """Writes a file like those of DeepMind's release, whole or not at all.
+
+    It holds plain dictionaries of NumPy arrays; Python 3.4 and any NumPy can read it.
+
+    Args:
+      path: The file.
+      params: In DeepMind's terms, as `to_deepmind` returns them.
+      state: Likewise.
+
+    Raises:
+      ValueError: They belong to none of the released models.
+    """
+    kind = _recognise(_flatten(params, state), 'deepmind')
+    params, state = _nest(_flatten(params)), _nest(_flatten(state))
+    content = {'params': params, 'state': state} if kind.startswith('imagenet') else params
+    with _whole(path) as unfinished, unfinished.open('wb') as file:
+        _Pickler(file, protocol=4).dump(content)
+
+
+def read_huggingface(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Reads the tensors of a model that was published on Hugging Face, or saved for it.
+
+    Args:
+      path: A `.safetensors` file; torch's `.bin`, which needs torch and is read without running
+        anything that is in it; the `.index.json` of several such; or the folder of one of these.
+
+    Returns:
+      Tensors by name, 16-bit floats as float32.
+
+    Raises:
+      ValueError: The file does not exist, is damaged, incomplete or of another kind, or needs
+        torch where there is none.
+    """
+    path = _existing(path)
+    if path.is_dir():
+        names = [
+            f'{stem}{suffix}'
+            for stem in ('model.safetensors', 'pytorch_model.bin')
+            for suffix in ('', '.index.json')
+        ]
+        path = next((path / name for name in names if (path / name).exists()), path)
+        if path.is_dir():
+            raise ValueError(f'{path} holds none of {", ".join(names)}.')
+    if not path.name.endswith('.index.json'):
+        return _read_tensors(path)
+    try:
+        files = json.loads(path.read_text('utf-8'))['weight_map']  # tensor -> file beside this one
+        parts = sorted({Path(file).name for file in files.values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f'{path} is not an index of tensors: {error!r}.') from None
+    tensors = {}
+    for part in parts:
+        tensors |= _read_tensors(path.with_name(part))
+    if missing := sorted(files.keys() - tensors.keys()):
+        raise ValueError(
+            f'{path} promises tensors that are in none of its files: {_some(missing)}.'
+        )
+    return tensors
+
+
+def write_huggingface(path: str | os.PathLike, tensors: Mapping[str, Any]) -> None:
+    """Writes a `.safetensors` file that transformers loads, whole or not at all.
+
+    Args:
+      path: The file; in the folder of a model, transformers looks for 'model.safetensors'.
+      tensors: As `to_huggingface` returns them.
+    """
+    from safetensors.numpy import save_file
+
+    # safetensors writes an array's memory as it lies, so that has to be in C order.
+    tensors = {name: np.asarray(value, order='C') for name, value in tensors.items()}
+    with _whole(path) as unfinished:
+        save_file(tensors, unfinished, metadata={'format': 'pt'})  # transformers asks for this
+
+
+def _translate(
+    arrays: Mapping[str, Any], source: str, target: str, conv_kernel: str = 'hub'
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Arrays by name, from one of the table's columns to another: parameters, and state."""
+    if conv_kernel not in ('hub', 'transformers'):
+        raise ValueError(f"conv_kernel must be 'hub' or 'transformers', not {conv_kernel!r}.")
+    kind = _recognise(arrays, source)
+    rows = _rows(kind, source)
+    keys = {name: _parse(name, source) for name in arrays}
+    if unknown := [name for name, (key, _) in keys.items() if key not in rows]:
+        raise ValueError(
+            f'{len(unknown)} of these parameters do not belong to {kind}, which they are most '
+            f'like: {_some(unknown)}.'
+        )
+    trees = {'params': {}, 'state': {}}
+    for name, (key, k) in keys.items():
+        for row in rows[key]:
+            if getattr(row, target) is None:
+                continue
+            layout = conv_kernel if row.layout == 'conv7x7' else row.layout
+            array = _widen(np.asarray(arrays[name]))
+            try:
+                array = _lay_out(_as_ours(array, layout, source), layout, target)
+            except ValueError:
+                raise ValueError(
+                    f'{name} is {array.shape}, which is no {row.layout} of {source}.'
+                ) from None
+            translated = _write(getattr(row, target), k, target)
+            former = trees[row.tree].setdefault(translated, array)
+            if former is not array and not np.array_equal(former, array):
+                raise ValueError(f'{name} is {array}, but another {translated} is {former}.')
+    return trees['params'], trees['state']
+
+
+def _lay_out(array: np.ndarray, layout: str, side: str) -> np.ndarray:
+    ones, axes = _LAYOUTS.get((layout, side), (0, None))
+    array = array[(None,) * ones]
+    return array if axes is None else array.transpose(axes)
+
+
+def _as_ours(array: np.ndarray, layout: str, side: str) -> np.ndarray:
+    ones, axes = _LAYOUTS.get((layout, side), (0, None))
+    array = array if axes is None else array.transpose(np.argsort(axes))
+    return array.squeeze(tuple(range(ones)))
+
+
+def _widen(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype.name in ('float16', 'bfloat16') else array
+
+
+def _recognise(names: Iterable[str], *sides: str) -> str:
+    names = list(names)
+    for side in sides:
+        if kind := _closest(_prefixed(names) if side == 'huggingface' else names, side):
+            return kind
+    raise ValueError(f'These parameters are of no Perceiver that is known: {_some(names)}.')
+
+
+def _closest(names: Iterable[str], side: str) -> str | None:
+    """The kind with the same latents, most of the names, and fewest others."""
+    keys = {_parse(name, side)[0] for name in names}
+    known = {kind: _rows(kind, side).keys() for kind in _TABLE}
+    kinds = [kind for kind in _TABLE if next(iter(known[kind])) in keys]  # latents come first
+    return max(
+        kinds, key=lambda kind: (len(keys & known[kind]), -len(known[kind] - keys)), default=None
+    )
+
+
+@functools.cache
+def _rows(kind: str, side: str) -> dict[tuple[str, ...], list[_Row]]:
+    """The table of a kind of model by one of its columns, each name split at the `*`."""
+    if kind not in _TABLE:
+        raise ValueError(f'kind must be one of {list(_TABLE)}, not {kind!r}.')
+    rows = {}
+    for row in _TABLE[kind]:
+        if (name := getattr(row, side)) is not None:
+            rows.setdefault(tuple(name.split('*')), []).append(row)
+    return rows
+
+
+def _parse(name: str, side: str) -> tuple[tuple[str, ...], int | None]:
+    """Splits a name at its self-attend, and says which that is: its k, or None without one."""
+    place = re.search(_PLACES[side][0], name)
+    if place is None:
+        return (name,), None
+    k = int(place[1] or 0) - (side == 'ours')  # ours count from 1
+    return (name[: place.start()], name[place.end() :]), k
+
+
+def _write(name: str, k: int | None, side: str) -> str:
+    return name if k is None else name.replace('*', _PLACES[side][1](k))
+
+
+def _prefixed(names: Iterable[str]) -> list[str]:
+    """Hugging Face's names with their prefix, which a bare PerceiverModel saves none of."""
+    names = list(names)
+    if any(name.startswith('perceiver.') for name in names):
+        return names
+    return [n if n.startswith('embedding_decoder.') else f'perceiver.{n}' for n in names]
+
+
+def _flatten(*trees: Tree | None) -> dict[str, Any]:
+    return {
+        f'{module}:{parameter}': value
+        for tree in trees
+        for module, values in (tree or {}).items()
+        for parameter, value in values.items()
+    }
+
+
+def _nest(arrays: Mapping[str, Any]) -> Arrays:
+    tree = {}
+    for name, value in arrays.items():
+        module, parameter = name.split(':')
+        tree.setdefault(module, {})[parameter] = np.asarray(value, order='C')
+    return tree
+
+
+def _some(names: Sequence[str], separator: str = ', ') -> str:
+    return separator.join(names[:9]) + (f' and {len(names) - 9} more' if len(names) > 9 else '')
+
+
+class _Refused(Exception):
+    """Says what a pickle asked for."""
+
+
+class _Dtype:
+    """Stands in for NumPy's in a pickle: plain numbers only, so that no bytes become pointers."""
+
+    def __init__(self, code, *_):
+        if not re.fullmatch(r'[<>=|]?[biuf][1248]', code):
+            raise _Refused(f'an array of dtype {code!r}')
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state):
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands in for NumPy's in a pickle, whose own `__setstate__` trusts what it is given."""
+
+    def __init__(self, shape, dtype, data, order='C', axes=None):
+        dtype = dtype if isinstance(dtype, _Dtype) else _Dtype(dtype)
+        array = np.frombuffer(data, dtype.dtype)
+        if order == 'K':  # NumPy's for an array that is contiguous in another order of its axes
+            self.array = array.reshape(shape).transpose(axes)
+        else:
+            self.array = array.reshape(shape, order=order)
+
+    def __setstate__(self, state):
+        _, shape, dtype, is_fortran, data = state
+        self.__init__(shape, dtype, data, 'F' if is_fortran else 'C')
+
+
+def _stand_ins() -> dict[str, Callable]:
+    """What a pickle gets for each name that it may ask for."""
+
+    def empty(*_):
+        return _Array.__new__(_Array)  # a __setstate__ follows
+
+    def from_jax(function, arguments, state, *_):
+        array = empty()
+        array.__setstate__(state)
+        return array
+
+    return {
+        'haiku._src.data_structures.FlatMapping': dict,
+        'haiku._src.data_structures.FlatMap': dict,
+        'haiku._src.data_structures.frozendict': dict,
+        'collections.OrderedDict': dict,
+        'numpy.ndarray': _Array,
+        'numpy.dtype': _Dtype,
+        'numpy.core.multiarray._reconstruct': empty,
+        'numpy.core.multiarray.scalar': lambda dtype, data: _Array((), dtype, data),
+        'numpy.core.numeric._frombuffer': lambda data, dtype, shape, *order: _Array(
+            shape, dtype, data, *order
+        ),
+        '_codecs.encode': lambda text, _: text.encode('latin1'),  # bytes in protocols 0 to 2
+        'jax.interpreters.xla.reconstruct_device_array': from_jax,
+        'jax._src.device_array.reconstruct_device_array': from_jax,
+        'jax._src.array._reconstruct_array': from_jax,
+    }
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module, name):
+        name = f'{module.replace("numpy._core", "numpy.core")}.{name}'
+        stand_ins = _stand_ins()  # made anew: what a pickle sets on one is gone with it
+        if name not in stand_ins:
+            raise _Refused(name)
+        return stand_ins[name]
+
+
+class _Pickler(pickle.Pickler):
+    def reducer_override(self, value):
+        # NumPy's own way names a module that was called otherwise before NumPy 2.
+        if isinstance(value, np.ndarray):
+            return np.ndarray, (value.shape, value.dtype.str, value.tobytes())
+        return NotImplemented
+
+
+def _read_tensors(path: Path) -> dict[str, np.ndarray]:
+    path = _existing(path)
+    read = {'.safetensors': _read_safetensors, '.bin': _read_torch}.get(path.suffix)
+    if read is None:
+        raise ValueError(f'{path} is neither a .safetensors nor a .bin file.')
+    return {name: _widen(array) for name, array in read(path).items()}
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f'{path} is not a safetensors file, or damaged: {error}.') from None
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(
+            f'{path} can only be read with torch, which is not installed; a .safetensors file '
+            'needs no torch.'
+        ) from None
+    try:
+        short = (torch.float16, torch.bfloat16)  # NumPy lacks the latter
+        tensors = torch.load(path, map_location='cpu', weights_only=True)
+        return {
+            name: (tensor.float() if tensor.dtype in short else tensor).detach().numpy()
+            for name, tensor in tensors.items()
+        }
+    except Exception as error:  # what torch raises depends on which byte is wrong
+        # Its own message may advise to run what is in the file.
+        raise ValueError(
+            f"{path} is damaged, or holds more than torch's tensors: {type(error).__name__}; "
+            'nothing in it was run.'
+        ) from None
+
+
+def _existing(path: str | os.PathLike) -> Path:
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f'{path} does not exist.')
+    return path
+
+
+@contextlib.contextmanager
+def _whole(path: str | os.PathLike) -> Iterator[Path]:
+    """A name to write to, which becomes `path` if that goes well and is removed otherwise."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f'{path.name}.tmp')
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -6,12 +6,13 @@ Source: Perceiver, appendix C; Perceiver IO, section 3 and appendix E.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import haiku as hk
 import jax.numpy as jnp
 from jax import Array
 
-from perceiver_jax.attention import CrossAttend, Linear
+from perceiver_jax.attention import CrossAttend, Linear, no_recording
 
 
 @dataclasses.dataclass
@@ -30,7 +31,7 @@ class AverageDecoder(hk.Module):
 class QueryDecoder(hk.Module):
     """Output queries look at the latents once (`cross_attend`), then one Linear (`output`)."""
 
-    output_channels: int
+    output_channels: int | None  # None: as wide as the queries, without the Linear
     num_heads: int = 1
     qk_channels: int | None = None  # None: the channels of the latents
     v_channels: int | None = None  # None: qk_channels
@@ -47,7 +48,7 @@ class QueryDecoder(hk.Module):
         query_mask: Array | None = None,  # [B, O]; a false query attends to nothing
         *,
         is_training: bool,
-    ) -> Array:  # [B, O, output_channels] float32
+    ) -> Array:  # [B, O, output_channels] float32; without a Linear [B, O, E]
         mask = None if query_mask is None else query_mask[:, :, None]
         x = CrossAttend(
             self.num_heads,
@@ -58,6 +59,8 @@ class QueryDecoder(hk.Module):
             self.dropout_rate,
             name='cross_attend',
         )(queries, latents, mask, is_training=is_training)
+        if self.output_channels is None:
+            return x
         w_init = jnp.zeros if self.zero_init_output else None
         return Linear(self.output_channels, w_init, name='output')(x.astype(jnp.float32))
 
@@ -80,3 +83,29 @@ class ClassQueryDecoder(hk.Module):
             self.num_classes, use_query_residual=self.use_query_residual, name='query_decoder'
         )
         return decoder(queries, latents, is_training=is_training)[:, 0]
+
+
+def decode_in_chunks(
+    decode: Callable[[Array], Array], num_queries: int, chunk_size: int | None
+) -> Array:
+    """Decodes many output queries a chunk at a time: only one chunk's attention ever exists.
+
+    Args:
+      decode: From indices `[O]` of queries to their outputs `[B, O, E]`. It makes the queries
+        itself, so that they need not all exist at once either.
+      num_queries: How many there are.
+      chunk_size: Queries of a chunk; None: all at once.
+
+    Returns:
+      `[B, num_queries, E]`. `record_attention` sees nothing of what is decoded in several chunks.
+
+    Source: Perceiver IO, section 3: outputs do not depend on each other.
+    """
+    queries = jnp.arange(num_queries)
+    if chunk_size is None or chunk_size >= num_queries:
+        return decode(queries)
+    queries = jnp.pad(queries, (0, -num_queries % chunk_size), mode='edge')
+    with no_recording():
+        outputs = hk.map(decode, queries.reshape(-1, chunk_size))  # [chunks, B, chunk_size, E]
+    outputs = jnp.moveaxis(outputs, 0, 1)
+    return outputs.reshape(outputs.shape[0], -1, outputs.shape[-1])[:, :num_queries]

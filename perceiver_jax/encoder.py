@@ -85,6 +85,8 @@ class Block(hk.Module):
 
     num_self_attends: int
     num_heads: int
+    qk_channels: int | None = None  # None: the channels of the latents
+    v_channels: int | None = None  # None: qk_channels
     widening_factor: int = 1
     dropout_rate: float = 0.0
     name: str | None = None
@@ -93,8 +95,10 @@ class Block(hk.Module):
         for i in range(1, self.num_self_attends + 1):
             latents = SelfAttend(
                 self.num_heads,
-                widening_factor=self.widening_factor,
-                dropout_rate=self.dropout_rate,
+                self.qk_channels,
+                self.v_channels,
+                self.widening_factor,
+                self.dropout_rate,
                 name=f'self_attend_{i}',
             )(latents, is_training=is_training)
         return latents
@@ -119,8 +123,10 @@ class Encoder(hk.Module):
     share_blocks: bool = True
     num_cross_attend_heads: int = 1
     num_self_attend_heads: int = 8
-    qk_channels: int | None = None  # of the cross-attends; None: the channels of the inputs
-    v_channels: int | None = None  # of the cross-attends; None: qk_channels
+    cross_attend_qk_channels: int | None = None  # None: the channels of the inputs
+    cross_attend_v_channels: int | None = None  # None: cross_attend_qk_channels
+    self_attend_qk_channels: int | None = None  # None: latent_channels
+    self_attend_v_channels: int | None = None  # None: self_attend_qk_channels
     cross_attend_widening_factor: int = 1
     self_attend_widening_factor: int = 1
     use_query_residual: bool = True
@@ -167,8 +173,8 @@ class Encoder(hk.Module):
         if kind == 'cross_attend':
             return CrossAttend(
                 self.num_cross_attend_heads,
-                self.qk_channels,
-                self.v_channels,
+                self.cross_attend_qk_channels,
+                self.cross_attend_v_channels,
                 self.cross_attend_widening_factor,
                 self.use_query_residual,
                 self.dropout_rate,
@@ -177,6 +183,8 @@ class Encoder(hk.Module):
         return Block(
             self.num_self_attends_per_block,
             self.num_self_attend_heads,
+            self.self_attend_qk_channels,
+            self.self_attend_v_channels,
             self.self_attend_widening_factor,
             self.dropout_rate,
             name=f'block_{i}',

@@ -1,10 +1,12 @@
-"""What becomes the byte array: images as `[B, M, C]`, contents and position encoding side by side.
+"""What becomes the byte array `[B, M, C]`: images, pairs of frames, video, sound, bytes of text.
 
-Source: Perceiver, section 4.1 and appendix C; Perceiver IO, section 4.4 and appendix A.
+An element is its contents and its position encoding side by side; text alone adds the two.
+
+Source: Perceiver, sections 4.1 and 4.2; Perceiver IO, section 4.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import haiku as hk
 import jax
@@ -13,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from perceiver_jax.attention import Linear
-from perceiver_jax.position_encoding import LearnedPositions, fourier_features, grid_positions
+from perceiver_jax.position_encoding import LearnedPositions, grid_fourier_features
 
 
 @dataclasses.dataclass
@@ -70,21 +72,17 @@ class ImageInputs(hk.Module):
             )
         elif self.contents == 'conv1x1':
             images = Linear(self.contents_channels, name='conv1x1')(images)
-        batch, height, width, channels = images.shape
-        contents = images.reshape(batch, height * width, channels)
-        positions = self._encode_positions((height, width)).astype(images.dtype)
-        positions = jnp.broadcast_to(positions, (batch, *positions.shape))
-        inputs = jnp.concatenate([contents, positions], axis=-1)
+        height, width = images.shape[1:3]
+        inputs = with_positions(images, self._encode_positions((height, width)))
         if self.permutation_seed is not None:
             # After the positions are attached: the elements keep what says where they were.
             inputs = inputs[:, permutation(self.permutation_seed, height * width)]
         return inputs
 
     @hk.name_like('__call__')
-    def _encode_positions(self, grid: tuple[int, int]) -> np.ndarray | Array:
+    def _encode_positions(self, grid: tuple[int, int]) -> Array:
         if self.positions == 'fourier':
-            features = fourier_features(grid_positions(grid), self.num_bands, self.max_resolution)
-            return jnp.asarray(features).reshape(-1, features.shape[-1])
+            return grid_fourier_features(grid, self.num_bands, self.max_resolution)
         return LearnedPositions(
             grid[0] * grid[1],
             self.position_channels,
@@ -94,9 +92,215 @@ class ImageInputs(hk.Module):
         )()
 
 
+def with_positions(contents: Array, positions: Array) -> Array:
+    """Elements of a grid, each with its position: `[B, ..., C]`, `[M, P]` -> `[B, M, C + P]`."""
+    batch, channels = contents.shape[0], contents.shape[-1]
+    contents = contents.reshape(batch, -1, channels)
+    positions = jnp.broadcast_to(positions, (batch, *positions.shape))
+    return jnp.concatenate([contents, positions.astype(contents.dtype)], axis=-1)
+
+
 def permutation(seed: int, num_elements: int) -> np.ndarray:
     """The fixed shuffle of permuted ImageNet: element i becomes the former element order[i]."""
     return np.random.default_rng(seed).permutation(num_elements)
+
+
+def extract_patches(images: Array, size: int) -> Array:
+    """The neighbourhood of every pixel, with zeros beyond the border.
+
+    Args:
+      images: `[B, height, width, C]`.
+      size: Side of the neighbourhood in pixels, odd.
+
+    Returns:
+      `[B, height, width, size * size * C]`, channels in (row, column, channel) order.
+
+    Raises:
+      ValueError: `size` is even.
+    """
+    if size % 2 == 0:
+        raise ValueError(f'A patch around a pixel has an odd side, not {size}.')
+    reach = size // 2
+    height, width = images.shape[1:3]
+    padded = jnp.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+    shifted = [
+        padded[:, row : row + height, column : column + width]
+        for row in range(size)
+        for column in range(size)
+    ]
+    return jnp.concatenate(shifted, axis=-1)
+
+
+def space_to_depth(video: Array, patch: Sequence[int]) -> Array:
+    """Cuts a video into patches, each of which becomes one element.
+
+    Args:
+      video: `[B, frames, height, width, C]`.
+      patch: Frames, rows and columns of a patch, `(dt, dh, dw)`.
+
+    Returns:
+      `[B, frames / dt, height / dh, width / dw, dt * dh * dw * C]`, channels in
+      (frame, row, column, channel) order.
+
+    Raises:
+      ValueError: The patches do not divide the video.
+    """
+    batch, *sizes, channels = video.shape
+    if any(size % p for size, p in zip(sizes, patch, strict=True)):
+        raise ValueError(f'Patches of {tuple(patch)} do not divide a video of {tuple(sizes)}.')
+    dt, dh, dw = patch
+    frames, rows, columns = sizes[0] // dt, sizes[1] // dh, sizes[2] // dw
+    cut = video.reshape(batch, frames, dt, rows, dh, columns, dw, channels)
+    cut = cut.transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    return cut.reshape(batch, frames, rows, columns, dt * dh * dw * channels)
+
+
+@dataclasses.dataclass
+class FlowInputs(hk.Module):
+    """Two frames as one element per pixel: 3x3 patches of both, projected, and where they are.
+
+    Only the contents are projected (`projection`), as in the release and Perceiver IO's table 6;
+    its appendix H reads as if the position encoding were too.
+    """
+
+    channels: int = 64
+    patch_size: int = 3
+    num_bands: int = 64
+    max_resolution: Sequence[int] = (368, 496)
+    name: str | None = None
+
+    def __call__(self, frames: Array) -> Array:  # [B, 2, height, width, 3] -> [B, M, C]
+        if frames.ndim != 5 or frames.shape[1] != 2:
+            raise ValueError(f'Frames are [B, 2, height, width, channels]; got {frames.shape}.')
+        patches = [extract_patches(frames[:, i], self.patch_size) for i in range(2)]
+        contents = Linear(self.channels, name='projection')(jnp.concatenate(patches, axis=-1))
+        grid = frames.shape[2:4]
+        return with_positions(
+            contents, grid_fourier_features(grid, self.num_bands, self.max_resolution)
+        )
+
+
+def video_elements(
+    video: Array, *, patch: Sequence[int], num_bands: int, max_resolution: Sequence[int]
+) -> Array:
+    """Patches of a video with Fourier positions in time, height and width.
+
+    Args:
+      video: `[B, frames, height, width, C]`.
+      patch: Frames, rows and columns of a patch.
+      num_bands: Frequencies along each axis.
+      max_resolution: Twice the highest frequency along each axis, in patches.
+
+    Returns:
+      `[B, M, dt * dh * dw * C + 3 (2 K + 1)]`.
+
+    Raises:
+      ValueError: The patches do not divide the video.
+
+    Source: Perceiver, section 4.2; Perceiver IO, section 4.3.
+    """
+    patches = space_to_depth(video, patch)
+    grid = patches.shape[1:4]
+    return with_positions(patches, grid_fourier_features(grid, num_bands, max_resolution))
+
+
+def audio_elements(
+    audio: Array, *, samples_per_patch: int, num_bands: int, max_resolution: Sequence[int]
+) -> Array:
+    """Stretches of raw sound with Fourier positions in time.
+
+    Args:
+      audio: `[B, samples, channels]`.
+      samples_per_patch: Samples of one element.
+      num_bands: K, frequencies.
+      max_resolution: Twice the highest frequency, a single entry.
+
+    Returns:
+      `[B, samples / samples_per_patch, samples_per_patch * channels + 2 K + 1]`.
+
+    Raises:
+      ValueError: The patches do not divide the sound.
+
+    Source: Perceiver, section 4.2; Perceiver IO, section 4.3.
+    """
+    batch, samples, channels = audio.shape
+    if samples % samples_per_patch:
+        raise ValueError(f'Patches of {samples_per_patch} samples do not divide {samples}.')
+    patches = audio.reshape(batch, -1, samples_per_patch * channels)
+    grid = patches.shape[1:2]
+    return with_positions(patches, grid_fourier_features(grid, num_bands, max_resolution))
+
+
+@dataclasses.dataclass
+class TextInputs(hk.Module):
+    """Tokens as vectors: parameter `embeddings` `[vocabulary, C]`, plus `position_encoding`.
+
+    Source: Perceiver IO, section 4.1.
+    """
+
+    vocabulary_size: int = 262
+    channels: int = 768
+    max_length: int = 2048
+    name: str | None = None
+
+    def __call__(self, tokens: Array, dtype: str) -> tuple[Array, Array]:
+        """`[B, M]` integers, M up to `max_length` -> `[B, M, C]`, and the embeddings."""
+        if tokens.ndim != 2 or tokens.shape[1] > self.max_length:
+            raise ValueError(f'Tokens are [B, at most {self.max_length}]; got {tokens.shape}.')
+        shape = (self.vocabulary_size, self.channels)
+        init = hk.initializers.TruncatedNormal(1.0)
+        embeddings = hk.get_parameter('embeddings', shape, jnp.float32, init)
+        positions = LearnedPositions(self.max_length, self.channels, name='position_encoding')()
+        inputs = embeddings[tokens] + positions[: tokens.shape[1]]
+        return inputs.astype(dtype), embeddings
+
+
+@dataclasses.dataclass
+class JoinModalities(hk.Module):
+    """Elements of several modalities as one array, padded to a common width.
+
+    What pads a modality is a learned vector of its own, `<modality>_padding`, which tells the
+    modalities apart. With `mask_tokens`, another one (`<modality>_mask_token`) stands in the place
+    of hidden elements.
+    """
+
+    min_padding: int  # learned channels of the widest modality
+    mask_tokens: bool = False
+    init_std: float = 0.02
+    name: str | None = None
+
+    def __call__(
+        self,
+        modalities: Mapping[str, Array],  # each [B, M of its own, C of its own]
+        hidden: Mapping[str, Array] | None = None,  # of each, [B, M], true: the mask token instead
+    ) -> Array:  # [B, sum of M, largest C + min_padding], in the order of `modalities`
+        hidden = hidden or {}
+        if unknown := hidden.keys() - modalities.keys():
+            raise ValueError(f'hidden names {sorted(unknown)}; there is {list(modalities)}.')
+        width = max(x.shape[-1] for x in modalities.values()) + self.min_padding
+        joined = []
+        for modality, x in modalities.items():
+            x = self.pad(modality, x, width)
+            if self.mask_tokens:
+                token = self._vector(f'{modality}_mask_token', width).astype(x.dtype)
+                if modality in hidden:
+                    x = jnp.where(hidden[modality][..., None], token, x)
+            elif modality in hidden:
+                raise ValueError(f'{modality} cannot be hidden without mask_tokens.')
+            joined.append(x)
+        return jnp.concatenate(joined, axis=1)
+
+    @hk.name_like('__call__')
+    def pad(self, modality: str, x: Array, width: int) -> Array:  # [..., C] -> [..., width]
+        missing = width - x.shape[-1]
+        padding = self._vector(f'{modality}_padding', missing).astype(x.dtype)
+        padding = jnp.broadcast_to(padding, (*x.shape[:-1], missing))
+        return jnp.concatenate([x, padding], axis=-1)
+
+    @hk.name_like('__call__')
+    def _vector(self, name: str, channels: int) -> Array:
+        init = hk.initializers.TruncatedNormal(self.init_std)
+        return hk.get_parameter(name, (channels,), jnp.float32, init)
 
 
 @dataclasses.dataclass

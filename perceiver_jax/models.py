@@ -1,17 +1,39 @@
-"""Whole models, each one function to be called inside `hk.transform_with_state`."""
+"""Whole models, each one function to be called inside `hk.transform_with_state`.
 
+All of them compute in `dtype`, 'float32' or 'bfloat16', with float32 parameters and outputs.
+"""
+
+import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import haiku as hk
+import jax.numpy as jnp
 from jax import Array
 
-from perceiver_jax.decoder import AverageDecoder, ClassQueryDecoder
+from perceiver_jax.attention import Linear
+from perceiver_jax.decoder import (
+    AverageDecoder,
+    ClassQueryDecoder,
+    QueryDecoder,
+    decode_in_chunks,
+)
 from perceiver_jax.encoder import Encoder
-from perceiver_jax.inputs import ImageInputs
+from perceiver_jax.inputs import (
+    FlowInputs,
+    ImageInputs,
+    JoinModalities,
+    TextInputs,
+    audio_elements,
+    video_elements,
+)
+from perceiver_jax.position_encoding import LearnedPositions, grid_fourier_features
 
 
 def image_classifier(
     images: Array,
+    input_mask: Array | None = None,
     *,
     is_training: bool,
     num_classes: int,
@@ -25,6 +47,7 @@ def image_classifier(
 
     Args:
       images: `[B, height, width, channels]`, normalised with ImageNet's mean and deviation.
+      input_mask: `[B, M]`, true for the input elements to look at; None: all of them.
       is_training: Whether batch statistics are used and dropout is applied.
       num_classes: Number of logits.
       inputs: Fields of `ImageInputs`.
@@ -41,14 +64,227 @@ def image_classifier(
 
     Source: Perceiver, section 4.1; Perceiver IO, section 4.4 and appendix A.
     """
-    if dtype not in ('float32', 'bfloat16'):
-        raise ValueError(f"dtype must be 'float32' or 'bfloat16', not {dtype!r}.")
+    _check_dtype(dtype)
     byte_array = ImageInputs(**inputs, batch_norm_axis=batch_norm_axis, name='inputs')(
         images.astype(dtype), is_training=is_training
     )  # [B, M, C]
-    latents = Encoder(**encoder, name='encoder')(byte_array, is_training=is_training)  # [B, N, D]
+    latents = Encoder(**encoder, name='encoder')(
+        byte_array, input_mask, is_training=is_training
+    )  # [B, N, D]
     if decoder is None:
         return AverageDecoder(num_classes, name='decoder')(latents)
     return ClassQueryDecoder(num_classes, **decoder, name='decoder')(
         latents, is_training=is_training
     )
+
+
+def optical_flow(
+    frames: Array,
+    *,
+    is_training: bool,
+    inputs: Mapping[str, Any],
+    encoder: Mapping[str, Any],
+    decoder: Mapping[str, Any],
+    output_divisor: float = 100.0,
+    flow_scale: float = 20.0,
+    dtype: str = 'float32',
+) -> Array:
+    """Estimates optical flow: where each pixel of the first frame is in the second.
+
+    The output queries are the input elements themselves, those of both frames.
+
+    Args:
+      frames: `[B, 2, height, width, 3]` in [-1, 1].
+      is_training: Whether dropout is applied.
+      inputs: Fields of `FlowInputs`.
+      encoder: Fields of `Encoder`.
+      decoder: Fields of `QueryDecoder`.
+      output_divisor: What the network's output is divided by.
+      flow_scale: Pixels of one unit of the divided output: training targets are flow / 20.
+      dtype: Precision of the computation.
+
+    Returns:
+      `[B, height, width, 2]` float32: (u, v), to the right and down, in pixels of the frames.
+
+    Raises:
+      ValueError: Fields or shapes that do not fit together.
+
+    Source: Perceiver IO, section 4.2 and appendix H; scales and queries of DeepMind's release.
+    """
+    _check_dtype(dtype)
+    elements = FlowInputs(**inputs, name='inputs')(frames.astype(dtype))  # [B, M, C]
+    latents = Encoder(**encoder, name='encoder')(elements, is_training=is_training)  # [B, N, D]
+    decode = QueryDecoder(2, **decoder, name='decoder')
+    flow = decode(elements, latents, is_training=is_training)  # [B, M, 2]
+    return flow.reshape(-1, *frames.shape[2:4], 2) / output_divisor * flow_scale
+
+
+def masked_language_model(
+    tokens: Array,
+    input_mask: Array | None = None,
+    query_mask: Array | None = None,
+    *,
+    is_training: bool,
+    inputs: Mapping[str, Any],
+    encoder: Mapping[str, Any],
+    decoder: Mapping[str, Any],
+    dtype: str = 'float32',
+) -> Array:
+    """Fills in bytes of text: one output query a position, and the embeddings as output matrix.
+
+    Args:
+      tokens: `[B, M]` integers, M up to the longest length of the model: shorter sequences need no
+        padding.
+      input_mask: `[B, M]`, true where there is text; None: everywhere.
+      query_mask: `[B, M]`, true where an output is wanted, elsewhere it means nothing; None:
+        the input mask.
+      is_training: Whether dropout is applied.
+      inputs: Fields of `TextInputs`.
+      encoder: Fields of `Encoder`.
+      decoder: Fields of `QueryDecoder`.
+      dtype: Precision of the computation.
+
+    Returns:
+      Logits `[B, M, vocabulary]` float32.
+
+    Raises:
+      ValueError: Fields or shapes that do not fit together.
+
+    Source: Perceiver IO, section 4.1; masks and output queries of DeepMind's release.
+    """
+    _check_dtype(dtype)
+    embed = TextInputs(**inputs, name='inputs')
+    elements, embeddings = embed(tokens, dtype)  # [B, M, C], [vocabulary, C]
+    latents = Encoder(**encoder, name='encoder')(elements, input_mask, is_training=is_training)
+    queries = LearnedPositions(embed.max_length, embed.channels, name='output_queries')()
+    queries = queries[: tokens.shape[1]].astype(dtype)  # [M, C]
+    outputs = QueryDecoder(None, **decoder, name='decoder')(
+        jnp.broadcast_to(queries, (tokens.shape[0], *queries.shape)),
+        latents,
+        input_mask if query_mask is None else query_mask,
+        is_training=is_training,
+    )  # [B, M, C]
+    return _TiedOutput(name='output')(outputs.astype(jnp.float32), embeddings)
+
+
+class _TiedOutput(hk.Module):
+    """Logits by the input embeddings; the parameter `b` `[vocabulary]` is its own."""
+
+    def __call__(self, outputs: Array, embeddings: Array) -> Array:
+        b = hk.get_parameter('b', embeddings.shape[:1], jnp.float32, jnp.zeros)
+        return outputs @ embeddings.T + b
+
+
+def video_autoencoder(
+    video: Array,
+    audio: Array,
+    label: Array | None = None,
+    *,
+    is_training: bool,
+    num_classes: int,
+    inputs: Mapping[str, Any],
+    encoder: Mapping[str, Any],
+    queries: Mapping[str, Any],
+    decoder: Mapping[str, Any],
+    hidden: Mapping[str, Array] | None = None,
+    input_mask: Array | None = None,
+    output_elements: Mapping[str, Array] | None = None,
+    chunk_size: int | None = 16384,
+    dtype: str = 'float32',
+) -> dict[str, Array]:
+    """Reconstructs video, sound and class label from one array of latents.
+
+    Args:
+      video: `[B, frames, height, width, 3]` in [0, 1].
+      audio: `[B, samples, 1]` in [-1, 1].
+      label: One-hot `[B, num_classes]`; None hides it, as in evaluation.
+      is_training: Whether dropout is applied.
+      num_classes: Number of class labels.
+      inputs: `video`, `audio`: arguments of `video_elements` and `audio_elements`; `min_padding`
+        of `JoinModalities`.
+      encoder: Fields of `Encoder`.
+      queries: `video`, `audio`: `num_bands` and `max_resolution` of the output queries' Fourier
+        positions; `label_channels`; `min_padding`; `endpoint`, see `grid_fourier_features` (the
+        released weights want False).
+      decoder: Fields of `QueryDecoder`.
+      hidden: Of 'video', 'audio' or 'label', `[B, M of it]`: elements replaced by a mask token.
+      input_mask: `[B, M]`, true for the input elements to look at, in the order audio, video,
+        label; None: all of them.
+      output_elements: Of 'video' (a pixel), 'audio' (a patch): `[O]` indices of what to
+        reconstruct, as in training; None: everything.
+      chunk_size: Output queries decoded at a time; None: all at once.
+      dtype: Precision of the computation.
+
+    Returns:
+      `video` `[B, frames, height, width, 3]` and `audio` `[B, samples, 1]`, or `[B, O, 3]` and
+      `[B, O * samples of a patch, 1]` with `output_elements`; `label`, logits `[B, num_classes]`.
+      All float32.
+
+    Raises:
+      ValueError: Fields or shapes that do not fit together.
+
+    Source: Perceiver IO, section 4.3; paddings, mask tokens and queries of DeepMind's release.
+    """
+    _check_dtype(dtype)
+    batch, hidden = video.shape[0], dict(hidden or {})
+    if label is None:
+        label = jnp.zeros((batch, num_classes))
+        hidden['label'] = jnp.ones((batch, 1), bool)
+    elements = {
+        'audio': audio_elements(audio.astype(dtype), **inputs['audio']),
+        'video': video_elements(video.astype(dtype), **inputs['video']),
+        'label': label.astype(dtype)[:, None],
+    }
+    join = JoinModalities(inputs['min_padding'], mask_tokens=True, name='inputs')
+    latents = Encoder(**encoder, name='encoder')(
+        join(elements, hidden), input_mask, is_training=is_training
+    )  # [B, N, D]
+
+    grids = {'audio': elements['audio'].shape[1:2], 'video': video.shape[1:4], 'label': (1,)}
+    output_channels = {
+        'audio': inputs['audio']['samples_per_patch'],
+        'video': video.shape[-1],
+        'label': num_classes,
+    }
+    label_query = LearnedPositions(1, queries['label_channels'], name='label_query')()
+    pad = JoinModalities(queries['min_padding'], name='output_queries').pad
+    widest = max(
+        queries['label_channels'],
+        *(len(grids[m]) * (2 * queries[m]['num_bands'] + 1) for m in ('audio', 'video')),
+    )
+    decode_queries = QueryDecoder(**decoder, name='decoder')
+    outputs = {m: Linear(output_channels[m], name=f'{m}_output') for m in grids}
+
+    def decode(modality: str, which: Array) -> Array:  # [O] -> [B, O, channels of the modality]
+        if modality == 'label':
+            query = label_query
+        else:
+            query = grid_fourier_features(
+                grids[modality],
+                **queries[modality],
+                elements=which,
+                endpoint=queries['endpoint'],
+            )
+        query = pad(modality, query, widest + queries['min_padding']).astype(dtype)
+        query = jnp.broadcast_to(query, (batch, *query.shape))
+        return outputs[modality](decode_queries(query, latents, is_training=is_training))
+
+    decoded = {}
+    for modality, grid in grids.items():
+        if output_elements is not None and modality in output_elements:
+            decoded[modality] = decode(modality, output_elements[modality])
+        else:
+            decode_modality = functools.partial(decode, modality)
+            decoded[modality] = decode_in_chunks(decode_modality, math.prod(grid), chunk_size)
+            if modality == 'video':
+                decoded[modality] = decoded[modality].reshape(video.shape)
+    return {
+        'video': decoded['video'],
+        'audio': decoded['audio'].reshape(batch, -1, 1),
+        'label': decoded['label'][:, 0],
+    }
+
+
+def _check_dtype(dtype: str) -> None:
+    if dtype not in ('float32', 'bfloat16'):
+        raise ValueError(f"dtype must be 'float32' or 'bfloat16', not {dtype!r}.")

@@ -6,6 +6,7 @@ Source: Perceiver, section 3.2 and appendix D; Perceiver IO, appendix D.
 from collections.abc import Sequence
 
 import haiku as hk
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -77,6 +78,57 @@ def fourier_features(
     return xp.concatenate(features, axis=-1).astype(np.float32)
 
 
+def grid_fourier_features(
+    shape: Sequence[int],
+    num_bands: int,
+    max_resolution: Sequence[float],
+    *,
+    elements: Array | None = None,
+    endpoint: bool = True,
+) -> Array:
+    """Fourier features of a regular grid, put together where they are used.
+
+    The sines and cosines of each axis are computed in float64 on the host, once: what the
+    compiled program holds grows with the sum of the grid's sides, not with their product.
+
+    Args:
+      shape: Grid sizes, one for each axis, slowest first, such as `(height, width)`.
+      num_bands: K, the frequencies along each axis.
+      max_resolution: One for each axis; see `fourier_features`.
+      elements: Which elements of the flattened grid, any shape `[...]`; None: all, in order.
+      endpoint: Positions run from -1 to 1 inclusive. Otherwise element i of n is at -1 + 2 i / n,
+        as in the subsampled queries of DeepMind's release.
+
+    Returns:
+      `[prod(shape), A * (2 K + 1)]`, or `[..., A * (2 K + 1)]` with `elements`, float32, channels
+      in the order of `fourier_features`.
+
+    Raises:
+      ValueError: `max_resolution` does not have one entry for each axis.
+
+    Source: Perceiver, section 3.2.
+    """
+    num_axes = len(shape)
+    if len(max_resolution) != num_axes:
+        raise ValueError(
+            f'max_resolution {tuple(max_resolution)} must have one entry for each of the '
+            f'{num_axes} axes of the grid {tuple(shape)}.'
+        )
+    rows = []  # of each axis: [..., 1 + 2 K], the position, its sines, its cosines
+    for axis, (size, mu) in enumerate(zip(shape, max_resolution, strict=True)):
+        positions = np.linspace(-1.0, 1.0, size + (not endpoint))[:size, None]
+        table = jnp.asarray(fourier_features(positions, num_bands, [mu]))
+        if elements is None:
+            around = [1] * num_axes
+            around[axis] = size
+            table = jnp.broadcast_to(table.reshape(*around, -1), (*shape, table.shape[-1]))
+            rows.append(table.reshape(-1, table.shape[-1]))
+        else:
+            rows.append(table[jnp.unravel_index(elements, shape)[axis]])
+    parts = [slice(0, 1), slice(1, 1 + num_bands), slice(1 + num_bands, None)]
+    return jnp.concatenate([row[..., part] for part in parts for row in rows], axis=-1)
+
+
 class LearnedPositions(hk.Module):
     """One learned vector for each position: parameter `positions` `[num_positions, channels]`.
 
@@ -102,3 +154,30 @@ class LearnedPositions(hk.Module):
         if self.project_to is not None:
             positions = Linear(self.project_to, name='projection')(positions)
         return positions
+
+
+def resample_positions(positions: Array, grid: Sequence[int], new_grid: Sequence[int]) -> Array:
+    """Learned positions of a grid, interpolated for another grid over the same image.
+
+    Args:
+      positions: `[prod(grid), C]`.
+      grid: The grid they were learned for, such as `(224, 224)`.
+      new_grid: The grid they are needed for, with as many axes.
+
+    Returns:
+      `[prod(new_grid), C]`, cubic between the learned vectors, which stand at the centres of their
+      elements. Our choice: no paper states how.
+
+    Raises:
+      ValueError: `positions` are not of that grid.
+    """
+    if positions.shape[0] != np.prod(grid) or len(grid) != len(new_grid):
+        raise ValueError(
+            f'{positions.shape[0]} positions of the grid {tuple(grid)} cannot be resampled to '
+            f'{tuple(new_grid)}.'
+        )
+    channels = positions.shape[-1]
+    resampled = jax.image.resize(
+        jnp.asarray(positions).reshape(*grid, channels), (*new_grid, channels), 'cubic'
+    )
+    return resampled.reshape(-1, channels)

@@ -11,9 +11,6 @@ from experiments.data.pipeline import BrokenExample
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (61, 83, 3), dtype=np.uint8)
-GRADIENT = np.stack(
-    [*np.meshgrid(3 * np.arange(83), 4 * np.arange(61)), np.full((61, 83), 40)], axis=-1
-).astype(np.uint8)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -39,73 +36,11 @@ def train_transform(**settings):
     return im.TrainTransform(**defaults | settings)
 
 
-def test_decodes_rgb():
-    decoded = im.decode(encode(GRADIENT, quality=98), channels=3)
-    assert decoded.shape == (61, 83, 3) and decoded.dtype == np.uint8
-    assert np.abs(decoded.astype(int) - GRADIENT).max() < 12
-
-
-@pytest.mark.parametrize('mode', ['L', 'CMYK'])
-def test_decodes_other_colour_spaces(mode):
-    encoded = encode(GRADIENT, mode, quality=98)
-    expected = np.asarray(Image.open(io.BytesIO(encoded)).convert('RGB')).astype(int)
-    assert np.abs(im.decode(encoded, channels=3) - expected).max() < 12
-
-
-def test_decodes_png_and_drops_its_alpha():
-    with_alpha = np.concatenate([NOISE, NOISE[..., :1]], axis=-1)
-    decoded = im.decode(encode(with_alpha, 'RGBA', 'PNG'), channels=3)
-    np.testing.assert_array_equal(decoded, NOISE)
-    assert im.decode(encode(NOISE, 'L', 'PNG'), channels=1).shape == (61, 83, 1)
-
-
-def test_orientation_tag_is_ignored():
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    assert im.decode(encode(GRADIENT, exif=exif), channels=3).shape == (61, 83, 3)
-
-
 @pytest.mark.parametrize('encoded', [b'', b'no image', encode(NOISE)[:200], encode(NOISE)[:-500]])
 def test_broken_image_names_its_file(encoded):
     example = {'encoded': encoded, 'label': 3, 'name': 'n01/broken.JPEG'}
     with pytest.raises(BrokenExample, match=f'n01/broken.JPEG: {len(encoded)} bytes'):
         train_transform()(example, np.random.default_rng(0))
-
-
-@pytest.mark.parametrize('shape', [(61, 83), (11, 13), (29, 29), (300, 17)])
-def test_resize_is_tensorflows_bicubic(shape):
-    # jax.image.resize has the same kernel and border as tf.image.resize.
-    image = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
-    expected = jax.image.resize(
-        image.astype(np.float32), (29, 29, 3), method='cubic', antialias=False
-    )
-    actual = im.resize(image, 29)
-    assert actual.dtype == np.float32
-    np.testing.assert_allclose(actual, expected, atol=1e-2)  # JAX places the taps in float32
-
-
-def test_resize_overshoots():
-    stripes = np.zeros((16, 16, 1), np.uint8)
-    stripes[:, 8:] = 255
-    resized = im.resize(stripes, 32)
-    assert resized.min() < -5 and resized.max() > 260
-
-
-def test_resize_by_hand():
-    # 2 -> 4: the first output stands at -0.25, 0.25 from pixel 0 and 1.25 from pixel 1.
-    near, far = 1.5 * 0.25**3 - 2.5 * 0.25**2 + 1, -0.5 * 1.25**3 + 2.5 * 1.25**2 - 4 * 1.25 + 2
-    column = np.array([[[10], [10]], [[50], [50]]], np.uint8)
-    expected = (10 * near + 50 * far) / (near + far)
-    np.testing.assert_allclose(im.resize(column, 4)[0, :, 0], expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    'shape, top, left, side', [((61, 83), 4, 15, 53), ((83, 61), 15, 4, 53), ((8, 8), 1, 1, 7)]
-)
-def test_centre_crop(shape, top, left, side):
-    image = np.arange(shape[0] * shape[1]).reshape(*shape, 1)
-    expected = image[top : top + side, left : left + side]
-    np.testing.assert_array_equal(im.centre_crop(image, 0.875), expected)
 
 
 def test_inception_crops_obey_their_limits():

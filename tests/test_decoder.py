@@ -2,8 +2,15 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from perceiver_jax.decoder import AverageDecoder, ClassQueryDecoder, QueryDecoder
+from perceiver_jax.attention import record_attention
+from perceiver_jax.decoder import (
+    AverageDecoder,
+    ClassQueryDecoder,
+    QueryDecoder,
+    decode_in_chunks,
+)
 
 B, N, D, NUM_QUERIES, E = 2, 5, 8, 3, 6
 LATENTS = np.random.default_rng(0).normal(size=(B, N, D)).astype(np.float32)
@@ -60,3 +67,35 @@ def test_class_query_decoder_has_one_learned_query():
     assert params['decoder']['query'].shape == (1, E)
     assert params['decoder/query_decoder/output']['w'].shape == (E, 7)
     assert model.apply(params, None, LATENTS).shape == (B, 7)
+
+
+def test_without_an_output_layer_the_outputs_are_as_wide_as_the_queries():
+    def forward(queries, latents):
+        return QueryDecoder(None, name='decoder')(queries, latents, is_training=False)
+
+    model = hk.transform(forward)
+    params = model.init(jax.random.key(0), QUERIES, LATENTS)
+    assert 'decoder/output' not in params
+    assert model.apply(params, None, QUERIES, LATENTS).shape == QUERIES.shape
+
+
+@pytest.mark.parametrize('chunk_size', [1, 2, 3, 7, None])
+def test_chunks_decode_to_the_same(chunk_size):
+    def forward(latents, chunk_size):
+        decoder = QueryDecoder(7, name='decoder')
+
+        def decode(which):
+            queries = jnp.asarray(QUERIES)[:, which]
+            return decoder(queries, latents, is_training=False)
+
+        with record_attention('decoder/cross_attend') as weights:
+            outputs = decode_in_chunks(decode, NUM_QUERIES, chunk_size)
+        return outputs, weights
+
+    model = hk.transform(forward)
+    params = model.init(jax.random.key(0), LATENTS, chunk_size)
+    whole, weights = model.apply(params, None, LATENTS, None)
+    assert [x.shape for x in weights] == [(B, 1, NUM_QUERIES, N)]
+    outputs, weights = model.apply(params, None, LATENTS, chunk_size)
+    assert len(weights) == (chunk_size in (3, 7, None))  # nothing of a loop's iterations
+    np.testing.assert_allclose(outputs, whole, atol=1e-5)

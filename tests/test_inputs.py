@@ -4,7 +4,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perceiver_jax.inputs import BatchNorm, ImageInputs, permutation
+from perceiver_jax.inputs import (
+    BatchNorm,
+    FlowInputs,
+    ImageInputs,
+    JoinModalities,
+    TextInputs,
+    audio_elements,
+    extract_patches,
+    permutation,
+    space_to_depth,
+    video_elements,
+)
 from perceiver_jax.position_encoding import fourier_features, grid_positions
 
 FOURIER = dict(num_bands=3, max_resolution=(7, 5))
@@ -143,3 +154,126 @@ def test_fields_that_do_not_fit_are_named(fields, message):
 def test_images_need_four_axes():
     with pytest.raises(ValueError, match=r'\(7, 5, 3\)'):
         run(images()[0], **FOURIER)
+
+
+def test_patches_hold_rows_then_columns_then_channels():
+    x = images()
+    patches = extract_patches(x, 3)
+    assert patches.shape == (2, 7, 5, 27)
+    np.testing.assert_array_equal(patches[1, 2, 3], x[1, 1:4, 2:5].reshape(-1))
+    corner = np.zeros((3, 3, 3))
+    corner[1:, 1:] = x[0, :2, :2]
+    np.testing.assert_array_equal(patches[0, 0, 0], corner.reshape(-1))
+    np.testing.assert_array_equal(extract_patches(x, 1), x)
+    with pytest.raises(ValueError, match='odd side, not 2'):
+        extract_patches(x, 2)
+
+
+VIDEO = np.random.default_rng(0).normal(size=(2, 4, 6, 15, 3)).astype(np.float32)
+
+
+def test_space_to_depth_holds_frames_then_rows_then_columns_then_channels():
+    patches = space_to_depth(VIDEO, (2, 3, 5))
+    assert patches.shape == (2, 2, 2, 3, 90)
+    np.testing.assert_array_equal(patches[1, 1, 0, 2], VIDEO[1, 2:4, 0:3, 10:15].reshape(-1))
+    with pytest.raises(ValueError, match=r'\(2, 4, 5\) do not divide.*\(4, 6, 15\)'):
+        space_to_depth(VIDEO, (2, 4, 5))
+
+
+def test_video_elements_are_patches_and_where_they_are():
+    positions = dict(num_bands=2, max_resolution=(4, 2, 6))
+    elements = video_elements(VIDEO, patch=(1, 3, 5), **positions)
+    assert elements.shape == (2, 4 * 2 * 3, 45 + 3 * 5)
+    element = (2 * 2 + 1) * 3 + 2  # frame 2, row 1, column 2
+    np.testing.assert_array_equal(elements[1, element, :45], VIDEO[1, 2, 3:, 10:].reshape(-1))
+    expected = fourier_features(grid_positions((4, 2, 3)), **positions)[2, 1, 2]
+    np.testing.assert_array_equal(elements[1, element, 45:], expected)
+
+
+def test_audio_elements_are_stretches_and_when_they_are():
+    audio = np.random.default_rng(0).normal(size=(2, 35, 1)).astype(np.float32)
+    positions = dict(num_bands=3, max_resolution=[11])
+    elements = audio_elements(audio, samples_per_patch=7, **positions)
+    assert elements.shape == (2, 5, 7 + 7)
+    np.testing.assert_array_equal(elements[1, 3, :7], audio[1, 21:28, 0])
+    expected = fourier_features(grid_positions((5,)), **positions)[3]
+    np.testing.assert_array_equal(elements[1, 3, 7:], expected)
+    with pytest.raises(ValueError, match='8 samples do not divide 35'):
+        audio_elements(audio, samples_per_patch=8, **positions)
+
+
+def test_flow_inputs_project_the_patches_of_both_frames():
+    frames = np.random.default_rng(0).normal(size=(2, 2, 7, 5, 3)).astype(np.float32)
+
+    def forward(x):
+        return FlowInputs(channels=11, name='inputs', **FOURIER)(x)
+
+    model = hk.transform(forward)
+    params = model.init(jax.random.key(0), frames)
+    assert jax.tree.map(jnp.shape, params) == {'inputs/projection': {'w': (54, 11), 'b': (11,)}}
+    elements = model.apply(params, None, frames)
+    assert elements.shape == (2, 35, 11 + 2 * 7)
+    patches = [extract_patches(frames[:, i], 3)[1, 2, 4] for i in range(2)]  # the first in front
+    expected = np.concatenate(patches) @ params['inputs/projection']['w']
+    np.testing.assert_allclose(elements[1, 2 * 5 + 4, :11], expected, atol=1e-5)
+    with pytest.raises(ValueError, match=r'\[B, 2, height, width, channels\]; got \(2, 7, 5, 3\)'):
+        model.apply(params, None, frames[:, 0])
+
+
+def test_text_inputs_add_positions_to_embeddings():
+    tokens = np.array([[2, 0, 4], [1, 1, 3]])
+
+    def forward(x):
+        return TextInputs(vocabulary_size=5, channels=7, max_length=11, name='inputs')(x, 'float32')
+
+    model = hk.transform(forward)
+    params = model.init(jax.random.key(0), tokens)
+    elements, embeddings = model.apply(params, None, tokens)
+    assert embeddings.shape == (5, 7)
+    positions = params['inputs/position_encoding']['positions']
+    assert positions.shape == (11, 7)
+    np.testing.assert_allclose(elements[1, 2], embeddings[3] + positions[2], rtol=1e-6)
+    with pytest.raises(ValueError, match=r'at most 11\]; got \(2, 13\)'):
+        model.apply(params, None, np.zeros((2, 13), int))
+
+
+MODALITIES = {
+    'audio': np.ones((2, 3, 5), np.float32),
+    'label': np.full((2, 1, 7), 2, np.float32),
+}
+
+
+def join(hidden=None, mask_tokens=True):
+    model = hk.transform(
+        lambda x: JoinModalities(2, mask_tokens=mask_tokens, name='inputs')(x, hidden)
+    )
+    params = model.init(jax.random.key(0), MODALITIES)
+    return model.apply(params, None, MODALITIES), params['inputs']
+
+
+def test_modalities_are_padded_to_a_common_width_by_vectors_of_their_own():
+    joined, params = join()
+    assert joined.shape == (2, 3 + 1, 7 + 2)
+    np.testing.assert_array_equal(joined[1, 2], [1] * 5 + list(params['audio_padding']))
+    np.testing.assert_array_equal(joined[0, 3], [2] * 7 + list(params['label_padding']))
+    assert {k: v.shape for k, v in params.items()} == {
+        'audio_padding': (4,),
+        'audio_mask_token': (9,),
+        'label_padding': (2,),
+        'label_mask_token': (9,),
+    }
+
+
+def test_hidden_elements_are_a_mask_token():
+    shown, _ = join()
+    joined, params = join({'audio': np.array([[False, True, False], [False] * 3])})
+    np.testing.assert_array_equal(joined[0, 1], params['audio_mask_token'])
+    np.testing.assert_array_equal(joined[1], shown[1])
+    np.testing.assert_array_equal(joined[0, [0, 2, 3]], shown[0, [0, 2, 3]])
+
+
+def test_what_cannot_be_hidden():
+    with pytest.raises(ValueError, match=r"\['video'\]; there is \['audio', 'label'\]"):
+        join({'video': np.zeros((2, 3), bool)})
+    with pytest.raises(ValueError, match='audio cannot be hidden without mask_tokens'):
+        join({'audio': np.zeros((2, 3), bool)}, mask_tokens=False)

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import launch, parallel, train
+from experiments import errors, launch, parallel, train
 from tests.toy_task import ToyTask, get_config
 
 DEMO = '--config=configs/imagenet.py:demo'
@@ -117,5 +117,5 @@ def test_only_errors_raised_by_this_repository_are_the_users():
         parallel.make('pjit')
     with pytest.raises(ValueError) as a_librarys:
         np.zeros(3).reshape(2)
-    assert launch.is_ours(ours.value)
-    assert not launch.is_ours(a_librarys.value)
+    assert errors.is_ours(ours.value)
+    assert not errors.is_ours(a_librarys.value)

@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 
 from configs import imagenet
-from perceiver_jax.models import image_classifier
+from perceiver_jax.models import (
+    image_classifier,
+    masked_language_model,
+    optical_flow,
+    video_autoencoder,
+)
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
 
@@ -16,6 +21,12 @@ def build(is_training=False, **changes):
     return hk.transform_with_state(
         lambda x: image_classifier(x, is_training=is_training, **config.model)
     )
+
+
+def jitted(function):
+    """Transformed; one program is compiled faster than its operations one by one."""
+    model = hk.transform(function)
+    return hk.Transformed(jax.jit(model.init), jax.jit(model.apply))
 
 
 def with_random_head(params):
@@ -57,3 +68,151 @@ def test_a_permutation_of_the_pixels_changes_nothing():
 def test_an_unknown_field_is_refused():
     with pytest.raises(TypeError, match='num_bnads'):
         build(inputs=dict(num_bnads=4)).init(jax.random.key(0), IMAGES)
+
+
+def test_masked_pixels_are_not_looked_at():
+    model = build()
+    params, state = model.init(jax.random.key(0), IMAGES)
+    params = with_random_head(params)
+    config = imagenet.get_config('demo')
+
+    def masked(images, mask):
+        model = hk.transform_with_state(
+            lambda x: image_classifier(x, mask, is_training=False, **config.model)
+        )
+        return model.apply(params, state, None, images)[0]
+
+    mask = np.arange(64) % 5 > 0
+    hidden = IMAGES.reshape(3, 64, 1).copy()
+    hidden[:, ~mask] = 1e3
+    batch_mask = np.broadcast_to(mask, (3, 64))
+    expected = masked(IMAGES, batch_mask)
+    np.testing.assert_allclose(
+        masked(hidden.reshape(IMAGES.shape), batch_mask), expected, atol=1e-5
+    )
+    unmasked, _ = model.apply(params, state, None, IMAGES)
+    assert np.abs(unmasked - expected).max() > 1e-3
+
+
+ENCODER = dict(
+    num_latents=7,
+    latent_channels=12,
+    num_blocks=1,
+    num_self_attends_per_block=1,
+    num_self_attend_heads=2,
+)
+
+
+def test_flow_starts_at_zero_and_runs_at_any_size():
+    model = jitted(
+        lambda frames: optical_flow(
+            frames,
+            is_training=False,
+            inputs=dict(channels=5, num_bands=2, max_resolution=(6, 8)),
+            encoder=ENCODER,
+            decoder=dict(use_query_residual=False, zero_init_output=True),
+        )
+    )
+    frames = np.random.default_rng(0).normal(size=(2, 2, 6, 8, 3)).astype(np.float32)
+    params = model.init(jax.random.key(0), frames)
+    np.testing.assert_array_equal(model.apply(params, None, frames), np.zeros((2, 6, 8, 2)))
+    params['decoder/output']['b'] += np.array([100.0, -5.0])
+    wider = model.apply(params, None, np.zeros((1, 2, 11, 3, 3), np.float32))
+    expected = np.broadcast_to([20.0, -1.0], (1, 11, 3, 2))  # / 100 * 20 pixels
+    np.testing.assert_allclose(wider, expected, rtol=1e-6)
+
+
+LANGUAGE = dict(
+    inputs=dict(vocabulary_size=11, channels=6, max_length=13),
+    encoder=ENCODER,
+    decoder=dict(use_query_residual=False),
+)
+
+
+def test_a_shorter_text_equals_its_padded_and_masked_one():
+    def forward(tokens, mask=None, query_mask=None):
+        return masked_language_model(tokens, mask, query_mask, is_training=False, **LANGUAGE)
+
+    model = jitted(forward)
+    tokens = np.random.default_rng(0).integers(11, size=(2, 5))
+    params = model.init(jax.random.key(0), tokens)
+    padded = np.pad(tokens, ((0, 0), (0, 8)), constant_values=3)
+    mask = np.broadcast_to(np.arange(13) < 5, (2, 13))
+    expected = model.apply(params, None, tokens)
+    assert expected.shape == (2, 5, 11)
+    outputs = model.apply(params, None, padded, mask)
+    np.testing.assert_allclose(outputs[:, :5], expected, atol=1e-5)
+    # Queries that look at nothing say the same whatever the text; asked for, they differ.
+    other = model.apply(params, None, (padded + 1) % 11, mask)
+    np.testing.assert_allclose(outputs[:, 5:], other[:, 5:], atol=1e-6)
+    asked = model.apply(params, None, padded, mask, np.ones((2, 13), bool))
+    assert np.abs(asked[:, 5:] - outputs[:, 5:]).max() > 1e-3
+
+
+def autoencode(**changes):
+    positions = dict(
+        video=dict(num_bands=2, max_resolution=[2, 3, 3]),
+        audio=dict(num_bands=3, max_resolution=[20]),
+    )
+    arguments = dict(
+        num_classes=5,
+        inputs=dict(
+            video=dict(patch=[1, 2, 2], **positions['video']),
+            audio=dict(samples_per_patch=4, **positions['audio']),
+            min_padding=2,
+        ),
+        encoder=ENCODER,
+        queries=dict(**positions, label_channels=9, min_padding=2, endpoint=False),
+        decoder=dict(output_channels=11, use_query_residual=False),
+    )
+    return jitted(
+        lambda video, audio, label=None: video_autoencoder(
+            video, audio, label, is_training=False, **(arguments | changes)
+        )
+    )
+
+
+CLIP = (
+    np.random.default_rng(0).uniform(size=(2, 3, 6, 4, 3)).astype(np.float32),
+    np.random.default_rng(1).uniform(-1, 1, size=(2, 20, 1)).astype(np.float32),
+)
+
+
+def test_a_clip_is_reconstructed_in_chunks_or_in_part():
+    params = autoencode().init(jax.random.key(0), *CLIP)
+    whole = autoencode(chunk_size=None).apply(params, None, *CLIP)
+    assert {name: x.shape for name, x in whole.items()} == {
+        'video': (2, 3, 6, 4, 3),
+        'audio': (2, 20, 1),
+        'label': (2, 5),
+    }
+    chunked = autoencode(chunk_size=17).apply(params, None, *CLIP)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), chunked, whole)
+    elements = dict(video=jnp.array([70, 3]), audio=jnp.array([4, 1]))
+    some = autoencode(output_elements=elements).apply(params, None, *CLIP)
+    pixels = whole['video'].reshape(2, 72, 3)[:, [70, 3]]
+    np.testing.assert_allclose(some['video'], pixels, atol=1e-5)
+    samples = whole['audio'].reshape(2, 5, 4)[:, [4, 1]].reshape(2, 8, 1)
+    np.testing.assert_allclose(some['audio'], samples, atol=1e-5)
+    np.testing.assert_allclose(some['label'], whole['label'], atol=1e-5)
+
+
+def test_the_label_is_hidden_unless_it_is_given():
+    params = autoencode().init(jax.random.key(0), *CLIP)
+    labels = np.eye(5, dtype=np.float32)[[1, 3]]
+    hidden = autoencode().apply(params, None, *CLIP)['label']
+    given = autoencode().apply(params, None, *CLIP, labels)['label']
+    one_hidden = {'label': np.array([[True], [False]])}
+    mixed = autoencode(hidden=one_hidden).apply(params, None, *CLIP, labels)['label']
+    np.testing.assert_allclose(mixed, [hidden[0], given[1]], atol=1e-6)
+    assert np.abs(given - hidden).max() > 1e-4
+
+
+def test_masked_sound_is_not_heard():
+    params = autoencode().init(jax.random.key(0), *CLIP)
+    mask = np.ones((2, 5 + 18 + 1), bool)
+    mask[:, :5] = False
+    silent = autoencode(input_mask=mask)
+    expected = silent.apply(params, None, *CLIP)['video']
+    louder = silent.apply(params, None, CLIP[0], 100 * CLIP[1])['video']
+    np.testing.assert_allclose(louder, expected, atol=1e-6)

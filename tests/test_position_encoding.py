@@ -4,7 +4,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perceiver_jax.position_encoding import LearnedPositions, fourier_features, grid_positions
+from perceiver_jax.position_encoding import (
+    LearnedPositions,
+    fourier_features,
+    grid_fourier_features,
+    grid_positions,
+    resample_positions,
+)
 
 
 def test_grid_positions_run_from_minus_one_to_one_along_every_axis():
@@ -49,6 +55,48 @@ def test_points_on_the_device_agree_with_the_host():
 def test_every_axis_needs_its_resolution():
     with pytest.raises(ValueError, match=r'\(224,\).* 2 axes'):
         fourier_features(grid_positions((3, 5)), 2, (224,))
+
+
+SHAPE, RESOLUTION = (2, 3, 5), (4, 14, 26)
+
+
+def test_features_of_a_grid_are_those_of_its_positions():
+    expected = fourier_features(grid_positions(SHAPE), 7, RESOLUTION).reshape(30, -1)
+    features = jax.jit(lambda: grid_fourier_features(SHAPE, 7, RESOLUTION))()
+    np.testing.assert_array_equal(features, expected)
+    elements = jnp.array([[29, 0], [7, 7]])
+    some = grid_fourier_features(SHAPE, 7, RESOLUTION, elements=elements)
+    np.testing.assert_array_equal(some, expected[elements])
+
+
+def test_without_the_endpoint_an_element_stands_at_its_start():
+    features = grid_fourier_features(SHAPE, 7, RESOLUTION, endpoint=False)
+    np.testing.assert_allclose(features[22, :3], [0, -1 + 2 / 3, -1 + 4 / 5], atol=1e-6)
+
+
+def test_features_of_a_large_grid_are_no_large_constant():
+    program = jax.jit(lambda: grid_fourier_features((224, 224), 64, (224, 224))).lower()
+    # 224 x 224 x 258 features would be some 100 MB of text; the tables are of 2 x 224 x 129.
+    assert len(program.as_text()) < 2e6
+
+
+def test_a_grid_needs_one_resolution_for_each_axis():
+    with pytest.raises(ValueError, match=r'\(224,\).*2 axes.*\(3, 5\)'):
+        grid_fourier_features((3, 5), 2, (224,))
+
+
+def test_resampled_positions_stay_where_they_are_in_the_image():
+    def ramp(height, width):  # the centre of each element, as parts of the image
+        rows, columns = np.mgrid[:height, :width]
+        return np.stack([(rows + 0.5) / height, (columns + 0.5) / width], -1).reshape(-1, 2)
+
+    new = resample_positions(ramp(8, 6).astype(np.float32), (8, 6), (16, 12)).reshape(16, 12, 2)
+    inner = (slice(4, -4), slice(4, -4))  # the border is extrapolated
+    np.testing.assert_allclose(new[inner], ramp(16, 12).reshape(16, 12, 2)[inner], atol=1e-5)
+    same = resample_positions(ramp(8, 6), (8, 6), (8, 6))
+    np.testing.assert_allclose(same, ramp(8, 6), atol=1e-6)
+    with pytest.raises(ValueError, match=r'48 positions of the grid \(8, 7\)'):
+        resample_positions(ramp(8, 6), (8, 7), (16, 12))
 
 
 def test_learned_positions_and_their_projection():

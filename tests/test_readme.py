@@ -1,14 +1,48 @@
 import pathlib
 import re
 
+import cv2
+import numpy as np
 import pytest
 
+from perceiver_jax import RELEASED, checkpoints, initialise
+
 README = pathlib.Path(__file__).parent.parent / 'README.md'
-EXAMPLES = re.findall(r'```python\n(.*?)```', README.read_text('utf-8'), re.DOTALL)
+TEXT = README.read_text('utf-8')
+TRAINING, LOADING = re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL)
 
 
-@pytest.mark.parametrize('example', EXAMPLES)
-def test_examples_run_as_they_are_written(example):
+def run(example):
     names = {}
     exec(example, names)
-    assert names['logits'].shape == (2, 10)
+    return names
+
+
+def test_the_training_example_learns():
+    names = run(TRAINING)
+    assert names['loss'] < 0.05 < np.var(names['curves'][..., 1])
+
+
+def test_the_weights_example(tmp_path, monkeypatch):
+    """As it is written, with a photograph of noise and random weights of a small model."""
+    released = RELEASED['imagenet_fourier']
+    sizes = dict(num_latents=7, latent_channels=16, num_blocks=2, num_self_attends_per_block=1)
+    arguments = {**released.arguments, 'encoder': sizes, 'decoder': dict(query_channels=8)}
+    small = released._replace(arguments=arguments)
+    monkeypatch.setitem(RELEASED, 'imagenet_fourier', small)
+    monkeypatch.chdir(tmp_path)
+    model = initialise('image_classifier', small.arguments, small.front_end)
+    weights = checkpoints.to_deepmind(model.params, model.state)
+    checkpoints.write_deepmind('imagenet_fourier_position_encoding.pystate', *weights)
+    noise = np.random.default_rng(0).integers(256, size=(300, 400, 3), dtype=np.uint8)
+    cv2.imwrite('photograph.jpg', noise)
+    names = run(LOADING)
+    assert names['logits'].shape == (1, 1000)
+    assert names['weights'].shape == (1, 1, 7, 224 * 224)
+
+
+@pytest.mark.parametrize('name', RELEASED)
+def test_the_table_of_released_models_is_true(name):
+    (row,) = re.findall(rf'\| `{name}` \|.*\| ([\d,]+) \|\n', TEXT)
+    total = pathlib.Path(__file__).parent / 'golden' / f'params_{name}.json'
+    assert f'"total": {row.replace(",", "")},' in total.read_text()

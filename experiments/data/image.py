@@ -6,44 +6,18 @@ resize follow TensorFlow's, which trained the published models.
 """
 
 import dataclasses
-import functools
 
 import cv2
 import numpy as np
-import scipy.sparse
 
 from experiments.data.pipeline import BrokenExample
 from experiments.data.randaugment import randaugment
+from perceiver_jax.front_ends import centre_crop, decode_image, normalise, resize
 
 # Many examples are made at once; threads within one would only fight over the cores.
 cv2.setNumThreads(1)
 
 _FALLBACK_CROP = 0.875  # part of the shorter side, where a random crop finds no place
-
-
-def decode(encoded: bytes, channels: int) -> np.ndarray:
-    """Decodes a JPEG or PNG file of any colour space.
-
-    Orientation tags are ignored, as ImageNet's boxes and all its published results do.
-
-    Args:
-      encoded: the file's bytes.
-      channels: 3 for RGB, 1 for grey.
-
-    Returns:
-      uint8 [height, width, channels].
-
-    Raises:
-      ValueError: if these are not a whole image.
-    """
-    flags = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}[channels]
-    image = None
-    if encoded:  # OpenCV fails an assertion on nothing, and returns None for everything else
-        buffer = np.frombuffer(encoded, np.uint8)
-        image = cv2.imdecode(buffer, flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise ValueError(f'{len(encoded)} bytes that are no whole JPEG or PNG image')
-    return image.reshape(*image.shape[:2], channels)
 
 
 def inception_crop(
@@ -85,17 +59,6 @@ def inception_crop(
     return centre_crop(image, _FALLBACK_CROP)
 
 
-def centre_crop(image: np.ndarray, fraction: float) -> np.ndarray:
-    """Returns the central square whose side is `fraction` of the image's shorter side.
-
-    0.875 is 224 / (224 + 32), the published evaluation's. Source: DeepMind's Perceiver IO release.
-    """
-    height, width = image.shape[:2]
-    side = max(int(fraction * min(height, width)), 1)
-    top, left = (height - side + 1) // 2, (width - side + 1) // 2
-    return image[top : top + side, left : left + side]
-
-
 def jitter(
     image: np.ndarray, rng: np.random.Generator, degrees: float, shift: float, scale: float
 ) -> np.ndarray:
@@ -117,59 +80,6 @@ def jitter(
     matrix[:, 2] += across * width, down * height
     turned = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_CUBIC)
     return turned.reshape(height, width, channels)
-
-
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Resizes to [size, size, channels], bicubic, without antialiasing or clamping.
-
-    Keys' cubic with a = -0.5, where OpenCV has -0.75; taps outside the image are left out and
-    the others scaled to sum to 1.
-
-    Args:
-      image: [height, width, channels].
-      size: side of the result in pixels.
-
-    Returns:
-      float32 [size, size, channels]; overshoots the range of `image` at edges.
-
-    Source: tf.image.resize(method='bicubic'); Keys, Cubic Convolution Interpolation, 1981.
-    """
-    height, width, channels = image.shape
-    rows = image.astype(np.float32).reshape(height, width * channels)
-    rows = (_cubic_weights(height, size) @ rows).reshape(size, width, channels)
-    columns = cv2.transpose(rows).reshape(width, size * channels)
-    columns = (_cubic_weights(width, size) @ columns).reshape(size, size, channels)
-    return cv2.transpose(columns).reshape(size, size, channels)
-
-
-@functools.lru_cache(maxsize=4096)
-def _cubic_weights(length: int, size: int) -> scipy.sparse.csr_array:
-    """Returns the matrix [size, length], four entries a row, that resizes one axis."""
-    centres = (np.arange(size) + 0.5) * (length / size) - 0.5
-    taps = np.floor(centres).astype(np.int32)[:, None] + np.arange(-1, 3, dtype=np.int32)
-    x = np.abs(centres[:, None] - taps)
-    near = (1.5 * x - 2.5) * x**2 + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    weights = np.where(x <= 1, near, far) * ((taps >= 0) & (taps < length))
-    weights /= weights.sum(axis=1, keepdims=True)
-    taps = np.clip(taps, 0, length - 1)
-    return scipy.sparse.csr_array(
-        (weights.astype(np.float32).ravel(), taps.ravel(), 4 * np.arange(size + 1)),
-        shape=(size, length),
-    )
-
-
-def normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """Returns (image / 255 - mean) / std, float32, for float32 [height, width, channels]."""
-    scale, offset = _row_of_scales(tuple(mean), tuple(std), image.shape[1])
-    return (image.reshape(len(image), -1) * scale - offset).reshape(image.shape)
-
-
-@functools.lru_cache
-def _row_of_scales(mean, std, width):
-    """Returns scale and offset of a whole row: NumPy is slow where the last axis is short."""
-    scale, offset = 1 / (255 * np.float32(std)), np.float32(mean) / np.float32(std)
-    return np.tile(scale, width), np.tile(offset, width)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -230,6 +140,6 @@ class EvalTransform:
 
 def _decode_example(example: dict, channels: int) -> np.ndarray:
     try:
-        return decode(example['encoded'], channels)
+        return decode_image(example['encoded'], channels)
     except ValueError as error:
         raise BrokenExample(f'{example["name"]}: {error}') from error

@@ -1,0 +1,73 @@
+"""Converts weights from one format to another.
+
+    python -m experiments.convert optical_flow_checkpoint.pystate flow       # to a folder of ours
+    python -m experiments.convert runs/io_fourier io_fourier.stablehlo       # to a program
+
+The first is a run's folder or any weights; the ending of the second says what to write.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.errors import one_line_errors
+
+FORMATS = {
+    '': 'a folder with weights.safetensors and model.json, for perceiver_jax.load',
+    '.pystate': "DeepMind's pickle, as released",
+    '.pickle': 'the same',
+    '.safetensors': "Hugging Face transformers' names and layouts",
+    '.stablehlo': 'a StableHLO program with the weights inside, for jax.export.deserialize',
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='\n'.join(f'{suffix or "(none)":<14}{text}' for suffix, text in FORMATS.items()),
+    )
+    parser.add_argument('source', help="a run's folder, or a file or folder of weights")
+    parser.add_argument('target', help='what to write; its ending says the format')
+    parser.add_argument('--best', action='store_true', help="a run's best checkpoint, not its last")
+    parser.add_argument(
+        '--conv_kernel',
+        choices=('hub', 'transformers'),
+        default='hub',
+        help="layout of the 7x7 kernel in Hugging Face's files, read or written: as published, or "
+        'as transformers trains it (default: %(default)s)',
+    )
+    args = parser.parse_args(argv)
+    with one_line_errors():
+        convert(args.source, Path(args.target), best=args.best, conv_kernel=args.conv_kernel)
+    print(f'wrote {args.target}')
+
+
+def convert(source: str, target: Path, *, best: bool = False, conv_kernel: str = 'hub') -> None:
+    """Reads weights and writes them in the format of the target's ending.
+
+    Raises:
+      ValueError: if the ending is unknown, or the model is not one the format has names for.
+    """
+    from experiments.pretrained import open_model
+    from perceiver_jax import checkpoints
+
+    if target.suffix not in FORMATS:
+        raise ValueError(
+            f'{target} ends in {target.suffix!r}; known endings are {sorted(FORMATS)[1:]}, and none'
+        )
+    model = open_model(source, best=best, conv_kernel=conv_kernel)
+    if target.suffix == '':
+        model.save(target)
+    elif target.suffix == '.stablehlo':
+        model.export(target)
+    elif target.suffix == '.safetensors':
+        tensors = checkpoints.to_huggingface(model.params, model.state, conv_kernel=conv_kernel)
+        checkpoints.write_huggingface(target, tensors)
+    else:
+        checkpoints.write_deepmind(target, *checkpoints.to_deepmind(model.params, model.state))
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+
+from perceiver_jax.tiling import deepmind_tiles, even_tiles, tiled
+
+
+def positions(height, width):
+    """Frames whose channels are each pixel's row, its column and one, the second frame negative."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    frame = np.stack([rows, columns, np.ones_like(rows)], axis=-1).astype(np.float32)
+    return np.stack([frame, -frame])
+
+
+def rows_and_columns(frames):
+    return frames[:, 0, :, :, :2]
+
+
+@pytest.mark.parametrize(
+    'size, tile, even, deepmind',
+    [
+        (436, 368, [0, 68], [0, 68]),  # Sintel
+        (1024, 496, [0, 264, 528], [0, 476, 528]),
+        (375, 368, [0, 7], [0, 7]),  # KITTI
+        (1242, 496, [0, 373, 746], [0, 476, 746]),
+        (368, 368, [0], [0]),
+        (716, 368, [0, 348], [0, 348]),  # two tiles overlap by exactly 20
+        (717, 368, [0, 174, 349], [0, 348, 349]),
+    ],
+)
+def test_grids_by_hand(size, tile, even, deepmind):
+    assert even_tiles(size, tile) == even
+    assert deepmind_tiles(size, tile) == deepmind
+
+
+@pytest.mark.parametrize('tiles', [even_tiles, deepmind_tiles])
+def test_every_grid_covers_and_overlaps(tiles):
+    for size in range(11, 97):
+        starts = tiles(size, 11, min_overlap=3)
+        assert starts[0] == 0 and starts[-1] == size - 11
+        assert all(0 < step <= 11 - 3 for step in np.diff(starts))
+
+
+@pytest.mark.parametrize('size, tile, min_overlap', [(7, 11, 3), (23, 11, 11), (23, 11, -1)])
+def test_impossible_tiles_are_named(size, tile, min_overlap):
+    for tiles in (even_tiles, deepmind_tiles):
+        with pytest.raises(
+            ValueError, match=f'min_overlap={min_overlap}, tile={tile}, size={size}'
+        ):
+            tiles(size, tile, min_overlap)
+
+
+@pytest.mark.parametrize('placement', ['even', 'deepmind'])
+@pytest.mark.parametrize('batch_size', [1, 4, 100])
+def test_where_tiles_agree_nothing_changes(placement, batch_size):
+    frames = positions(61, 83)
+    flow = tiled(rows_and_columns, frames, (29, 37), placement, batch_size)
+    assert flow.dtype == np.float32
+    np.testing.assert_array_equal(flow, frames[0, ..., :2])
+
+
+def test_overlap_is_averaged_by_the_distance_to_the_edge():
+    def first_column(frames):
+        return np.broadcast_to(rows_and_columns(frames)[:, :, :1], (len(frames), 3, 4, 2))
+
+    # Tiles of columns 0..3 and 2..5; the weights of a middle row are 1, 2, 2, 1, of the others 1.
+    flow = tiled(first_column, positions(3, 6), (3, 4), batch_size=2, min_overlap=2)
+    outer = [0, 0, (0 + 2) / 2, (0 + 2) / 2, 2, 2]
+    middle = [0, 0, (2 * 0 + 1 * 2) / 3, (1 * 0 + 2 * 2) / 3, 2, 2]
+    np.testing.assert_allclose(flow[..., 1], [outer, middle, outer], rtol=1e-6)
+    np.testing.assert_array_equal(flow[..., 0], [[0] * 6, [1] * 6, [2] * 6])
+
+
+def test_constant_flow_stays_exactly():
+    flow = np.float32([0.1, -7.3])
+    made = tiled(lambda x: np.broadcast_to(flow, (len(x), 29, 37, 2)), positions(61, 83), (29, 37))
+    np.testing.assert_array_equal(made, np.broadcast_to(flow, (61, 83, 2)))
+
+
+def test_small_frames_repeat_their_last_pixels():
+    seen = []
+
+    def record(frames):
+        seen.append(frames)
+        return rows_and_columns(frames)
+
+    frames = positions(7, 53)
+    flow = tiled(record, frames, (29, 37))
+    np.testing.assert_array_equal(flow, frames[0, ..., :2])
+    assert [tile.shape for tile in seen] == 2 * [(1, 2, 29, 37, 3)]
+    np.testing.assert_array_equal(seen[0][0, :, 7:], np.repeat(frames[:, 6:, :37], 22, axis=1))
+
+
+def test_one_shape_for_all_batches_and_progress():
+    shapes, calls = set(), []
+
+    def record(frames):
+        shapes.add(frames.shape)
+        return rows_and_columns(frames)
+
+    progress = lambda *counts: calls.append(counts)  # noqa: E731
+    tiled(record, positions(31, 83), (29, 37), batch_size=4, progress=progress)
+    assert shapes == {(4, 2, 29, 37, 3)}
+    assert calls == [(4, 8), (8, 8)]
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(placement='random'), "'random'"),
+        (dict(batch_size=0), 'batch_size must be at least 1, got 0'),
+        (dict(frames=np.zeros((3, 31, 37, 3))), r'\(3, 31, 37, 3\)'),
+        (dict(frames=np.zeros((2, 0, 37, 3))), r'\(2, 0, 37, 3\)'),
+        (dict(tile=(17, 29)), 'tile=17'),
+    ],
+)
+def test_bad_arguments_are_named(changes, message):
+    arguments = dict(function=rows_and_columns, frames=positions(31, 37), tile=(29, 31))
+    with pytest.raises(ValueError, match=message):
+        tiled(**arguments | changes)

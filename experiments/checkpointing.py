@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments import parallel
+from perceiver_jax.checkpoints import check_shapes
 
 Tree = Any  # nested dictionaries, tuples and NamedTuples of arrays
 
@@ -181,19 +182,7 @@ def check_fit(arrays: dict[str, np.ndarray], like: Tree, source: Path) -> None:
       source: where the arrays are from, for the message.
     """
     found = {name: array.shape for name, array in arrays.items()}
-    wanted = {name: tuple(leaf.shape) for name, leaf in flatten(like).items()}
-    problems = [f'missing {name}' for name in sorted(wanted.keys() - found.keys())]
-    problems += [f'left over {name}' for name in sorted(found.keys() - wanted.keys())]
-    problems += [
-        f'{name} is {found[name]}, the model needs {wanted[name]}'
-        for name in sorted(found.keys() & wanted.keys())
-        if found[name] != wanted[name]
-    ]
-    if problems:
-        more = f' and {len(problems) - 9} more' if len(problems) > 9 else ''
-        raise ValueError(
-            f'{source} does not fit the configured model: {"; ".join(problems[:9])}{more}'
-        )
+    check_shapes(found, {name: leaf.shape for name, leaf in flatten(like).items()}, source)
 
 
 def flatten(tree: Tree) -> dict[str, Any]:

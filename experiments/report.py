@@ -5,7 +5,6 @@ Uses matplotlib's Figure directly, without pyplot: no window, no global figure l
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -18,6 +17,8 @@ from matplotlib.ticker import (
     PercentFormatter,
     StrMethodFormatter,
 )
+
+from perceiver_jax.files import whole
 
 PERCENT_METRICS = ('top1', 'top5', 'accuracy', 'map')  # fractions, shown as percentages
 PIXEL_METRICS = ('epe',)  # end-point errors; also 'epe_clean' and the like
@@ -81,7 +82,6 @@ def write_report(
     """
     if not rows:
         raise ValueError(f'{path}: a report needs at least one row of metrics, got none')
-    path = Path(path)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 9.5), dpi=120, layout='constrained', facecolor='white')
         figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
@@ -97,9 +97,8 @@ def write_report(
         last_step = max(row['step'] for row in rows)
         rate.set_xlim(0, max(last_step, 1))
         draw(samples)
-        unfinished = path.with_name(path.name + '.tmp')
-        figure.savefig(unfinished, format='png')
-    os.replace(unfinished, path)
+        with whole(path) as unfinished:
+            figure.savefig(unfinished, format='png')
 
 
 def image_grid(

@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import os
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 import tensorboardX
 
 from experiments import parallel
+from perceiver_jax.files import write_whole
 
 _QUIET_SECONDS = 60.0  # between training lines where nobody watches: files and pipes
 
@@ -18,13 +18,6 @@ _QUIET_SECONDS = 60.0  # between training lines where nobody watches: files and 
 def write_json(path: Path, content: dict) -> None:
     """Writes a JSON file, indented."""
     write_whole(path, json.dumps(content, indent=2) + '\n')
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file such that it is whole, or as it was, whenever the process is killed."""
-    temporary = path.with_name(f'{path.name}.tmp')
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 def git_commit() -> str | None:

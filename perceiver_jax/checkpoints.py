@@ -5,17 +5,18 @@ written in foreign terms (`read_deepmind`, `write_huggingface`, ...); `from_deep
 `to_huggingface` and the others translate, by one table. There and back changes no bit.
 """
 
-import contextlib
 import functools
 import json
 import os
 import pickle
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from perceiver_jax.files import whole
 
 Tree = Mapping[str, Mapping[str, Any]]  # Haiku's: module name -> parameter name -> array
 Arrays = dict[str, dict[str, np.ndarray]]  # the same, of NumPy's arrays
@@ -383,15 +384,31 @@ def check_fit(
         {name: tuple(np.shape(value)) for name, value in _flatten(*trees).items()}
         for trees in ((params, state), (expected_params, expected_state))
     )
-    problems = [f'missing {name}' for name in sorted(wanted.keys() - found.keys())]
-    problems += [f'left over {name}' for name in sorted(found.keys() - wanted.keys())]
-    problems += [
-        f'{name} is {found[name]}, the model needs {wanted[name]}'
-        for name in sorted(found.keys() & wanted.keys())
-        if found[name] != wanted[name]
-    ]
-    if problems:
-        raise ValueError(f'{source} does not fit the model: {_some(problems, "; ")}.')
+    check_shapes(found, wanted, source)
+
+
+def check_shapes(
+    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], source: Any
+) -> None:
+    """Raises one ValueError that names what is missing, left over or of another shape.
+
+    Args:
+      found: Shapes by name.
+      wanted: Likewise, what the model needs.
+      source: Where they were found, for the message.
+    """
+    problems = {
+        'missing': sorted(wanted.keys() - found.keys()),
+        'left over': sorted(found.keys() - wanted.keys()),
+        'of another shape': [
+            f'{name} {found[name]}, not {wanted[name]}'
+            for name in sorted(found.keys() & wanted.keys())
+            if found[name] != wanted[name]
+        ],
+    }
+    if any(problems.values()):
+        listed = '; '.join(f'{what}: {_some(names)}' for what, names in problems.items() if names)
+        raise ValueError(f'{source} does not fit the model. {listed}.')
 
 
 def read_deepmind(path: str | os.PathLike) -> tuple[Arrays, Arrays]:
@@ -450,7 +467,7 @@ def write_deepmind(path: str | os.PathLike, params: Tree, state: Tree | None = N
     kind = _recognise(_flatten(params, state), 'deepmind')
     params, state = _nest(_flatten(params)), _nest(_flatten(state))
     content = {'params': params, 'state': state} if kind.startswith('imagenet') else params
-    with _whole(path) as unfinished, unfinished.open('wb') as file:
+    with whole(path) as unfinished, unfinished.open('wb') as file:
         _Pickler(file, protocol=4).dump(content)
 
 
@@ -506,7 +523,7 @@ def write_huggingface(path: str | os.PathLike, tensors: Mapping[str, Any]) -> No
 
     # safetensors writes an array's memory as it lies, so that has to be in C order.
     tensors = {name: np.asarray(value, order='C') for name, value in tensors.items()}
-    with _whole(path) as unfinished:
+    with whole(path) as unfinished:
         save_file(tensors, unfinished, metadata={'format': 'pt'})  # transformers asks for this
 
 
@@ -628,8 +645,8 @@ def _nest(arrays: Mapping[str, Any]) -> Arrays:
     return tree
 
 
-def _some(names: Sequence[str], separator: str = ', ') -> str:
-    return separator.join(names[:9]) + (f' and {len(names) - 9} more' if len(names) > 9 else '')
+def _some(names: Sequence[str]) -> str:
+    return ', '.join(names[:9]) + (f' and {len(names) - 9} more' if len(names) > 9 else '')
 
 
 class _Refused(Exception):
@@ -757,16 +774,3 @@ def _existing(path: str | os.PathLike) -> Path:
     if not path.exists():
         raise ValueError(f'{path} does not exist.')
     return path
-
-
-@contextlib.contextmanager
-def _whole(path: str | os.PathLike) -> Iterator[Path]:
-    """A name to write to, which becomes `path` if that goes well and is removed otherwise."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'{path.name}.tmp')
-    try:
-        yield unfinished
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)

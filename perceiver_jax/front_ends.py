@@ -8,14 +8,14 @@ import contextlib
 import functools
 import itertools
 import math
-import os
-import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+
+from perceiver_jax.files import whole
 
 VOCABULARY_SIZE = 262  # six special tokens, then the 256 bytes
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
@@ -447,10 +447,12 @@ def write_clip(
     )
     sound.sample_rate, sound.pts = sample_rate, 0
 
-    path = Path(path)
-    temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex}')
     try:
-        with open(temporary, 'wb') as file, av.open(file, 'w', format='mp4') as container:
+        with (
+            whole(path) as unfinished,
+            open(unfinished, 'wb') as file,
+            av.open(file, 'w', format='mp4') as container,
+        ):
             pictures = container.add_stream(
                 'libx264',
                 rate=Fraction(frames_per_second).limit_denominator(1001),
@@ -465,14 +467,11 @@ def write_clip(
             container.mux(pictures.encode())
             container.mux(track.encode(sound))
             container.mux(track.encode())
-        os.replace(temporary, path)
     except av.FFmpegError as error:
         raise ValueError(
             f'{path}: cannot write {images.shape[2]} x {images.shape[1]} pixels at '
             f'{frames_per_second} Hz with sound at {sample_rate} Hz: {error.strerror}'
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class _NoSuchStream(ValueError):

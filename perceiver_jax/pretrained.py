@@ -22,6 +22,7 @@ from jax import Array
 
 from perceiver_jax import checkpoints, models
 from perceiver_jax.attention import record_attention
+from perceiver_jax.files import write_whole
 from perceiver_jax.position_encoding import resample_positions
 from perceiver_jax.released import LICENCE, RELEASED
 
@@ -325,12 +326,3 @@ def _to_host(tree) -> Tree:
 def _sha256(path: Path) -> str:
     with path.open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def write_whole(path: str | os.PathLike, data: bytes) -> None:
-    """Writes a file, whole or not at all; makes its folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + '.tmp')
-    unfinished.write_bytes(data)
-    os.replace(unfinished, path)

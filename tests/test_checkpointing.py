@@ -155,9 +155,9 @@ def test_names_what_does_not_fit_the_model(workdir):
     with pytest.raises(ValueError) as error:
         reopen(workdir).restore(like=other)
     message = str(error.value)
-    assert 'missing params/net/~/new/w' in message
-    assert 'left over params/net/~/linear/b' in message
-    assert 'params/net/~/linear/w is (61, 53), the model needs (61, 59)' in message
+    assert 'missing: params/net/~/new/w;' in message
+    assert 'left over: params/net/~/linear/b;' in message
+    assert 'of another shape: params/net/~/linear/w (61, 53), not (61, 59)' in message
     assert not list(workdir.rglob('*.damaged'))
 
 

@@ -82,7 +82,7 @@ def test_a_checkpoint_is_evaluated_as_the_run_did(tmp_path):
 
     init = task.init
     task.init = lambda rng: ({**init(rng)[0], 'new': {'w': rng}}, {})
-    with pytest.raises(ValueError, match='does not fit the configured model: missing params/new/w'):
+    with pytest.raises(ValueError, match='does not fit the model. missing: params/new/w'):
         launch.evaluate_checkpoint(config, task, tmp_path, 'toy', False)
 
 

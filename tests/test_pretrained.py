@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perceiver_jax import checkpoints, pretrained
+from perceiver_jax import checkpoints
 from perceiver_jax.pretrained import Pretrained, initialise, load
 
 ENCODER = dict(
@@ -118,7 +118,10 @@ def damage(path, change):
         ),
         (lambda x: x.update(format='perceiver_jax 0'), 'model.json is not one of perceiver_jax 1'),
         (lambda x: x.update(sha256='0'), 'not the one that model.json was written with'),
-        (lambda x: x['arguments'].update(num_classes=6), r'decoder/output.*\(12, 5\).*\(12, 6\)'),
+        (
+            lambda x: x['arguments'].update(num_classes=6),
+            r'decoder/output:w \(12, 5\), not \(12, 6\)',
+        ),
         (lambda x: x['arguments']['encoder'].update(num_blocks=0), 'num_blocks must be at least 1'),
         (lambda x: x['arguments'].update(num_latent=6), "num_latent'"),
         (lambda x: x.update(function='eval'), "no model 'eval'"),
@@ -177,7 +180,7 @@ def test_foreign_files_load_with_the_arguments_of_their_model(learned, tmp_path,
     assert loaded.licence == 'CC BY 4.0'
     np.testing.assert_array_equal(loaded(IMAGES), learned(IMAGES))
     # Without arguments they are to fit the released model, which is larger.
-    with pytest.raises(ValueError, match=rf'{name} does not fit the model: missing encoder'):
+    with pytest.raises(ValueError, match=rf'{name} does not fit the model. missing: encoder'):
         load(path)
 
 
@@ -244,14 +247,6 @@ def test_a_program_of_several_inputs(tmp_path):
     tokens = np.random.default_rng(0).integers(11, size=(3, 13), dtype=np.int32)
     mask = np.arange(13) < np.array([[13], [5], [1]])
     np.testing.assert_allclose(program.call(tokens, mask), model(tokens, mask), atol=1e-5)
-
-
-def test_a_file_is_written_whole(tmp_path):
-    path = tmp_path / 'deep' / 'file'
-    pretrained.write_whole(path, b'one')
-    pretrained.write_whole(path, b'two')
-    assert path.read_bytes() == b'two'
-    assert [p.name for p in path.parent.iterdir()] == ['file']
 
 
 def test_examples_of_all_functions():

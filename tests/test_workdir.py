@@ -1,9 +1,7 @@
 import json
 
-import pytest
-
 from experiments import workdir
-from experiments.workdir import Metrics, write_whole
+from experiments.workdir import Metrics
 
 TRAIN = {'loss': 1.5, 'learning_rate': 0.02, 'examples_per_second': 64.0}
 
@@ -79,11 +77,3 @@ def test_one_line_written_over_in_a_terminal(tmp_path, capsys, monkeypatch):
     lines = capsys.readouterr().out.split('\n')
     assert [line.count('\r') for line in lines] == [3, 0, 0]
     assert lines[0].endswith('evaluation: top1 0.5000')
-
-
-def test_a_file_is_never_half_written(tmp_path):
-    path = tmp_path / 'result.json'
-    write_whole(path, 'old')
-    with pytest.raises(UnicodeEncodeError):
-        write_whole(path, 'new \ud800')  # fails while writing
-    assert path.read_text() == 'old'

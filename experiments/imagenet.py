@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import itertools
-import math
 
 import haiku as hk
 import jax
@@ -20,7 +19,7 @@ from experiments.losses import softmax_cross_entropy
 from experiments.mixing import mixup_cutmix
 from experiments.report import image_grid
 from perceiver_jax.attention import record_attention
-from perceiver_jax.inputs import permutation
+from perceiver_jax.inputs import as_images
 from perceiver_jax.models import image_classifier
 from perceiver_jax.pretrained import Pretrained
 
@@ -210,7 +209,7 @@ class ImageNet:
                 for i in drawn
             ],
             correct[drawn],
-            self._as_images(heat[drawn]),
+            as_images(heat[drawn], self.config.model.inputs.get('permutation_seed')),
         )
 
     def _readable_examples(self):
@@ -223,15 +222,6 @@ class ImageNet:
         """Normalised images in 0..1 again; grey ones without their axis of channels."""
         images = np.clip(images * self.config.images.std + self.config.images.mean, 0, 1)
         return images[..., 0] if images.shape[-1] == 1 else images
-
-    def _as_images(self, heat: np.ndarray) -> np.ndarray:
-        """Attention over input elements, [n, M], to where they are in the image, [n, h, w]."""
-        side = math.isqrt(heat.shape[1])
-        seed = self.config.model.inputs.get('permutation_seed')
-        if seed is not None:
-            shuffled, heat = heat, np.empty_like(heat)
-            heat[:, permutation(seed, heat.shape[1])] = shuffled
-        return heat.reshape(-1, side, side)
 
     def describe(self):
         image = jax.ShapeDtypeStruct(self.image_shape, jnp.float32)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from perceiver_jax.files import whole
+from perceiver_jax.files import whole, write_whole
 
 Tree = Mapping[str, Mapping[str, Any]]  # Haiku's: module name -> parameter name -> array
 Arrays = dict[str, dict[str, np.ndarray]]  # the same, of NumPy's arrays
@@ -519,12 +519,11 @@ def write_huggingface(path: str | os.PathLike, tensors: Mapping[str, Any]) -> No
       path: The file; in the folder of a model, transformers looks for 'model.safetensors'.
       tensors: As `to_huggingface` returns them.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     # safetensors writes an array's memory as it lies, so that has to be in C order.
     tensors = {name: np.asarray(value, order='C') for name, value in tensors.items()}
-    with whole(path) as unfinished:
-        save_file(tensors, unfinished, metadata={'format': 'pt'})  # transformers asks for this
+    write_whole(path, save(tensors, metadata={'format': 'pt'}))  # transformers asks for that
 
 
 def _translate(

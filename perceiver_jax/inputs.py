@@ -6,6 +6,7 @@ Source: Perceiver, sections 4.1 and 4.2; Perceiver IO, section 4.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import haiku as hk
@@ -90,6 +91,23 @@ class ImageInputs(hk.Module):
             self.project_positions_to,
             name='position_encoding',
         )()
+
+
+def as_images(values: np.ndarray, permutation_seed: int | None = None) -> np.ndarray:
+    """Values of input elements, such as attention, back where the elements are in a square image.
+
+    Args:
+      values: `[..., M]`, one for each element.
+      permutation_seed: That of `ImageInputs`, whose shuffle is undone.
+
+    Returns:
+      `[..., side, side]`, with side * side = M.
+    """
+    if permutation_seed is not None:
+        shuffled, values = values, np.empty_like(values)
+        values[..., permutation(permutation_seed, values.shape[-1])] = shuffled
+    side = math.isqrt(values.shape[-1])
+    return values.reshape(*values.shape[:-1], side, side)
 
 
 def with_positions(contents: Array, positions: Array) -> Array:

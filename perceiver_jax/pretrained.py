@@ -113,7 +113,7 @@ class Pretrained:
         Raises:
           ValueError: Something is there already.
         """
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         path = Path(path)
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -130,8 +130,9 @@ class Pretrained:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}-') as folder:
             whole = Path(folder, 'whole')
             whole.mkdir()
-            save_file(arrays, whole / 'weights.safetensors')
-            about = {'format': FORMAT, **about, 'sha256': _sha256(whole / 'weights.safetensors')}
+            weights = save(arrays)
+            (whole / 'weights.safetensors').write_bytes(weights)
+            about = {'format': FORMAT, **about, 'sha256': hashlib.sha256(weights).hexdigest()}
             text = json.dumps(about, indent=2, default=dict) + '\n'  # dict: of other mappings
             (whole / 'model.json').write_text(text, 'utf-8')
             os.replace(whole, path)

@@ -124,15 +124,6 @@ def test_only_the_papers_data_stands_beside_its_number():
     assert (task.paper_value, task.data_name) == (0.821, 'ImageNet')
 
 
-def test_attention_is_drawn_where_it_looked():
-    heat = np.arange(64.0)[None]
-    plain = ImageNet(get_config())
-    permuted = ImageNet(get_config('perceiver_permuted'))
-    order = np.random.default_rng(0).permutation(64)
-    np.testing.assert_array_equal(plain._as_images(heat), heat.reshape(1, 8, 8))
-    np.testing.assert_array_equal(permuted._as_images(heat[:, order]), heat.reshape(1, 8, 8))
-
-
 def test_mixing_needs_both_alphas():
     with pytest.raises(ValueError, match='mixup_alpha and .*cutmix_alpha .* got 0.2 and 0.0'):
         ImageNet(get_config(**{'loss.mixup_alpha': 0.2}))

@@ -10,6 +10,7 @@ from perceiver_jax.inputs import (
     ImageInputs,
     JoinModalities,
     TextInputs,
+    as_images,
     audio_elements,
     extract_patches,
     permutation,
@@ -55,6 +56,13 @@ def test_permuted_pixels_keep_their_positions():
     order = permutation(11, 35)
     assert sorted(order) == list(range(35)) and list(order) != list(range(35))
     np.testing.assert_array_equal(shuffled, output[:, order])
+
+
+def test_values_of_elements_return_to_where_their_pixels_were():
+    maps = np.random.default_rng(0).random((2, 3, 5, 5))
+    np.testing.assert_array_equal(as_images(maps.reshape(2, 3, 25)), maps)
+    shuffled = maps.reshape(2, 3, 25)[..., permutation(7, 25)]
+    np.testing.assert_array_equal(as_images(shuffled, 7), maps)
 
 
 def test_learned_positions_of_the_icml_paper():

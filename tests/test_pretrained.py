@@ -72,6 +72,8 @@ def test_saved_and_loaded_it_is_the_same(model, tmp_path):
     model = dataclasses.replace(model, classes=list('abcde'), description='d', licence='l')
     model.save(tmp_path / 'deep' / 'model')
     assert sorted(p.name for p in (tmp_path / 'deep').iterdir()) == ['model']
+    files = list((tmp_path / 'deep' / 'model').iterdir())
+    assert len({path.stat().st_mode for path in files}) == 1  # who may read one, may read both
     loaded = load(tmp_path / 'deep' / 'model')
     for field in dataclasses.fields(Pretrained):
         if field.name not in ('params', 'state'):

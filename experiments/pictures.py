@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.data.flow import flow_picture
-from experiments.report import BLUE, ORANGE, STYLE
+from experiments.report import BLUE, ORANGE, PALE, STYLE
 from perceiver_jax.files import write_whole
 
 NUM_LATENTS_DRAWN = 6
@@ -50,7 +50,7 @@ def write_attention(
         size = (11, sum(heights) + 0.9)
         figure = Figure(figsize=size, dpi=120, layout='constrained', facecolor='white')
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-        figure.suptitle(title, x=0.012, ha='left', fontsize=13, fontweight='bold')
+        figure.suptitle(title, x=0.012, ha='left', fontsize=13, fontweight='bold', parse_math=False)
         whole, single = figure.subfigures(2, 1, height_ratios=heights)
         panels = whole.subplots(1, 1 + rows, squeeze=False)[0]
         cells = single.subplots(rows, NUM_LATENTS_DRAWN, squeeze=False)
@@ -63,7 +63,7 @@ def write_attention(
         for axes, row, (name, maps) in zip(panels[1:], cells, attention.items(), strict=True):
             axes.imshow(grey, interpolation=interpolation, **look)
             axes.imshow(_heat(maps.mean(0)), extent=extent, interpolation='nearest')
-            axes.set_title(f'{name}, mean of {len(maps)} latents')
+            axes.set_title(f'{name}, mean of {len(maps)} latents: bright is most')
             for cell, latent in zip(row, _spread(len(maps), NUM_LATENTS_DRAWN), strict=False):
                 cell.imshow(maps[latent], cmap='magma', vmin=0, interpolation='nearest')
                 cell.set_title(f'{name}, latent {latent}', fontsize=8, loc='center', pad=3)
@@ -90,12 +90,13 @@ def write_flow_comparison(
     largest = np.linalg.norm(truth[valid], axis=-1).max() or 1.0
     height, width = valid.shape
     with matplotlib.rc_context(STYLE):
-        size = (11, 1.6 + 3 * 5.4 * height / width)
+        size = (11, 1.6 + 3 * min(5.4 * height / width, 5.4))  # portraits are drawn smaller
         figure = Figure(figsize=size, dpi=120, layout='constrained', facecolor='white')
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
         panels = figure.subplots(3, 2).ravel()
-        for axes in panels[:5]:
-            axes.set_axis_off()
+        for axes in panels[:5]:  # a frame: where nothing moves the picture is white
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(True)
         for axes, frame, which in zip(panels, frames, ('First', 'Second'), strict=False):
             axes.imshow(frame)
             axes.set_title(f'{which} frame')
@@ -103,9 +104,10 @@ def write_flow_comparison(
         panels[2].set_title('True flow')
         panels[3].imshow(flow_picture(prediction, largest=largest))
         panels[3].set_title('Predicted flow')
-        shown = np.where(valid, error, 0)
+        shown = np.where(valid, error, np.nan)
         highest = max(np.percentile(error[valid], 99), 1e-3)
-        seen = panels[4].imshow(shown, cmap='magma', vmin=0, vmax=highest)
+        colours = matplotlib.colormaps['magma'].with_extremes(bad=PALE)  # where nothing is known
+        seen = panels[4].imshow(shown, cmap=colours, vmin=0, vmax=highest)
         panels[4].set_title(f'End-point error in px, {error[valid].mean():.2f} on average')
         figure.colorbar(seen, ax=panels[4], location='bottom', aspect=50, pad=0.02, extend='max')
         _draw_wheel(panels[5], largest)
@@ -118,6 +120,7 @@ def write_clip_comparison(
     audio: tuple[np.ndarray, np.ndarray],
     frames_per_second: float,
     sample_rate: int,
+    start: float = 0.0,
 ) -> None:
     """Draws frames and sound of a clip above those of its reconstruction.
 
@@ -127,11 +130,12 @@ def write_clip_comparison(
       audio: likewise `[samples, 1]`, in -1..1.
       frames_per_second: of the video.
       sample_rate: of the audio, Hz.
+      start: seconds in the video where the clip begins.
     """
     chosen = _spread(len(video[0]), NUM_FRAMES_DRAWN)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 6), dpi=120, layout='constrained', facecolor='white')
-        figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02)
+        figure.get_layout_engine().set(w_pad=0.06, h_pad=0.04)
         frames, waves = figure.subfigures(2, 1, height_ratios=(3.3, 2.7))
         cells = frames.subplots(2, len(chosen), squeeze=False)
         curves = waves.subplots(2, 1, sharex=True, sharey=True)
@@ -142,19 +146,23 @@ def write_clip_comparison(
             for cell, index in zip(row, chosen, strict=True):
                 cell.set_axis_off()
                 cell.imshow(np.clip(pictures[index], 0, 1))
-                cell.set_title(f'{index / frames_per_second:.2f} s', fontsize=8, pad=2)
-            row[0].set_title(f'{name}, {chosen[0] / frames_per_second:.2f} s', fontsize=8, pad=2)
-            axes.plot(np.arange(len(sound)) / sample_rate, sound[:, 0], color=color, linewidth=0.6)
+                cell.set_title(f'{start + index / frames_per_second:.2f} s', fontsize=8, pad=2)
+            row[0].set_title(f'{name}, {start:.2f} s', fontsize=8, pad=2)
+            times = start + np.arange(len(sound)) / sample_rate
+            axes.plot(times, np.clip(sound[:, 0], -1, 1), color=color, linewidth=0.6)
+            axes.set_ylim(-1, 1)
             axes.set_title(f'Sound, {name.lower()}')
-        curves[1].set_xlim(0, len(audio[0]) / sample_rate)
+        curves[1].set_xlim(start, start + len(audio[0]) / sample_rate)
         curves[1].set_xlabel('seconds')
         _save(path, figure)
 
 
 def _heat(weights: np.ndarray) -> np.ndarray:
     """Weights `[h, w]` as colours `[h, w, 4]`, the more opaque the larger."""
-    # A few pixels often get most of the attention; the others should still be seen.
-    part = np.clip(weights / max(np.percentile(weights, 99.5), 1e-30), 0, 1)
+    # A few pixels often get most of the attention: the others should still be seen. And where all
+    # get about as much, the image should.
+    low, high = np.percentile(weights, (5, 99.5))
+    part = np.clip((weights - low) / max(high - low, 1e-30), 0, 1)
     colours = matplotlib.colormaps['inferno'](part)
     colours[..., 3] = 0.85 * part
     return colours

@@ -19,7 +19,7 @@ folder), a folder that `Pretrained.save` wrote, or the workdir of a run. It deci
 import argparse
 import csv
 import json
-import logging
+import os
 import re
 import sys
 import time
@@ -44,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for path in (*arguments.inputs, arguments.classes, arguments.ground_truth):
         if path not in (None, '-') and not Path(path).is_file():
             raise ValueError(f'{path}: there is no such file')
+
+    out = Path(arguments.out)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f'--out: {out} is no folder')
 
     from experiments.pretrained import open_model
 
@@ -130,6 +134,7 @@ def classify(model, path: str, out: str, names: Sequence[str]) -> dict:
 
     front_end = model.front_end
     image = prepare_image(read_image(path, channels=len(front_end['mean'])), **front_end)
+    Path(out).mkdir(parents=True, exist_ok=True)  # before the work, which may take long
     best = best_classes(model(image[None])[0], names)
     attention = {}
     for number in (1, 2):
@@ -150,20 +155,27 @@ def class_names(model, path: str | None) -> list[str]:
 
     Args:
       model: a `Pretrained` with `num_classes` among its arguments.
-      path: a text file with one name a line, or a .csv with a header, of which column `name`
-        counts, or else the last.
+      path: a text file with one name a line, or a .csv with a header and a column `name`.
 
     Raises:
-      ValueError: the file holds another number of names than the model has classes.
+      ValueError: the file holds another number of names than the model has classes, or is no
+        such file.
     """
     count = model.arguments['num_classes']
     if path is None:
         return list(model.classes or [f'class {i}' for i in range(count)])
-    names = [line for line in Path(path).read_text('utf-8', 'replace').splitlines() if line.strip()]
+    try:
+        text = Path(path).read_text('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise ValueError(f'{path}: expected UTF-8, {error.reason} at byte {error.start}') from error
+    names = [line for line in text.splitlines() if line.strip()]
     if Path(path).suffix.lower() == '.csv':
         rows = csv.DictReader(names)
-        columns = rows.fieldnames or ['']
-        names = [row['name' if 'name' in columns else columns[-1]] or '' for row in rows]
+        if 'name' not in (rows.fieldnames or []):
+            raise ValueError(f'{path}: expected a column `name`, got {rows.fieldnames}')
+        names = [row['name'] for row in rows]
+        if not all(names):
+            raise ValueError(f'{path}: row {[*map(bool, names)].index(False) + 1} has no name')
     if len(names) != count:
         raise ValueError(f'{path}: expected the names of {count} classes, got {len(names)}')
     return names
@@ -172,6 +184,8 @@ def class_names(model, path: str | None) -> list[str]:
 def best_classes(logits, names: Sequence[str]) -> list[dict]:
     """The likeliest classes, the best first, with their probabilities."""
     probabilities = softmax(logits)
+    if not np.isfinite(probabilities).all():
+        raise ValueError('the model gives no finite logits: its weights may have diverged')
     order = np.argsort(-probabilities, kind='stable')[:NUM_BEST].tolist()
     return [{'label': names[i], 'probability': float(probabilities[i])} for i in order]
 
@@ -224,11 +238,11 @@ def estimate_flow(
                 f'{ground_truth}: expected flow of {frames.shape[1:3]} pixels, '
                 f'got {valid.shape}, {valid.sum()} of them valid'
             )
+    Path(out).mkdir(parents=True, exist_ok=True)  # before the work, which takes minutes
     tile = tuple(model.front_end['tile'])
     flow = tiled(model, frames, tile, placement=tiles, progress=Progress('tile'))
 
     stem = str(Path(out, Path(first).stem))
-    Path(out).mkdir(parents=True, exist_ok=True)
     write_flo(f'{stem}_flow.flo', flow)
     write_kitti_flow(f'{stem}_flow.png', flow, (np.abs(flow) <= KITTI_LARGEST).all(-1))
     write_picture(f'{stem}_flow_picture.png', flow_picture(flow))
@@ -264,24 +278,27 @@ def fill_in_texts(model, arguments: argparse.Namespace) -> Iterator[dict]:
     if (arguments.text is None) == (not arguments.inputs):
         raise ValueError('INPUT: expected text files, or --text instead')
     if arguments.text is not None:
-        yield {'input': '--text', **fill_in(model, arguments.text.encode())}
+        yield {'input': '--text', **fill_in(model, os.fsencode(arguments.text))}
     for path in arguments.inputs:
         text = sys.stdin.buffer.read() if path == '-' else Path(path).read_bytes()
         try:
-            yield {'input': path, **fill_in(model, text.removesuffix(b'\n'))}
+            yield {'input': path, **fill_in(model, text.removesuffix(b'\n').removesuffix(b'\r'))}
         except ValueError as error:
             raise ValueError(f'{path}: {error}') from error
 
 
-def masked_tokens(text: bytes) -> np.ndarray:
+def masked_tokens(text: bytes, length: int) -> np.ndarray:
     """Tokens of a text in which `[MASK]` is a masked byte, and `[MASK*6]` are six of them.
 
     Raises:
-      ValueError: nothing is masked.
+      ValueError: nothing is masked, or there are more than `length` bytes.
     """
     from perceiver_jax.front_ends import MASK, encode_text
 
     pieces = re.split(rb'\[MASK(?:\*(\d+))?\]', text)  # text, count or None, text, ...
+    num_bytes = sum(map(len, pieces[::2])) + sum(int(count or 1) for count in pieces[1::2])
+    if num_bytes > length:
+        raise ValueError(f'the text has {num_bytes:,} bytes, and at most {length:,} fit')
     tokens = [encode_text(pieces[0])]
     for count, piece in zip(pieces[1::2], pieces[2::2], strict=True):
         tokens += [np.full(int(count or 1), MASK, np.int32), encode_text(piece)]
@@ -307,15 +324,18 @@ def fill_in(model, text: bytes) -> dict:
     """
     from perceiver_jax.front_ends import MASK, decode_text, encode_text, pad_tokens
 
-    tokens, length = masked_tokens(text), model.front_end['length']
-    if len(tokens) > length:
-        raise ValueError(f'the text has {len(tokens):,} bytes, and at most {length:,} fit')
+    length = model.front_end['length']
+    tokens = masked_tokens(text, length)
     probabilities = softmax(model(*pad_tokens([tokens], length))[0, : len(tokens)])
     masked = tokens == MASK
     bytes_ = encode_text(bytes(range(256)))  # special tokens do not belong into a text
     order = np.argsort(-probabilities[:, bytes_], kind='stable')
     filled = np.where(masked, bytes_[order[:, 0]], tokens)
-    edges = np.flatnonzero(np.diff(masked, prepend=False, append=False))
+    # Brackets stand between characters: what fills a part of one marks all of it.
+    starts = (filled - encode_text(b'\0')[0]) & 0xC0 != 0x80  # elsewhere a character goes on
+    character = np.cumsum(starts)
+    marked = np.isin(character, character[masked])
+    edges = np.flatnonzero(np.diff(marked, prepend=False, append=False))
     brackets = np.tile(encode_text('[]'), len(edges) // 2)
     return {
         'text': decode_text(filled),
@@ -366,12 +386,12 @@ def autoencode(model, path: str, out: str, names: Sequence[str], start: float = 
     front_end = model.front_end
     rates = front_end['frames_per_second'], front_end['sample_rate']
     video, audio = prepare_clip(path, **front_end, start=start)
+    Path(out).mkdir(parents=True, exist_ok=True)  # before the work, which takes a minute
     outputs = {name: np.asarray(value[0]) for name, value in model(video, audio).items()}
     stem = str(Path(out, f'{Path(path).stem}_reconstruction'))
-    Path(out).mkdir(parents=True, exist_ok=True)
     write_clip(f'{stem}.mp4', outputs['video'], outputs['audio'], *rates)
     pairs = (video[0], outputs['video']), (audio[0], outputs['audio'])
-    write_clip_comparison(f'{stem}.png', *pairs, *rates)
+    write_clip_comparison(f'{stem}.png', *pairs, *rates, start)
     best = best_classes(outputs['label'], names)
     return {'input': path, 'best': best, 'files': [f'{stem}.mp4', f'{stem}.png']}
 
@@ -413,7 +433,7 @@ def as_text(result: dict) -> str:
     if 'epe' in result:
         lines.append(f'  end-point error {result["epe"]:.2f} px')
     if 'marked' in result:
-        lines.append(result['marked'])
+        lines.append(re.sub(r'[\x00-\x09\x0b-\x1f\x7f-\x9f]', '\ufffd', result['marked']))
         for place in result['bytes']:
             candidates = (
                 f'{repr(bytes([x["byte"]]))[1:]:>8} {100 * x["probability"]:5.1f} %'
@@ -426,7 +446,7 @@ def as_text(result: dict) -> str:
 
 def run() -> None:
     """Runs the command line."""
-    logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax warns that it may only read
+    sys.stdout.reconfigure(errors='backslashreplace')
     warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
     with one_line_errors():
         main()

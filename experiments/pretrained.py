@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 
 import jax
@@ -24,9 +25,14 @@ def open_model(path: str | Path, *, best: bool = False, conv_kernel: str = 'hub'
     Raises:
       ValueError: if nothing there is a model, or it is not whole.
     """
+    if not str(path):
+        raise ValueError('the model is named by an empty path')
     path = Path(path)
     if (path / 'checkpoints').is_dir():
+        logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax says that it only reads
         return load_workdir(path, best)
+    if best:
+        raise ValueError(f'{path} is no run: it has no best checkpoint')
     return load(path, conv_kernel=conv_kernel)
 
 

@@ -29,7 +29,7 @@ _CLOCK_TOLERANCE = 1e-3  # seconds; some formats round their times to millisecon
 
 def encode_text(text: str | bytes) -> np.ndarray:
     """Returns the tokens of a text: its bytes (UTF-8) + 6, int32 [n], without special tokens."""
-    encoded = text.encode() if isinstance(text, str) else bytes(text)
+    encoded = text.encode() if isinstance(text, str) else memoryview(text)
     return np.frombuffer(encoded, np.uint8).astype(np.int32) + _FIRST_BYTE
 
 
@@ -37,12 +37,12 @@ def decode_text(tokens: Sequence[int] | np.ndarray) -> str:
     """Returns the text of tokens [n]; special tokens are left out, broken UTF-8 becomes U+FFFD.
 
     Raises:
-      ValueError: if there is a token outside 0..261.
+      ValueError: if there is a token that is no integer in 0..261.
     """
-    tokens = np.asarray(tokens, np.int32)
-    outside = tokens[(tokens < 0) | (tokens >= VOCABULARY_SIZE)]
+    tokens = np.asarray(tokens)
+    outside = tokens[(tokens < 0) | (tokens >= VOCABULARY_SIZE) | (tokens % 1 != 0)]
     if outside.size:
-        raise ValueError(f'tokens must lie in 0..{VOCABULARY_SIZE - 1}, got {outside[0]}')
+        raise ValueError(f'tokens are integers in 0..{VOCABULARY_SIZE - 1}, got {outside[0]}')
     encoded = (tokens[tokens >= _FIRST_BYTE] - _FIRST_BYTE).astype(np.uint8).tobytes()
     return encoded.decode(errors='replace')
 
@@ -112,6 +112,8 @@ def decode_image(encoded: bytes, channels: int, *, oriented: bool = False) -> np
     """
     import cv2
 
+    if channels not in (1, 3):
+        raise ValueError(f'channels must be 1 or 3, not {channels!r}')
     flags = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}[channels]
     if not oriented:
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
@@ -120,7 +122,9 @@ def decode_image(encoded: bytes, channels: int, *, oriented: bool = False) -> np
     except cv2.error:  # no bytes, or more pixels than OpenCV takes; None for everything else
         image = None
     if image is None:
-        raise ValueError(f'{len(encoded)} bytes that are no whole JPEG or PNG image')
+        raise ValueError(
+            f'{len(encoded)} bytes that are no whole image of a kind that OpenCV reads'
+        )
     return image.reshape(*image.shape[:2], channels)
 
 
@@ -147,6 +151,8 @@ def prepare_image(
       ValueError: if `image` is something else.
     """
     _check_image('image', image, len(mean))
+    if size < 1 or size % 1:
+        raise ValueError(f'size must be a whole number of pixels, got {size}')
     return normalise(resize(centre_crop(image, crop_fraction), size), mean, std)
 
 
@@ -182,6 +188,8 @@ def centre_crop(image: np.ndarray, fraction: float) -> np.ndarray:
 
     0.875 is 224 / (224 + 32), the published evaluation's. Source: DeepMind's Perceiver IO release.
     """
+    if not 0 < fraction <= 1:
+        raise ValueError(f'the part of the shorter side to crop must be in 0..1, got {fraction}')
     height, width = image.shape[:2]
     side = max(int(fraction * min(height, width)), 1)
     top, left = (height - side + 1) // 2, (width - side + 1) // 2
@@ -277,7 +285,7 @@ def read_audio(
     pieces, position = [], 0
     with _opened(path, 'audio') as (container, stream, beginning):
         resampler = av.AudioResampler(
-            'fltp',
+            'flt',  # interleaved: PyAV miscounts the planes of more than seven channels
             rate=sample_rate,
             frame_size=1024,  # without it, sound already in this form passes as it is
             # Silence where the sound starts late and where its clock jumps; nothing is stretched.
@@ -287,11 +295,12 @@ def read_audio(
         for frame in itertools.chain(container.decode(stream), [None]):
             for piece in resampler.resample(frame):
                 if position + piece.samples > first:
-                    pieces.append(piece.to_ndarray()[:, max(first - position, 0) :])
+                    samples = piece.to_ndarray().reshape(-1, piece.layout.nb_channels)
+                    pieces.append(samples[max(first - position, 0) :])
                 position += piece.samples
             if wanted is not None and position >= first + wanted:
                 break
-    sound = np.concatenate(pieces, axis=1).T[:wanted] if pieces else np.zeros((0, 1), np.float32)
+    sound = np.concatenate(pieces)[:wanted] if pieces else np.zeros((0, 1), np.float32)
     missing = 0 if wanted is None else wanted - len(sound)
     if not len(sound) or missing > _MISSING_SOUND * sample_rate:
         needed = 'sound' if duration is None else f'{duration:.2f} s of sound'
@@ -330,6 +339,8 @@ def read_video(
     """
     _check_times(start, num_frames=num_frames, size=size, frames_per_second=frames_per_second)
     times = start + np.arange(num_frames) / frames_per_second
+    if num_frames % 1 or size % 1:
+        raise ValueError(f'num_frames and size are whole, got {num_frames} and {size}')
     images, end = [], 0.0
     with _opened(path, 'video') as (container, stream, beginning):
         # No seek here either: some formats land behind the frame asked for.
@@ -437,6 +448,8 @@ def write_clip(
     if audio.ndim != 2 or audio.shape[-1] not in (1, 2) or not audio.size:
         raise ValueError(f'audio must be [n, 1] or [n, 2], got {audio.shape}')
     _check_times(frames_per_second=frames_per_second, sample_rate=sample_rate)
+    if not (np.isfinite(video).all() and np.isfinite(audio).all()):
+        raise ValueError(f'{path}: video and audio must be finite to be written')
     height, width = video.shape[1:3]
     video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode='edge')
     images = np.rint(255 * np.clip(video, 0, 1)).astype(np.uint8)

@@ -84,6 +84,9 @@ def tiled(
     if frames.ndim != 4 or frames.shape[::3] != (2, 3) or not frames.size:
         raise ValueError(f'frames must be [2, H, W, 3], got {frames.shape}')
 
+    if len(tile) != 2:
+        raise ValueError(f'tile must be (height, width), got {tuple(tile)}')
+
     sizes = frames.shape[1:3]
     missing = [max(side - size, 0) for side, size in zip(tile, sizes, strict=True)]
     frames = np.pad(frames, ((0, 0), *((0, pixels) for pixels in missing), (0, 0)), mode='edge')
@@ -100,7 +103,12 @@ def tiled(
         chosen = corners[done : done + batch_size]
         filled = chosen + (batch_size - len(chosen)) * chosen[-1:]
         batch = np.stack([frames[:, y : y + height, x : x + width] for y, x in filled])
-        for (y, x), flow in zip(chosen, np.asarray(function(batch)), strict=False):
+        flows = np.asarray(function(batch))
+        if flows.shape != (batch_size, height, width, 2):
+            raise ValueError(
+                f'function must return {(batch_size, height, width, 2)}, got {flows.shape}'
+            )
+        for (y, x), flow in zip(chosen, flows, strict=False):
             total[y : y + height, x : x + width] += weights * flow
             total_weights[y : y + height, x : x + width] += weights
         if progress:

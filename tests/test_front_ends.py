@@ -425,3 +425,41 @@ def test_unwritable_clip_leaves_nothing_behind(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
         write_clip(tmp_path / 'clip.mp4', **arguments | changes)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_eight_channels_stay_eight(tmp_path):
+    sound = np.linspace(-0.9, 0.9, 8 * 4800, dtype=np.float32).reshape(4800, 8)
+    with av.open(tmp_path / 'a.wav', 'w') as container:
+        stream = container.add_stream('pcm_f32le', rate=RATE, layout='7.1')
+        frame = av.AudioFrame.from_ndarray(sound.reshape(1, -1), format='flt', layout='7.1')
+        frame.sample_rate = RATE
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    np.testing.assert_allclose(read_audio(tmp_path / 'a.wav'), sound, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    'call, message',
+    [
+        (lambda: prepare_image(NOISE, 8, 1.5, MEAN, STD), 'in 0..1, got 1.5'),
+        (lambda: prepare_image(NOISE, 8, 0, MEAN, STD), 'in 0..1, got 0'),
+        (lambda: prepare_image(NOISE, 2.5, 1, MEAN, STD), 'whole number of pixels, got 2.5'),
+        (lambda: prepare_image(NOISE, 0, 1, MEAN, STD), 'whole number of pixels, got 0'),
+        (lambda: decode_image(encode(NOISE), 4), 'channels must be 1 or 3, not 4'),
+        (lambda: decode_text([1.5]), 'integers in 0..261, got 1.5'),
+        (lambda: decode_text([2**40]), 'integers in 0..261, got 1099511627776'),
+        (lambda: read_video('a.mp4', 2.5, 8), 'whole, got 2.5 and 8'),
+        (
+            lambda: write_clip('a.mp4', np.full((2, 8, 8, 3), np.nan), np.zeros((9, 1))),
+            'must be finite',
+        ),
+    ],
+)
+def test_arguments_that_mean_nothing_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_number_is_no_text():
+    with pytest.raises(TypeError):
+        encode_text(5)

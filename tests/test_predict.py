@@ -56,14 +56,14 @@ def write_image(path, height, width):
     ],
 )
 def test_masks_stand_between_bytes(text, expected):
-    tokens = predict.masked_tokens(text)
+    tokens = predict.masked_tokens(text, 100)
     assert tokens.tolist() == [MASK if x is None else x + 6 for x in expected]
 
 
 @pytest.mark.parametrize('text', [b'', b'no mask', b'[MASK*0]', b'[MASK*]', b'[MASK*-1]'])
 def test_nothing_masked_is_an_error(text):
     with pytest.raises(ValueError, match=r'nothing is masked: expected \[MASK\]'):
-        predict.masked_tokens(text)
+        predict.masked_tokens(text, 100)
 
 
 def model_that_knows(answer: bytes, length=11):
@@ -93,12 +93,20 @@ def test_masked_bytes_are_filled_in_and_marked():
     assert lines[3].split()[:7] == ['byte', '4', "'P'", '35.3', '%', "'Q'", '17.6']
 
 
+def test_a_mask_over_a_part_of_a_character_marks_all_of_it():
+    answer = 'café x'.encode()
+    for text in (b'caf\xc3[MASK] x', b'caf[MASK]\xa9 x', b'caf[MASK*2] x'):
+        assert predict.fill_in(model_that_knows(answer), text)['marked'] == 'caf[é] x'
+
+
 def test_text_of_the_largest_length_fits_and_no_longer():
     answer = b'hello world'
     result = predict.fill_in(model_that_knows(answer), b'hello worl[MASK]')
     assert result['text'] == 'hello world'
     with pytest.raises(ValueError, match='the text has 12 bytes, and at most 11 fit'):
         predict.fill_in(model_that_knows(answer), b'hello worl[MASK*2]')
+    with pytest.raises(ValueError, match='the text has 999,999,999,999 bytes'):
+        predict.fill_in(model_that_knows(answer), b'[MASK*999999999999]')
 
 
 # Classes
@@ -117,7 +125,7 @@ def test_the_best_classes_come_first():
     [
         ('a.txt', 'tench\ngreat white shark\nowl, tawny\n\n'),
         ('a.csv', 'name,other\ntench,x\ngreat white shark,y\n"owl, tawny",z\n'),
-        ('a.CSV', 'index,display\n0,tench\n1,great white shark\n2,"owl, tawny"\n'),
+        ('a.CSV', '\ufeffname\ntench\ngreat white shark\n"owl, tawny"\n'),
     ],
 )
 def test_names_of_classes_come_from_a_file(tmp_path, name, content):
@@ -128,6 +136,24 @@ def test_names_of_classes_come_from_a_file(tmp_path, name, content):
     model.arguments = {'num_classes': 5}
     with pytest.raises(ValueError, match=f'{name}: expected the names of 5 classes, got 3'):
         predict.class_names(model, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    'name, content, message',
+    [
+        (
+            'a.csv',
+            b'index;name\n0;tench\n1;owl\n',
+            r"expected a column `name`, got \['index;name'\]",
+        ),
+        ('a.csv', b'index,name\n0,tench\n1\n', 'row 2 has no name'),
+        ('a.txt', 'tench\nbärin\n'.encode('latin-1'), 'expected UTF-8, .* at byte 7'),
+    ],
+)
+def test_files_that_name_no_classes_are_refused(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f'{name}: {message}'):
+        predict.class_names(KnownModel(None, {}, {'num_classes': 2}), tmp_path / name)
 
 
 def test_without_a_file_the_model_names_its_classes():

@@ -117,3 +117,14 @@ def test_bad_arguments_are_named(changes, message):
     arguments = dict(function=rows_and_columns, frames=positions(31, 37), tile=(29, 31))
     with pytest.raises(ValueError, match=message):
         tiled(**arguments | changes)
+
+
+@pytest.mark.parametrize('shape', [(1, 4, 5, 1), (4, 5, 2), (1, 5, 4, 2)])
+def test_a_function_of_something_else_is_refused(shape):
+    with pytest.raises(ValueError, match=r'must return \(1, 4, 5, 2\), got'):
+        tiled(lambda frames: np.zeros(shape), np.zeros((2, 4, 5, 3)), (4, 5), min_overlap=1)
+
+
+def test_a_tile_has_two_sides():
+    with pytest.raises(ValueError, match=r'tile must be \(height, width\), got \(4,\)'):
+        tiled(lambda frames: frames, np.zeros((2, 4, 5, 3)), (4,))

@@ -34,9 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         '--conv_kernel',
         choices=('hub', 'transformers'),
-        default='hub',
-        help="layout of the 7x7 kernel in Hugging Face's files, read or written: as published, or "
-        'as transformers trains it (default: %(default)s)',
+        help="layout of the 7x7 kernel in Hugging Face's files, read or written: that of the hub's "
+        'file, height and width swapped (read by default), or that of transformers',
     )
     args = parser.parse_args(argv)
     with one_line_errors():
@@ -44,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f'wrote {args.target}')
 
 
-def convert(source: str, target: Path, *, best: bool = False, conv_kernel: str = 'hub') -> None:
+def convert(
+    source: str, target: Path, *, best: bool = False, conv_kernel: str | None = None
+) -> None:
     """Reads weights and writes them in the format of the target's ending.
 
     Raises:
@@ -57,13 +58,20 @@ def convert(source: str, target: Path, *, best: bool = False, conv_kernel: str =
         raise ValueError(
             f'{target} ends in {target.suffix!r}; known endings are {sorted(FORMATS)[1:]}, and none'
         )
-    model = open_model(source, best=best, conv_kernel=conv_kernel)
+    model = open_model(source, best=best, conv_kernel=conv_kernel or 'hub')
     if target.suffix == '':
         model.save(target)
     elif target.suffix == '.stablehlo':
         model.export(target)
     elif target.suffix == '.safetensors':
-        tensors = checkpoints.to_huggingface(model.params, model.state, conv_kernel=conv_kernel)
+        if conv_kernel is None and 'inputs/conv7x7' in model.params:
+            raise ValueError(
+                f'{target}: --conv_kernel=transformers writes the 7x7 kernel as transformers uses '
+                "it, --conv_kernel=hub as the hub's file has it: choose one"
+            )
+        tensors = checkpoints.to_huggingface(
+            model.params, model.state, conv_kernel=conv_kernel or 'hub'
+        )
         checkpoints.write_huggingface(target, tensors)
     else:
         checkpoints.write_deepmind(target, *checkpoints.to_deepmind(model.params, model.state))

@@ -15,6 +15,7 @@ Source: Perceiver (arXiv 2103.03206), section 3.1 and appendix C; Perceiver IO
 """
 
 import contextlib
+import contextvars
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -275,7 +276,9 @@ class SelfAttend(hk.Module):
         return x + mlp(LayerNorm(name='norm_mlp')(x), is_training=is_training)
 
 
-_recordings: list[tuple[str, list[Array]]] = []
+# What is recorded in this thread: ends of module names, and where their weights go.
+_recordings: contextvars.ContextVar[tuple[tuple[str, list[Array]], ...]]
+_recordings = contextvars.ContextVar('recordings', default=())
 
 
 @contextlib.contextmanager
@@ -296,25 +299,24 @@ def record_attention(module_name: str) -> Iterator[list[Array]]:
       A list that receives `[B, H, T, S]` float32 each time the module is called.
     """
     collected: list[Array] = []
-    _recordings.append((f'{module_name}/attention', collected))
+    token = _recordings.set((*_recordings.get(), (f'{module_name}/attention', collected)))
     try:
         yield collected
     finally:
-        _recordings.pop()
+        _recordings.reset(token)
 
 
 @contextlib.contextmanager
 def no_recording() -> Iterator[None]:
     """Records nothing: within a loop, the weights of one iteration cannot leave it."""
-    outer = _recordings[:]
-    _recordings.clear()
+    token = _recordings.set(())
     try:
         yield
     finally:
-        _recordings[:] = outer
+        _recordings.reset(token)
 
 
 def _record(module_name: str, query: Array, key: Array, mask: Array | None) -> None:
-    for suffix, collected in _recordings:
+    for suffix, collected in _recordings.get():
         if f'/{module_name}'.endswith(f'/{suffix}'):
             collected.append(attention_weights(query, key, mask))

@@ -380,11 +380,14 @@ def check_fit(
       expected_state: Likewise.
       source: Where it was read from, for the message.
     """
-    found, wanted = (
-        {name: tuple(np.shape(value)) for name, value in _flatten(*trees).items()}
-        for trees in ((params, state), (expected_params, expected_state))
+    found, wanted = _flatten(params, state), _flatten(expected_params, expected_state)
+    check_shapes(
+        *({name: tuple(np.shape(x)) for name, x in tree.items()} for tree in (found, wanted)),
+        source,
     )
-    check_shapes(found, wanted, source)
+    for name, value in found.items():
+        if np.dtype(value.dtype).kind != np.dtype(wanted[name].dtype).kind:
+            raise ValueError(f'{source}: {name} is {value.dtype}, not {wanted[name].dtype}.')
 
 
 def check_shapes(
@@ -540,6 +543,13 @@ def _translate(
             f'{len(unknown)} of these parameters do not belong to {kind}, which they are most '
             f'like: {_some(unknown)}.'
         )
+    if source == 'ours':
+        needed = {row.ours for row in _TABLE[kind] if row.tree == 'params' and '*' not in row.ours}
+        if missing := sorted(needed - set(arrays)):
+            raise ValueError(
+                f'This is none of the models that were released: most like {kind}, it lacks '
+                f'{_some(missing)}.'
+            )
     trees = {'params': {}, 'state': {}}
     for name, (key, k) in keys.items():
         for row in rows[key]:
@@ -657,7 +667,7 @@ class _Dtype:
 
     def __init__(self, code, *_):
         if not re.fullmatch(r'[<>=|]?[biuf][1248]', code):
-            raise _Refused(f'an array of dtype {code!r}')
+            raise _Refused(f'an array of dtype {str(code)[:40]!r}')
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state):
@@ -741,7 +751,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
     try:
         return load_file(path)
-    except SafetensorError as error:
+    except (SafetensorError, AttributeError) as error:  # the latter: a dtype that NumPy lacks
         raise ValueError(f'{path} is not a safetensors file, or damaged: {error}.') from None
 
 

@@ -99,8 +99,13 @@ def decode_in_chunks(
     Returns:
       `[B, num_queries, E]`. `record_attention` sees nothing of what is decoded in several chunks.
 
+    Raises:
+      ValueError: A chunk of nothing.
+
     Source: Perceiver IO, section 3: outputs do not depend on each other.
     """
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f'chunk_size must be at least 1, not {chunk_size}.')
     queries = jnp.arange(num_queries)
     if chunk_size is None or chunk_size >= num_queries:
         return decode(queries)

@@ -269,7 +269,10 @@ class TextInputs(hk.Module):
         init = hk.initializers.TruncatedNormal(1.0)
         embeddings = hk.get_parameter('embeddings', shape, jnp.float32, init)
         positions = LearnedPositions(self.max_length, self.channels, name='position_encoding')()
-        inputs = embeddings[tokens] + positions[: tokens.shape[1]]
+        # A token that does not exist becomes NaN, not another one.
+        rows = jnp.asarray(embeddings).at[tokens]
+        rows = rows.get(mode='fill', fill_value=jnp.nan, wrap_negative_indices=False)
+        inputs = rows + positions[: tokens.shape[1]]
         return inputs.astype(dtype), embeddings
 
 

@@ -47,7 +47,8 @@ def image_classifier(
 
     Args:
       images: `[B, height, width, channels]`, normalised with ImageNet's mean and deviation.
-      input_mask: `[B, M]`, true for the input elements to look at; None: all of them.
+      input_mask: `[B, M]`, true for the input elements to look at, in the order of `ImageInputs`
+        (shuffled, with a permutation); None: all of them.
       is_training: Whether batch statistics are used and dropout is applied.
       num_classes: Number of logits.
       inputs: Fields of `ImageInputs`.
@@ -116,7 +117,7 @@ def optical_flow(
     latents = Encoder(**encoder, name='encoder')(elements, is_training=is_training)  # [B, N, D]
     decode = QueryDecoder(2, **decoder, name='decoder')
     flow = decode(elements, latents, is_training=is_training)  # [B, M, 2]
-    return flow.reshape(-1, *frames.shape[2:4], 2) / output_divisor * flow_scale
+    return flow.reshape(frames.shape[0], *frames.shape[2:4], 2) / output_divisor * flow_scale
 
 
 def masked_language_model(
@@ -226,6 +227,13 @@ def video_autoencoder(
     Source: Perceiver IO, section 4.3; paddings, mask tokens and queries of DeepMind's release.
     """
     _check_dtype(dtype)
+    if video.ndim != 5 or audio.ndim != 3 or audio.shape[-1] != 1:
+        raise ValueError(
+            'Video is [B, frames, height, width, 3] and audio [B, samples, 1]; '
+            f'got {video.shape} and {audio.shape}.'
+        )
+    if unknown := set(output_elements or ()) - {'video', 'audio'}:
+        raise ValueError(f"output_elements are of 'video' and 'audio', not of {sorted(unknown)}.")
     batch, hidden = video.shape[0], dict(hidden or {})
     if label is None:
         label = jnp.zeros((batch, num_classes))

@@ -30,18 +30,19 @@ FORMAT = 'perceiver_jax 1'
 Tree = dict[str, dict[str, np.ndarray]]  # Haiku's: module name -> parameter name -> array
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pretrained:
     """A function of `perceiver_jax.models`, its arguments and its weights; call it as a function.
 
-    `dataclasses.replace` makes variants of it, such as one that computes in bfloat16.
+    `dataclasses.replace` makes variants of it, such as one that computes in bfloat16. The weights
+    are copied to the device at the first call: later changes of the arrays have no effect.
     """
 
     function: str  # of perceiver_jax.models
     arguments: Mapping[str, Any]  # its keyword arguments but `is_training`
     front_end: Mapping[str, Any]  # what inputs go through before, as arguments of `front_ends`
-    params: Tree
-    state: Tree
+    params: Tree = dataclasses.field(repr=False)
+    state: Tree = dataclasses.field(repr=False)
     classes: Sequence[str] | None = None  # the names of the labels
     description: str = ''
     licence: str = ''
@@ -52,8 +53,11 @@ class Pretrained:
         Args:
           inputs: Arrays, as the function takes them.
           named: More of them, such as `input_mask`.
+
+        Raises:
+          ValueError: They are no arrays, or not of the shapes that the function takes.
         """
-        return self._apply(*self._weights, inputs, named)
+        return self._apply(*self._weights, *_as_arrays(inputs, named))
 
     def attention(self, module_name: str, *inputs: Array, call: int = 0, **named: Array) -> Array:
         """The attention weights of one module for some inputs; otherwise they are not kept.
@@ -62,7 +66,8 @@ class Pretrained:
           module_name: A module that attends, such as 'encoder/cross_attend_1', or
             'decoder/cross_attend'.
           inputs: As in a call.
-          call: Which of its applications, where the model applies a module more than once.
+          call: Which of its applications, where the model applies a module more than once. Queries
+            that are decoded in several chunks do not count.
           named: As in a call.
 
         Returns:
@@ -73,7 +78,7 @@ class Pretrained:
 
         Source: Perceiver, figure 3 and appendix E show them as pictures.
         """
-        return self._attention(*self._weights, inputs, named, module_name, call)
+        return self._attention(*self._weights, *_as_arrays(inputs, named), module_name, call)
 
     def example(self, batch: int | Any = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Shapes and dtypes of what the model is called with, for a batch of some size."""
@@ -92,10 +97,12 @@ class Pretrained:
           size: Side of the images in pixels.
 
         Raises:
-          ValueError: The model takes no images.
+          ValueError: The model takes no images, or that is no size.
         """
         if self.function != 'image_classifier':
             raise ValueError(f'{self.function} is no image classifier: it has no image size.')
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f'size is a number of pixels, not {size!r}.')
         params, module = self.params, 'inputs/position_encoding'
         if module in params:
             quarter = 4 if self.arguments['inputs']['contents'] == 'conv7x7' else 1
@@ -165,7 +172,8 @@ class Pretrained:
 
     @functools.cached_property
     def _weights(self) -> tuple[Tree, Tree]:
-        return jax.device_put((self.params, self.state))
+        with jax.ensure_compile_time_eval():  # also when first asked for while jax traces
+            return jax.device_put((self.params, self.state))
 
     @functools.cached_property
     def _apply(self):
@@ -192,8 +200,10 @@ class Pretrained:
                     if name.endswith('/attention/query')
                 )
                 raise ValueError(f'No module {module_name!r} attends; these do: {known}.')
-            if call >= len(recorded):
-                raise ValueError(f'{module_name} is applied {len(recorded)} times, not {call + 1}.')
+            if not 0 <= call < len(recorded):
+                raise ValueError(
+                    f'{module_name} is applied {len(recorded)} times: there is no call {call}.'
+                )
             return recorded[call]
 
         return jax.jit(attention, static_argnums=(4, 5))
@@ -252,14 +262,18 @@ def load(
 
     Raises:
       ValueError: The file is of none of these kinds or damaged, or what it holds does not fit the
-        model: every missing, extra and misshapen tensor is named.
+        model: what is missing, left over and of another shape is named, nine of each.
     """
     path = Path(path)
     if not path.exists():
         raise ValueError(f'{path} does not exist.')
-    if (path / 'model.json').exists():
+    if (path / 'model.json').is_file():
         return _load_ours(path)
-    if path.is_dir() or path.suffix in ('.safetensors', '.bin'):
+    if (path.parent / 'model.json').is_file():
+        raise ValueError(f'{path} is a part of a model: load its folder, {path.parent}.')
+    if (path / 'checkpoints').is_dir():
+        raise ValueError(f'{path} is a run: `experiments.pretrained.open_model` loads it.')
+    if path.is_dir() or path.suffix in ('.safetensors', '.bin', '.json'):
         tensors = checkpoints.read_huggingface(path)
         params, state = checkpoints.from_huggingface(tensors, conv_kernel=conv_kernel)
     else:
@@ -272,9 +286,10 @@ def load(
         front_end or released.front_end,
         params,
         state,
-        description=released.description,
-        licence=LICENCE,
     )
+    if arguments is None:
+        about = dict(description=released.description, licence=LICENCE)
+        model = dataclasses.replace(model, **about)
     _check_fit(model, path)
     return model
 
@@ -284,24 +299,23 @@ def _load_ours(path: Path) -> Pretrained:
     from safetensors.numpy import load_file
 
     try:
-        about = json.loads((path / 'model.json').read_text('utf-8'))
+        about = dict(json.loads((path / 'model.json').read_text('utf-8')))
         if about.pop('format') != FORMAT:
             raise ValueError('another format')
         sha256 = about.pop('sha256')
         about = {name: about[name] for name in _FIELDS}
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path}/model.json is not one of {FORMAT}: {error!r}') from None
     weights = path / 'weights.safetensors'
-    if not weights.exists() or _sha256(weights) != sha256:
+    if not weights.is_file() or _sha256(weights) != sha256:
         raise ValueError(f'{weights} is missing or not the one that model.json was written with.')
     try:
-        arrays = load_file(weights)
-    except SafetensorError as error:
-        raise ValueError(f'{weights}: {error}') from None
-    trees = {'params': {}, 'state': {}}
-    for key, value in arrays.items():
-        kind, module, name = key.split(':')
-        trees[kind].setdefault(module, {})[name] = value
+        trees = {'params': {}, 'state': {}}
+        for key, value in load_file(weights).items():
+            kind, module, name = key.split(':')
+            trees[kind].setdefault(module, {})[name] = value
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(f'{weights} holds something else than weights: {error!r}') from None
     model = Pretrained(**about, **trees)
     _check_fit(model, path)
     return model
@@ -311,13 +325,20 @@ _FIELDS = [f.name for f in dataclasses.fields(Pretrained) if f.name not in ('par
 
 
 def _check_fit(model: Pretrained, source: Path) -> None:
-    if model.function not in _EXAMPLES:
+    if model.function not in list(_EXAMPLES):
         raise ValueError(f'{source}: there is no model {model.function!r}.')
     try:
         expected = jax.eval_shape(model.init, jax.random.key(0))
-    except (TypeError, KeyError) as error:  # an argument that is unknown or missing
-        raise ValueError(f'{source}: {model.function}: {error!r}') from error
+    except Exception as error:  # arguments that are unknown, missing or mean nothing
+        raise ValueError(f'{source}: its arguments make no {model.function}: {error}') from error
     checkpoints.check_fit(model.params, model.state, *expected, source)
+
+
+def _as_arrays(inputs: tuple, named: dict) -> tuple[tuple, dict]:
+    try:
+        return jax.tree.map(jnp.asarray, (inputs, named), is_leaf=lambda x: isinstance(x, list))
+    except TypeError as error:
+        raise ValueError(f'A model is called with arrays: {error}') from None
 
 
 def _to_host(tree) -> Tree:

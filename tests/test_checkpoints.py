@@ -293,8 +293,8 @@ def test_self_attends_are_numbered():
 
 def test_twelve_self_attends_come_back_in_order():
     names = [f'perceiver_encoder/~/self_attention{"_" * (k > 0)}{k or ""}' for k in range(12)]
-    params = {name + '/mlp/linear': {'b': np.array([k])} for k, name in enumerate(names)}
-    params['perceiver_encoder/~/trainable_position_encoding'] = {'pos_embs': np.zeros((3, 2))}
+    params = as_trees(three_trees('imagenet_fourier')[1])[0]
+    params |= {name + '/mlp/linear': {'b': np.array([k])} for k, name in enumerate(names)}
     ours, _ = checkpoints.from_deepmind(params)
     for k in range(12):
         assert ours[f'encoder/block_1/self_attend_{k + 1}/mlp/hidden']['b'] == [k]
@@ -383,6 +383,19 @@ def test_layouts_that_do_not_belong_are_named():
     name = 'perceiver.decoder.decoder.final_layer.weight'
     with pytest.raises(ValueError, match=rf'{name} is \(5,\)'):
         checkpoints.from_huggingface(tensors | {name: np.zeros(5)})
+
+
+def test_models_that_were_not_released_have_no_foreign_names():
+    params, state = as_trees(three_trees('imagenet_fourier')[0])
+    average = {
+        module.replace('decoder/query_decoder/output', 'decoder/output'): values
+        for module, values in params.items()
+        if 'cross_attend' not in module or 'encoder' in module
+    }
+    del average['decoder']
+    for convert in (checkpoints.to_deepmind, checkpoints.to_huggingface):
+        with pytest.raises(ValueError, match='none of the models that were released'):
+            convert(average, state)
 
 
 def test_check_fit_names_every_difference():

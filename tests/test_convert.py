@@ -8,7 +8,7 @@ from configs import imagenet
 from experiments import convert, pretrained
 from experiments.checkpointing import Checkpoints
 from experiments.tasks import TASKS
-from perceiver_jax import load
+from perceiver_jax import initialise, load
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
 
@@ -65,6 +65,20 @@ def test_a_program(workdir, tmp_path):
     program = jax.export.deserialize(bytearray((tmp_path / 'x.stablehlo').read_bytes()))
     expected = pretrained.open_model(workdir, best=True)(IMAGES)
     np.testing.assert_allclose(program.call(IMAGES), expected, atol=1e-5)
+
+
+def test_a_convolution_asks_for_its_layout(tmp_path, capsys):
+    conv = dict(contents='conv7x7', contents_channels=3, num_bands=2, max_resolution=[2, 2])
+    encoder = dict(num_latents=3, latent_channels=8, num_blocks=1, num_self_attends_per_block=1)
+    arguments = dict(num_classes=5, inputs=conv, encoder=encoder, decoder=dict(query_channels=7))
+    model = initialise('image_classifier', arguments, dict(size=8, mean=[0.5] * 3))
+    model.save(tmp_path / 'model')
+    command = [str(tmp_path / 'model'), str(tmp_path / 'x.safetensors')]
+    with pytest.raises(SystemExit):
+        convert.main(command)
+    assert 'choose one' in capsys.readouterr().err
+    convert.main([*command, '--conv_kernel=transformers'])
+    assert (tmp_path / 'x.safetensors').exists()
 
 
 def test_errors_are_one_line(workdir, tmp_path, capsys):

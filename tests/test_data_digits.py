@@ -4,6 +4,7 @@ import sklearn.datasets
 
 from experiments.data import image
 from experiments.data.imagenet import open_source
+from perceiver_jax.front_ends import decode_image
 
 TRANSFORM = image.TrainTransform(
     image_size=13,
@@ -49,7 +50,7 @@ def test_pixels_and_labels_are_scikit_learns(splits):
     digits = sklearn.datasets.load_digits()
     example = splits['train'][7]
     row = int(example['name'].removeprefix('digit '))
-    decoded = image.decode(example['encoded'], channels=1)
+    decoded = decode_image(example['encoded'], channels=1)
     assert decoded.shape == (8, 8, 1)
     np.testing.assert_array_equal(np.round(decoded[..., 0] / 255 * 16), digits.images[row])
     assert example['label'] == digits.target[row]
@@ -67,7 +68,7 @@ def test_digit_goes_through_the_transforms(splits):
 def test_evaluation_of_a_digit_keeps_every_pixel(splits):
     transform = image.EvalTransform(image_size=8, mean=(0.25,), std=(0.5,), crop_fraction=1.0)
     example = splits['validation'][3]
-    decoded = image.decode(example['encoded'], channels=1)
+    decoded = decode_image(example['encoded'], channels=1)
     np.testing.assert_allclose(transform(example)['image'], (decoded / 255 - 0.25) / 0.5, atol=1e-6)
 
 

@@ -93,6 +93,11 @@ def test_resampled_positions_stay_where_they_are_in_the_image():
     new = resample_positions(ramp(8, 6).astype(np.float32), (8, 6), (16, 12)).reshape(16, 12, 2)
     inner = (slice(4, -4), slice(4, -4))  # the border is extrapolated
     np.testing.assert_allclose(new[inner], ramp(16, 12).reshape(16, 12, 2)[inner], atol=1e-5)
+    # Keys' cubic (a = -0.5) a quarter and three quarters of an element away from an impulse.
+    impulse = np.array([0, 0, 1, 0, 0, 0], np.float32)[:, None]
+    halves = np.asarray(resample_positions(impulse, (6,), (12,)))[:, 0]
+    near, far = 1.5 / 4**3 - 2.5 / 4**2 + 1, 1.5 * 0.75**3 - 2.5 * 0.75**2 + 1
+    np.testing.assert_allclose(halves[[4, 5, 3, 6]], [near, near, far, far], atol=1e-5)
     same = resample_positions(ramp(8, 6), (8, 6), (8, 6))
     np.testing.assert_allclose(same, ramp(8, 6), atol=1e-6)
     with pytest.raises(ValueError, match=r'48 positions of the grid \(8, 7\)'):

@@ -1,12 +1,15 @@
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save
 
 from perceiver_jax import checkpoints
 from perceiver_jax.pretrained import Pretrained, initialise, load
@@ -48,10 +51,32 @@ def test_a_model_is_called_as_a_function(model):
     np.testing.assert_allclose(model(IMAGES, input_mask=mask), logits, atol=1e-5)
 
 
-def test_a_variant_computes_in_bfloat16(model):
-    narrow = dataclasses.replace(model, arguments={**model.arguments, 'dtype': 'bfloat16'})
-    difference = np.abs(narrow(IMAGES) - model(IMAGES)).max() / np.abs(model(IMAGES)).max()
-    assert 1e-5 < difference < 0.1
+def test_it_can_first_be_called_while_jax_traces():
+    model = image_model()
+    inside = jax.jit(lambda x: model(x))(IMAGES)
+    np.testing.assert_allclose(model(IMAGES), inside, rtol=1e-5)
+
+
+def test_it_is_shown_without_its_weights_and_called_with_arrays(model):
+    assert len(repr(model)) < 700
+    with pytest.raises(ValueError, match='called with arrays'):
+        model('images')
+    np.testing.assert_array_equal(model(IMAGES.tolist()), model(IMAGES))
+
+
+def test_threads_record_apart(model):
+    expected = model.attention('encoder/cross_attend_1', IMAGES)
+
+    def work(i):
+        fresh = dataclasses.replace(model)  # compiled anew
+        if i % 2:
+            return fresh.attention('encoder/cross_attend_1', IMAGES)
+        fresh(IMAGES)
+        return expected
+
+    with ThreadPoolExecutor(4) as threads:
+        for weights in threads.map(work, range(8)):
+            np.testing.assert_allclose(weights, expected, atol=1e-6)
 
 
 def test_attention_of_any_cross_attend(model):
@@ -62,7 +87,9 @@ def test_attention_of_any_cross_attend(model):
     second = model.attention('encoder/cross_attend_2', IMAGES)
     third = model.attention('encoder/cross_attend_2', IMAGES, call=1)
     assert np.abs(second - third).max() > 1e-4
-    with pytest.raises(ValueError, match='encoder/cross_attend_2 is applied 2 times, not 3'):
+    with pytest.raises(
+        ValueError, match='encoder/cross_attend_2 is applied 2 times: there is no call 2'
+    ):
         model.attention('encoder/cross_attend_2', IMAGES, call=2)
     with pytest.raises(ValueError, match=r"'encoder/cross_attend_3' attends; .*cross_attend_2"):
         model.attention('encoder/cross_attend_3', IMAGES)
@@ -80,6 +107,13 @@ def test_saved_and_loaded_it_is_the_same(model, tmp_path):
             assert getattr(loaded, field.name) == getattr(model, field.name), field.name
     jax.tree.map(np.testing.assert_array_equal, loaded.params, model.params)
     np.testing.assert_array_equal(loaded(IMAGES), model(IMAGES))
+
+
+def test_a_transposed_array_is_saved_as_it_is(model, tmp_path):
+    w = np.asfortranarray(np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32))
+    params = {**model.params, 'decoder/output': {**model.params['decoder/output'], 'w': w}}
+    dataclasses.replace(model, params=params).save(tmp_path / 'model')
+    np.testing.assert_array_equal(load(tmp_path / 'model').params['decoder/output']['w'], w)
 
 
 def test_state_is_saved_too(tmp_path):
@@ -126,7 +160,12 @@ def damage(path, change):
         ),
         (lambda x: x['arguments']['encoder'].update(num_blocks=0), 'num_blocks must be at least 1'),
         (lambda x: x['arguments'].update(num_latent=6), "num_latent'"),
-        (lambda x: x.update(function='eval'), "no model 'eval'"),
+        (lambda x: x['arguments'].update(dtype='int8'), "model: its arguments.*'int8'"),
+        (lambda x: x['arguments'].update(input_mask=1), 'model: its arguments make no'),
+        (lambda x: x['front_end'].update(size=0), 'model: its arguments make no'),
+        (lambda x: x['front_end'].pop('mean'), 'model: its arguments make no'),
+        (lambda x: x.update(function=['optical_flow']), 'there is no model .*optical_flow'),
+        (lambda x: x.update(function='eval'), "there is no model 'eval'"),
     ],
 )
 def test_a_damaged_folder_says_what_is_wrong(model, tmp_path, change, message):
@@ -144,6 +183,34 @@ def test_damaged_weights_are_refused(model, tmp_path):
     weights.write_bytes(content)
     with pytest.raises(ValueError, match='weights.safetensors is missing or not the one'):
         load(tmp_path / 'model')
+
+
+def test_parts_of_a_model_and_runs_are_sent_where_they_load(model, tmp_path):
+    model.save(tmp_path / 'model')
+    for part in ('weights.safetensors', 'model.json'):
+        with pytest.raises(ValueError, match=f'load its folder, {tmp_path}/model'):
+            load(tmp_path / 'model' / part)
+    (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
+    with pytest.raises(ValueError, match='is a run: `experiments.pretrained.open_model` loads it'):
+        load(tmp_path / 'run')
+
+
+@pytest.mark.parametrize(
+    'name, value, message',
+    [
+        ('params:decoder/output:w', np.zeros((12, 5), np.int32), 'w is int32, not float32'),
+        ('weights', np.zeros(3), 'something else than weights'),
+    ],
+)
+def test_weights_of_another_kind_are_refused(model, tmp_path, name, value, message):
+    path = tmp_path / 'model'
+    model.save(path)
+    arrays = load_file(path / 'weights.safetensors') | {name: value}
+    content = save(arrays)
+    (path / 'weights.safetensors').write_bytes(content)
+    damage(path, lambda about: about.update(sha256=hashlib.sha256(content).hexdigest()))
+    with pytest.raises(ValueError, match=message):
+        load(path)
 
 
 def test_no_such_file():
@@ -179,11 +246,33 @@ def test_foreign_files_load_with_the_arguments_of_their_model(learned, tmp_path,
         checkpoints.write_huggingface(path, tensors)
     loaded = load(path, arguments=learned.arguments, front_end=IMAGE)
     assert loaded.function == 'image_classifier'
-    assert loaded.licence == 'CC BY 4.0'
+    assert loaded.licence == ''  # these are not the released weights
     np.testing.assert_array_equal(loaded(IMAGES), learned(IMAGES))
     # Without arguments they are to fit the released model, which is larger.
     with pytest.raises(ValueError, match=rf'{name} does not fit the model. missing: encoder'):
         load(path)
+
+
+@pytest.mark.parametrize('conv_kernel', ['hub', 'transformers'])
+def test_the_layout_of_the_kernel_is_passed_on(tmp_path, conv_kernel):
+    conv = dict(contents='conv7x7', contents_channels=3, num_bands=2, max_resolution=[2, 2])
+    decoder = dict(query_channels=9)
+    model = image_model(decoder=decoder, encoder=RELEASED_ENCODER, **conv)
+    tensors = checkpoints.to_huggingface(model.params, model.state, conv_kernel=conv_kernel)
+    checkpoints.write_huggingface(tmp_path / 'x.safetensors', tensors)
+    how = dict(arguments=model.arguments, front_end=IMAGE, conv_kernel=conv_kernel)
+    np.testing.assert_array_equal(load(tmp_path / 'x.safetensors', **how)(IMAGES), model(IMAGES))
+
+
+def test_positions_behind_a_convolution_are_of_a_quarter_of_the_side():
+    learned = dict(positions='learned', position_channels=8, position_init_std=0.02)
+    model = image_model(contents='conv7x7', contents_channels=3, **learned)
+    larger = model.at_size(13)
+    assert larger.params['inputs/position_encoding']['positions'].shape == (16, 8)
+    assert larger(np.zeros((1, 13, 13, 3), np.float32)).shape == (1, 5)
+    for size in (0, 7.5, '7'):
+        with pytest.raises(ValueError, match='size is a number of pixels'):
+            model.at_size(size)
 
 
 def test_other_image_sizes(model, learned):

@@ -353,7 +353,7 @@ def from_huggingface(
         # The published file has a counter of 0, for averages that must be of one batch at least.
         averages['counter'] = np.maximum(averages['counter'], 1).astype(np.int32)
         for name in averages.keys() & {'mean', 'variance'}:
-            correction = np.float32(1 - 0.9 ** int(averages['counter']))
+            correction = np.float32(1 - 0.9 ** averages['counter'])
             averages[f'{name}_hidden'] = averages[name] * correction
     return params, state
 

@@ -341,6 +341,15 @@ def test_hidden_averages_follow_from_the_counter(tracked, counter):
         assert state[f'{ours}_hidden'].dtype == np.float32
 
 
+def test_a_counter_of_another_shape_is_left_for_check_fit_to_name():
+    _, _, tensors = three_trees('imagenet_conv')
+    name = 'perceiver.input_preprocessor.convnet.batchnorm.num_batches_tracked'
+    params, state = checkpoints.from_huggingface({**tensors, name: np.array([3])})
+    expected = checkpoints.from_huggingface(tensors)
+    with pytest.raises(ValueError, match=r'counter \(1,\), not \(\)'):
+        checkpoints.check_fit(params, state, *expected, 'file')
+
+
 def test_the_two_counters_must_agree():
     params, state = as_trees(three_trees('imagenet_conv')[1])
     module = 'image_preprocessor/~/conv2_d_downsample/~/batchnorm/~/var_ema'

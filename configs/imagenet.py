@@ -140,8 +140,12 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
             num_cross_attend_heads=1,
             num_self_attend_heads=8,
             latent_init_std=0.02,
+            scan=True,  # compiles what repeats once
+            remat_cross_attends=False,  # less memory for more computation; see Encoder
+            remat_blocks=False,
         ),
         dtype='float32',  # of the computation; or 'bfloat16'
+        implementation='auto',  # of attention; or 'plain', 'chunked', 'fused'
     )
     config.train = dict(
         batch_size=1024,  # our choice for the ICML model; IO's recipe

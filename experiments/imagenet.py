@@ -53,11 +53,10 @@ class ImageNet:
             **config.images, crop_fraction=config.evaluation.crop_fraction
         )
 
-    def _forward(self, images: jax.Array, is_training: bool) -> jax.Array:
+    def _forward(self, images: jax.Array, is_training: bool, **changes) -> jax.Array:
         axis = parallel.AXIS if self.config.parallel == 'pmap' else None
-        return image_classifier(
-            images, is_training=is_training, batch_norm_axis=axis, **self.config.model
-        )
+        model = {**self.config.model, **changes}
+        return image_classifier(images, is_training=is_training, batch_norm_axis=axis, **model)
 
     # Data
 
@@ -225,7 +224,9 @@ class ImageNet:
 
     def describe(self):
         image = jax.ShapeDtypeStruct(self.image_shape, jnp.float32)
-        sizes = describe_model(functools.partial(self._forward, is_training=False), image)
+        # As the papers count: every projection of every input element.
+        forward = functools.partial(self._forward, is_training=False, implementation='plain')
+        sizes = describe_model(forward, image)
         return {**sizes, 'paper': self.config.paper.to_dict()}
 
     @property

@@ -69,8 +69,6 @@ def train(config, task, workdir: str | Path, config_name: str) -> dict[str, Any]
     if writes:
         write_json(workdir / 'config.json', config.to_dict())
     steps = range(step + 1, total_steps + 1)
-    if writes and step:
-        print(f'Resuming after step {step:,}.')
 
     update = devices.compile_update(
         functools.partial(
@@ -89,6 +87,8 @@ def train(config, task, workdir: str | Path, config_name: str) -> dict[str, Any]
 
     with contextlib.ExitStack() as stack:
         should_stop = stack.enter_context(parallel.preemption())
+        if writes and step:  # from here on SIGTERM ends with a checkpoint
+            print(f'Resuming after step {step:,}.')
         stack.callback(checkpoints.close)
         metrics = Metrics(workdir, step=step, total_steps=total_steps, batch_size=batch_size)
         stack.callback(metrics.close)

@@ -11,8 +11,6 @@ from perceiver_jax.attention import (
     CrossAttend,
     Mlp,
     SelfAttend,
-    attend,
-    attention_weights,
     record_attention,
 )
 from perceiver_jax.decoder import (
@@ -21,6 +19,7 @@ from perceiver_jax.decoder import (
     QueryDecoder,
     decode_in_chunks,
 )
+from perceiver_jax.dot_product_attention import attend, attention_weights
 from perceiver_jax.encoder import Encoder, schedule
 from perceiver_jax.inputs import (
     FlowInputs,

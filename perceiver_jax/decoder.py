@@ -39,6 +39,7 @@ class QueryDecoder(hk.Module):
     use_query_residual: bool = True
     zero_init_output: bool = False
     dropout_rate: float = 0.0
+    implementation: str = 'auto'  # of `attend`
     name: str | None = None
 
     def __call__(
@@ -57,6 +58,7 @@ class QueryDecoder(hk.Module):
             self.widening_factor,
             self.use_query_residual,
             self.dropout_rate,
+            self.implementation,
             name='cross_attend',
         )(queries, latents, mask, is_training=is_training)
         if self.output_channels is None:
@@ -73,6 +75,7 @@ class ClassQueryDecoder(hk.Module):
     query_channels: int = 1024
     query_init_std: float = 0.02
     use_query_residual: bool = True
+    implementation: str = 'auto'  # of `attend`
     name: str | None = None
 
     def __call__(self, latents: Array, *, is_training: bool) -> Array:  # -> [B, num_classes]
@@ -80,7 +83,10 @@ class ClassQueryDecoder(hk.Module):
         query = hk.get_parameter('query', (1, self.query_channels), jnp.float32, init)
         queries = jnp.broadcast_to(query.astype(latents.dtype), (latents.shape[0], *query.shape))
         decoder = QueryDecoder(
-            self.num_classes, use_query_residual=self.use_query_residual, name='query_decoder'
+            self.num_classes,
+            use_query_residual=self.use_query_residual,
+            implementation=self.implementation,
+            name='query_decoder',
         )
         return decoder(queries, latents, is_training=is_training)[:, 0]
 

@@ -7,12 +7,16 @@ Source: Perceiver, sections 3.1 and 4.1, tables 5-7; Perceiver IO, section 3.
 """
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 
 import haiku as hk
 import jax.numpy as jnp
 from jax import Array
 
-from perceiver_jax.attention import CrossAttend, SelfAttend
+from perceiver_jax.attention import CrossAttend, SelfAttend, is_recording
+
+Step = tuple[str, int]  # 'cross_attend' or 'block', and its number: what has its own weights
 
 
 def schedule(
@@ -22,7 +26,7 @@ def schedule(
     cross_attend_placement: str = 'interleaved',
     share_cross_attends: bool = True,
     share_blocks: bool = True,
-) -> list[tuple[str, int]]:
+) -> list[Step]:
     """What the encoder applies, in order, and which weights each application uses.
 
     Shared cross-attends are all but the first, which keeps weights of its own: sharing it too
@@ -79,6 +83,29 @@ def schedule(
     return steps
 
 
+def repeats(steps: Sequence[Step]) -> list[tuple[list[Step], int]]:
+    """The same steps as runs that repeat: `[c1, b, c2, b, c2, b]` is c1 and b, then twice c2 and b.
+
+    Args:
+      steps: Of `schedule`.
+
+    Returns:
+      Pairs of a run and how often it is applied; from front to back the ones that save most.
+    """
+    found, at = [], 0
+    while at < len(steps):
+        best, times = 1, 1  # length of a run, and how often it stands here
+        for length in range(1, (len(steps) - at) // 2 + 1):
+            run, count = steps[at : at + length], 1
+            while steps[at + count * length : at + (count + 1) * length] == run:
+                count += 1
+            if count > 1 and length * (count - 1) > best * (times - 1):
+                best, times = length, count
+        found.append((list(steps[at : at + best]), times))
+        at += best * times
+    return found
+
+
 @dataclasses.dataclass
 class Block(hk.Module):
     """The self-attends between two cross-attends: `self_attend_1`, `self_attend_2`, ..."""
@@ -89,6 +116,7 @@ class Block(hk.Module):
     v_channels: int | None = None  # None: qk_channels
     widening_factor: int = 1
     dropout_rate: float = 0.0
+    implementation: str = 'auto'  # of `attend`
     name: str | None = None
 
     def __call__(self, latents: Array, *, is_training: bool) -> Array:  # [B, N, D] -> [B, N, D]
@@ -99,6 +127,7 @@ class Block(hk.Module):
                 self.v_channels,
                 self.widening_factor,
                 self.dropout_rate,
+                self.implementation,
                 name=f'self_attend_{i}',
             )(latents, is_training=is_training)
         return latents
@@ -132,6 +161,10 @@ class Encoder(hk.Module):
     use_query_residual: bool = True
     dropout_rate: float = 0.0
     latent_init_std: float = 0.02
+    implementation: str = 'auto'  # of `attend`
+    scan: bool = True  # what repeats is compiled once; False: written out, slower to compile
+    remat_cross_attends: bool = False  # computes what is within again for the gradient
+    remat_blocks: bool = False
     name: str | None = None
 
     def __call__(
@@ -161,11 +194,27 @@ class Encoder(hk.Module):
         shape = (self.num_latents, self.latent_channels)
         latents = hk.get_parameter('latents', shape, jnp.float32, init).astype(inputs.dtype)
         latents = jnp.broadcast_to(latents, (inputs.shape[0], *shape))
-        for kind, i in steps:
-            if kind == 'cross_attend':
-                latents = modules[kind, i](latents, inputs, mask, is_training=is_training)
+
+        def apply(step: Step, latents: Array) -> Array:
+            is_block = step[0] == 'block'
+            module = functools.partial(modules[step], is_training=is_training)
+            if self.remat_blocks if is_block else self.remat_cross_attends:
+                module = hk.remat(module)
+            return module(latents) if is_block else module(latents, inputs, mask)
+
+        def apply_run(run: Sequence[Step], latents: Array) -> Array:
+            for step in run:
+                latents = apply(step, latents)
+            return latents
+
+        # Attention maps cannot leave a loop.
+        runs = repeats(steps) if self.scan and not is_recording() else [(steps, 1)]
+        for run, times in runs:
+            if times == 1:
+                latents = apply_run(run, latents)
             else:
-                latents = modules[kind, i](latents, is_training=is_training)
+                body = functools.partial(apply_run, run)
+                latents, _ = hk.scan(lambda x, _, f=body: (f(x), None), latents, None, times)
         return latents
 
     @hk.name_like('__call__')
@@ -178,6 +227,7 @@ class Encoder(hk.Module):
                 self.cross_attend_widening_factor,
                 self.use_query_residual,
                 self.dropout_rate,
+                self.implementation,
                 name=f'cross_attend_{i}',
             )
         return Block(
@@ -187,5 +237,6 @@ class Encoder(hk.Module):
             self.self_attend_v_channels,
             self.self_attend_widening_factor,
             self.dropout_rate,
+            self.implementation,
             name=f'block_{i}',
         )

@@ -41,6 +41,7 @@ def image_classifier(
     encoder: Mapping[str, Any],
     decoder: Mapping[str, Any] | None = None,
     dtype: str = 'float32',
+    implementation: str = 'auto',
     batch_norm_axis: str | None = None,
 ) -> Array:
     """Classifies images with a Perceiver or a Perceiver IO.
@@ -55,6 +56,7 @@ def image_classifier(
       encoder: Fields of `Encoder`.
       decoder: Fields of `ClassQueryDecoder` (Perceiver IO); None averages the latents (ICML).
       dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
+      implementation: Of `attend`, everywhere; 'plain' is the readable definition.
       batch_norm_axis: Under `jax.pmap`, the mapped axis that batch statistics are taken across.
 
     Returns:
@@ -69,12 +71,12 @@ def image_classifier(
     byte_array = ImageInputs(**inputs, batch_norm_axis=batch_norm_axis, name='inputs')(
         images.astype(dtype), is_training=is_training
     )  # [B, M, C]
-    latents = Encoder(**encoder, name='encoder')(
+    latents = Encoder(**encoder, implementation=implementation, name='encoder')(
         byte_array, input_mask, is_training=is_training
     )  # [B, N, D]
     if decoder is None:
         return AverageDecoder(num_classes, name='decoder')(latents)
-    return ClassQueryDecoder(num_classes, **decoder, name='decoder')(
+    return ClassQueryDecoder(num_classes, **decoder, implementation=implementation, name='decoder')(
         latents, is_training=is_training
     )
 
@@ -89,6 +91,7 @@ def optical_flow(
     output_divisor: float = 100.0,
     flow_scale: float = 20.0,
     dtype: str = 'float32',
+    implementation: str = 'auto',
 ) -> Array:
     """Estimates optical flow: where each pixel of the first frame is in the second.
 
@@ -103,6 +106,7 @@ def optical_flow(
       output_divisor: What the network's output is divided by.
       flow_scale: Pixels of one unit of the divided output: training targets are flow / 20.
       dtype: Precision of the computation.
+      implementation: Of `attend`, everywhere.
 
     Returns:
       `[B, height, width, 2]` float32: (u, v), to the right and down, in pixels of the frames.
@@ -114,8 +118,10 @@ def optical_flow(
     """
     _check_dtype(dtype)
     elements = FlowInputs(**inputs, name='inputs')(frames.astype(dtype))  # [B, M, C]
-    latents = Encoder(**encoder, name='encoder')(elements, is_training=is_training)  # [B, N, D]
-    decode = QueryDecoder(2, **decoder, name='decoder')
+    latents = Encoder(**encoder, implementation=implementation, name='encoder')(
+        elements, is_training=is_training
+    )  # [B, N, D]
+    decode = QueryDecoder(2, **decoder, implementation=implementation, name='decoder')
     flow = decode(elements, latents, is_training=is_training)  # [B, M, 2]
     return flow.reshape(frames.shape[0], *frames.shape[2:4], 2) / output_divisor * flow_scale
 
@@ -130,6 +136,7 @@ def masked_language_model(
     encoder: Mapping[str, Any],
     decoder: Mapping[str, Any],
     dtype: str = 'float32',
+    implementation: str = 'auto',
 ) -> Array:
     """Fills in bytes of text: one output query a position, and the embeddings as output matrix.
 
@@ -144,6 +151,7 @@ def masked_language_model(
       encoder: Fields of `Encoder`.
       decoder: Fields of `QueryDecoder`.
       dtype: Precision of the computation.
+      implementation: Of `attend`, everywhere.
 
     Returns:
       Logits `[B, M, vocabulary]` float32.
@@ -156,10 +164,12 @@ def masked_language_model(
     _check_dtype(dtype)
     embed = TextInputs(**inputs, name='inputs')
     elements, embeddings = embed(tokens, dtype)  # [B, M, C], [vocabulary, C]
-    latents = Encoder(**encoder, name='encoder')(elements, input_mask, is_training=is_training)
+    latents = Encoder(**encoder, implementation=implementation, name='encoder')(
+        elements, input_mask, is_training=is_training
+    )
     queries = LearnedPositions(embed.max_length, embed.channels, name='output_queries')()
     queries = queries[: tokens.shape[1]].astype(dtype)  # [M, C]
-    outputs = QueryDecoder(None, **decoder, name='decoder')(
+    outputs = QueryDecoder(None, **decoder, implementation=implementation, name='decoder')(
         jnp.broadcast_to(queries, (tokens.shape[0], *queries.shape)),
         latents,
         input_mask if query_mask is None else query_mask,
@@ -192,6 +202,7 @@ def video_autoencoder(
     output_elements: Mapping[str, Array] | None = None,
     chunk_size: int | None = 16384,
     dtype: str = 'float32',
+    implementation: str = 'auto',
 ) -> dict[str, Array]:
     """Reconstructs video, sound and class label from one array of latents.
 
@@ -215,6 +226,7 @@ def video_autoencoder(
         reconstruct, as in training; None: everything.
       chunk_size: Output queries decoded at a time; None: all at once.
       dtype: Precision of the computation.
+      implementation: Of `attend`, everywhere.
 
     Returns:
       `video` `[B, frames, height, width, 3]` and `audio` `[B, samples, 1]`, or `[B, O, 3]` and
@@ -244,7 +256,7 @@ def video_autoencoder(
         'label': label.astype(dtype)[:, None],
     }
     join = JoinModalities(inputs['min_padding'], mask_tokens=True, name='inputs')
-    latents = Encoder(**encoder, name='encoder')(
+    latents = Encoder(**encoder, implementation=implementation, name='encoder')(
         join(elements, hidden), input_mask, is_training=is_training
     )  # [B, N, D]
 
@@ -260,7 +272,7 @@ def video_autoencoder(
         queries['label_channels'],
         *(len(grids[m]) * (2 * queries[m]['num_bands'] + 1) for m in ('audio', 'video')),
     )
-    decode_queries = QueryDecoder(**decoder, name='decoder')
+    decode_queries = QueryDecoder(**decoder, implementation=implementation, name='decoder')
     outputs = {m: Linear(output_channels[m], name=f'{m}_output') for m in grids}
 
     def decode(modality: str, which: Array) -> Array:  # [O] -> [B, O, channels of the modality]

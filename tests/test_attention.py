@@ -1,9 +1,12 @@
+import functools
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.describe import count_flops
 from perceiver_jax import attention
 from perceiver_jax.attention import (
     Attention,
@@ -11,7 +14,8 @@ from perceiver_jax.attention import (
     LayerNorm,
     Mlp,
     SelfAttend,
-    attend,
+    cheapest_fold,
+    normalise,
     record_attention,
 )
 
@@ -20,71 +24,6 @@ B, T, S, H, F, V = 2, 5, 7, 3, 11, 13
 
 def random(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def attend_one(query, key, value, mask):
-    """One head of one example, by loops: [T, F], [S, F], [S, V], [T, S] -> [T, V]."""
-    output = np.zeros((len(query), value.shape[1]))
-    for t, q in enumerate(query.astype(np.float64)):
-        visible = [s for s in range(len(key)) if mask[t, s]]
-        scores = np.array([np.exp(q @ key[s] / np.sqrt(len(q))) for s in visible])
-        for score, s in zip(scores, visible, strict=True):
-            output[t] += score / scores.sum() * value[s]
-    return output
-
-
-@pytest.mark.parametrize('mask_shape', [None, (B, T, S), (B, 1, S), (1, T, S), (B, T, 1)])
-def test_attend_equals_a_loop(mask_shape):
-    query, key, value = random(B, T, H, F), random(B, S, H, F, seed=1), random(B, S, H, V, seed=2)
-    mask = None
-    if mask_shape is not None:
-        mask = np.random.default_rng(3).random(mask_shape) < 0.6
-    full = np.broadcast_to(True if mask is None else mask, (B, T, S))
-    expected = np.stack(
-        [
-            np.stack(
-                [
-                    attend_one(query[b, :, h], key[b, :, h], value[b, :, h], full[b])
-                    for h in range(H)
-                ],
-                axis=1,
-            )
-            for b in range(B)
-        ]
-    )
-    output = attend(query, key, value, mask if mask is None else jnp.asarray(mask))
-    np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_a_query_that_may_look_at_nothing_gives_zeros_and_finite_gradients():
-    query, key, value = random(B, T, H, F), random(B, S, H, F), random(B, S, H, V)
-    mask = jnp.ones((B, T, S), bool).at[0, 2].set(False)
-
-    def total(*qkv):
-        output = attend(*qkv, mask)
-        return output.sum(), output
-
-    gradients, output = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(query, key, value)
-    np.testing.assert_array_equal(output[0, 2], 0)
-    assert np.abs(output[0, 1]).min() > 0
-    assert all(np.isfinite(g).all() for g in gradients)
-    np.testing.assert_array_equal(gradients[0][0, 2], 0)
-
-
-@pytest.mark.parametrize(
-    'shapes',
-    [
-        ((B, T, F), (B, S, F), (B, S, F), None),
-        ((B, T, H, F), (B, S, H, F + 1), (B, S, H, V), None),
-        ((B, T, H, F), (B, S, H, F), (B, S + 1, H, V), None),
-        ((B, T, H, F), (B, S, H, F), (B, S, H, V), (B, S)),
-        ((B, T, H, F), (B, S, H, F), (B, S, H, V), (B, T, S + 1)),
-    ],
-)
-def test_shapes_that_do_not_fit_are_shown(shapes):
-    arrays = [None if s is None else jnp.zeros(s) for s in shapes]
-    with pytest.raises(ValueError, match=r'\(2, '):
-        attend(*arrays)
 
 
 def run(make_module, *args, rng=None, **kwargs):
@@ -217,13 +156,6 @@ def test_layer_norm_keeps_its_statistics_in_float32():
     np.testing.assert_allclose(np.asarray(output, np.float64)[0], expected[0], atol=0.02)
 
 
-def test_the_softmax_is_float32_in_bfloat16():
-    query, key = (jnp.asarray(random(B, T, H, F, seed=i)).astype(jnp.bfloat16) for i in (0, 1))
-    weights = attention.attention_weights(query, key)
-    assert weights.dtype == jnp.float32
-    np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
-
-
 def test_dropout_needs_a_key_only_where_it_drops():
     x = random(B, 64, 4)
 
@@ -251,3 +183,100 @@ def test_attention_is_recorded_of_the_named_module_only():
     assert [w.shape for w in weights] == [(B, 1, T, S)]
     np.testing.assert_allclose(weights[0].sum(-1), 1, rtol=1e-5)
     assert run(lambda: record, 'econd')[0] == []
+
+
+# Rows, keys, channels of queries and of inputs, and which projections are folded.
+FOLDS = [(5, 37, 8, 6, 'keys'), (37, 5, 6, 12, 'queries'), (7, 7, 6, 6, None)]
+
+
+@pytest.mark.parametrize('rows, keys, channels_q, channels_kv, fold', FOLDS)
+@pytest.mark.parametrize('mask_shape', [None, (B, 1, 'keys'), (B, 'rows', 1), (1, 'rows', 'keys')])
+def test_folded_projections_change_nothing(rows, keys, channels_q, channels_kv, fold, mask_shape):
+    sizes = dict(inputs_q=channels_q, inputs_kv=channels_kv, output=channels_q)
+    assert cheapest_fold(rows, keys, **sizes, qk=channels_kv, v=channels_kv) == fold
+    queries, inputs = random(B, rows, channels_q), random(B, keys, channels_kv, seed=1)
+    mask = None
+    if mask_shape is not None:
+        sides = [dict(rows=rows, keys=keys).get(n, n) for n in mask_shape]
+        mask = jnp.asarray(np.random.default_rng(2).random(sides) < 0.5)
+        mask = mask.at[:, 0].set(False) if mask_shape[1] == 'rows' else mask
+
+    def build(implementation):
+        def forward(queries, inputs):
+            module = CrossAttend(implementation=implementation, name='look')
+            with record_attention('look') as weights:
+                return module(queries, inputs, mask, is_training=True), weights[0]
+
+        return hk.without_apply_rng(hk.transform(forward))
+
+    plain, folded = build('plain'), build('auto')
+    params, same = (
+        jax.jit(model.init)(jax.random.key(0), queries, inputs) for model in (plain, folded)
+    )
+    jax.tree.map(np.testing.assert_array_equal, params, same)
+    rng = np.random.default_rng(3)  # biases and affines that are not zero and one
+    params = jax.tree.map(lambda x: x + rng.normal(scale=0.3, size=x.shape).astype('f'), params)
+
+    cotangents = random(B, rows, channels_q, seed=4), np.zeros((B, 1, rows, keys), np.float32)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def outputs_and_gradients(apply, *arrays):
+        outputs, pull = jax.vjp(apply, *arrays)
+        return outputs, pull(cotangents)
+
+    arrays = params, queries, inputs
+    (expected, expected_weights), expected_gradients = outputs_and_gradients(plain.apply, *arrays)
+    (output, weights), gradients = outputs_and_gradients(folded.apply, *arrays)
+    np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(weights, expected_weights, rtol=1e-3, atol=1e-5)
+
+    def assert_close(x, y):
+        assert np.linalg.norm(x - y) <= 1e-4 * (np.linalg.norm(y) + 1)
+
+    jax.tree.map(assert_close, gradients, expected_gradients)
+
+
+@pytest.mark.parametrize(
+    'rows, keys, inputs_q, inputs_kv, width, fold',
+    [
+        (512, 50_176, 1024, 261, 261, 'keys'),  # the encoder of ImageNet
+        (2048, 182_528, 512, 322, 322, 'keys'),  # of optical flow
+        (182_528, 2048, 322, 512, 512, 'queries'),  # its decoder
+        (1, 512, 1024, 1024, 1024, 'keys'),  # the query for a class
+        (16_384, 784, 1026, 512, 512, 'queries'),  # that of video
+    ],
+)
+def test_what_is_folded_in_the_papers_models(rows, keys, inputs_q, inputs_kv, width, fold):
+    sizes = dict(inputs_q=inputs_q, inputs_kv=inputs_kv, output=inputs_q)
+    assert cheapest_fold(rows, keys, **sizes, qk=width, v=width) == fold
+
+
+def test_folding_takes_the_operations_that_its_docstring_says():
+    def operations(implementation):
+        def forward(queries, inputs):
+            module = Attention(1, 261, 261, 1024, implementation=implementation)
+            return module(queries, inputs, is_training=False)
+
+        model = hk.without_apply_rng(hk.transform(forward))
+        arrays = [jax.ShapeDtypeStruct(s, 'float32') for s in ((1, 512, 1024), (1, 50_176, 261))]
+        params = jax.eval_shape(model.init, jax.random.key(0), *arrays)
+        return count_flops(model.apply, params, *arrays)
+
+    billions = {i: round(operations(i) / 1e9) for i in ('auto', 'plain')}
+    assert billions == {'auto': 28, 'plain': 41}
+    assert '28 G instead of 41 G' in cheapest_fold.__doc__
+
+
+def test_several_heads_are_not_folded():
+    queries, inputs = random(B, 3, 4), random(B, 40, 6)
+    heads_2 = run(lambda: CrossAttend(2), queries, inputs, is_training=False)[0]
+    plain = run(lambda: CrossAttend(2, implementation='plain'), queries, inputs, is_training=False)
+    np.testing.assert_allclose(heads_2, plain[0], rtol=1e-4, atol=1e-5)
+
+
+def test_the_gradient_of_a_norm_keeps_nothing_but_its_input():
+    x = jnp.asarray(random(5, 17))
+    _, pull = jax.vjp(lambda x: (normalise(x) ** 3).sum(), x)
+    step = 1e-2 * random(5, 17, seed=1)
+    moved = [(np.asarray(normalise(x + sign * step), float) ** 3).sum() for sign in (1, -1)]
+    np.testing.assert_allclose((pull(1.0)[0] * step).sum(), (moved[0] - moved[1]) / 2, rtol=1e-2)

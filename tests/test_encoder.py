@@ -1,10 +1,13 @@
+import functools
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perceiver_jax.encoder import Encoder, schedule
+from perceiver_jax.attention import record_attention
+from perceiver_jax.encoder import Encoder, repeats, schedule
 
 B, M, C, N, D = 2, 11, 6, 5, 8
 SMALL = dict(
@@ -54,6 +57,85 @@ def test_fewer_cross_attends_than_blocks_are_spread_evenly():
 def test_nothing_shared():
     steps = schedule(2, 2, share_cross_attends=False, share_blocks=False)
     assert steps == [('cross_attend', 1), ('block', 1), ('cross_attend', 2), ('block', 2)]
+
+
+def test_what_repeats_is_found():
+    c1, c2, b = ('cross_attend', 1), ('cross_attend', 2), ('block', 1)
+    assert repeats(schedule(8, 8)) == [([c1], 1), ([b, c2], 7), ([b], 1)]
+    assert repeats(schedule(1, 8)) == [([c1], 1), ([b], 8)]
+    assert repeats(schedule(4, 8)) == [([c1], 1), ([b, b, c2], 3), ([b], 2)]
+    start = schedule(3, 2, cross_attend_placement='start')
+    assert repeats(start) == [([c1], 1), ([c2], 2), ([b], 2)]
+    apart = schedule(2, 2, share_cross_attends=False, share_blocks=False)
+    assert repeats(apart) == [([step], 1) for step in apart]
+
+
+@pytest.mark.parametrize('num_cross_attends, num_blocks', [(8, 8), (2, 6), (3, 7), (1, 1)])
+def test_runs_are_the_schedule(num_cross_attends, num_blocks):
+    steps = schedule(num_cross_attends, num_blocks)
+    assert [step for run, times in repeats(steps) for step in run * times] == steps
+
+
+@pytest.mark.parametrize(
+    'fields',
+    [
+        dict(scan=False),
+        dict(implementation='plain'),
+        dict(remat_blocks=True),
+        dict(remat_cross_attends=True),
+        dict(scan=False, remat_blocks=True, remat_cross_attends=True),
+    ],
+)
+def test_how_it_is_computed_changes_nothing(fields):
+    (params, latents, gradients), (same, expected, others) = compute(), compute(**fields)
+    jax.tree.map(np.testing.assert_array_equal, params, same)
+    np.testing.assert_allclose(latents, expected, rtol=1e-4, atol=1e-5)
+    scale = max(np.abs(g).max() for g in jax.tree.leaves(others))
+    assert_close = functools.partial(np.testing.assert_allclose, atol=1e-4 * scale)
+    jax.tree.map(assert_close, gradients, others)
+
+
+@functools.cache
+def compute(**fields):
+    """Parameters, latents, and the gradients of a loss, of an encoder that repeats itself."""
+    mask = jnp.asarray(np.arange(M) < np.array([[7], [M]]))
+    sizes = {**SMALL, 'num_cross_attends': 3, 'num_blocks': 3}
+    model = hk.transform(lambda x: Encoder(**{**sizes, **fields})(x, mask, is_training=True))
+    params = jax.jit(model.init)(jax.random.key(0), inputs())
+
+    def loss(params, x):
+        latents = model.apply(params, jax.random.key(1), x)
+        return (latents**3).sum(), latents
+
+    gradients, latents = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, inputs())
+    return params, latents, gradients
+
+
+def test_dropout_drops_something_else_each_time_it_repeats():
+    def forward(x):
+        encoder = Encoder(**{**SMALL, 'num_blocks': 2}, dropout_rate=0.5)
+        return encoder(x, is_training=True)
+
+    model = hk.transform(forward)
+    params = jax.jit(model.init)(jax.random.key(0), inputs())
+    # All zero but the biases in the block: each of its two layers adds 0 or 2, two times.
+    params = {
+        module: {name: jnp.full_like(x, name == 'b' and 'block' in module) for name, x in v.items()}
+        for module, v in params.items()
+    }
+    latents = jax.jit(model.apply)(params, jax.random.key(1), inputs())
+    assert set(np.unique(latents)) == {0, 2, 4, 6, 8}  # 0, 4 and 8 alone, if it drew but once
+
+
+def test_attention_is_recorded_though_it_repeats():
+    def forward(x):
+        with record_attention('cross_attend_2') as weights:
+            Encoder(**{**SMALL, 'num_blocks': 4}, num_cross_attends=4)(x, is_training=False)
+        return weights
+
+    model = hk.transform(forward)
+    weights = model.apply(model.init(jax.random.key(0), inputs()), None, inputs())
+    assert [w.shape for w in weights] == 3 * [(B, 1, N, M)]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,139 @@
+"""What is measured, as builders of programs; see `harness.Build`.
+
+Each runs in a process of its own, so imports of jax and torch stand inside.
+"""
+
+import functools
+
+from benchmarks.harness import Program, compiled
+
+
+def random_array(*shape):
+    import jax.numpy as jnp
+    import numpy as np
+
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+
+
+def cross_attend(implementation: str, num_inputs: int, passes) -> dict[str, Program]:
+    """512 latents of 1,024 channels look at inputs of 261: one module, norms and MLP included."""
+    import haiku as hk
+    import jax
+
+    from benchmarks import reference
+    from perceiver_jax import CrossAttend
+
+    latents, inputs = random_array(1, 512, 1024), random_array(1, num_inputs, 261)
+    how = 'plain' if implementation == 'reference' else implementation
+
+    def forward(queries, inputs):
+        return CrossAttend(implementation=how, name='look')(queries, inputs, is_training=True)
+
+    module = hk.without_apply_rng(hk.transform(forward))
+    params = jax.jit(module.init)(jax.random.key(0), latents[:, :1], inputs[:, :1])
+    apply = module.apply
+    if implementation == 'reference':
+        apply = functools.partial(reference.cross_attend, name='look')
+        apply = lambda p, q, x, f=apply: f(p, queries=q, inputs=x)  # noqa: E731
+
+    def loss(*arguments):
+        return apply(*arguments).sum()
+
+    functions = {
+        'forward': apply,
+        'gradient': jax.grad(loss, (0, 1)),  # of weights and latents: the inputs are data
+        'gradient, inputs too': jax.grad(loss, (0, 1, 2)),
+    }
+    return {which: compiled(functions[which], params, latents, inputs) for which in passes}
+
+
+def imagenet_model(variant: str, implementation: str, changes=None):
+    """`(initialise, apply)` of a model of configs/imagenet.py or of the reference statement."""
+    import haiku as hk
+
+    from benchmarks import reference
+    from configs import imagenet
+    from perceiver_jax import image_classifier
+
+    model = imagenet.get_config(variant).model.to_dict()
+    for name, fields in (changes or {}).items():
+        model[name] = {**model[name], **fields} if isinstance(fields, dict) else fields
+    if implementation == 'unrolled':
+        model['encoder']['scan'] = False
+    if implementation == 'plain':
+        model.update(implementation='plain')
+    transformed = hk.transform_with_state(
+        lambda images, is_training: image_classifier(images, is_training=is_training, **model)
+    )
+    if implementation == 'reference':
+        return transformed.init, lambda p, s, x, _: (reference.image_classifier(p, x, **model), s)
+
+    def apply(params, state, images, is_training):
+        return transformed.apply(params, state, None, images, is_training)
+
+    return transformed.init, apply
+
+
+def image_forward(implementation: str, variant: str, batch: int = 1) -> dict[str, Program]:
+    """A full-size classifier on images of 224x224."""
+    import jax
+
+    init, apply = imagenet_model(variant, implementation)
+    images = random_array(batch, 224, 224, 3)
+    params, state = jax.jit(init, static_argnums=2)(jax.random.key(0), images, False)
+    forward = compiled(lambda p, s, x: apply(p, s, x, False)[0], params, state, images)
+    return {'forward': forward}
+
+
+SMALL = dict(
+    encoder=dict(num_latents=128, latent_channels=256, num_blocks=1, num_self_attends_per_block=6),
+    decoder=dict(query_channels=256),
+)
+
+
+def training_step(
+    implementation: str, variant: str, size: int, batch: int, changes=None, flops=None
+) -> dict[str, Program]:
+    """Loss, gradients and an AdamW update of an image classifier."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    init, apply = imagenet_model(variant, implementation, changes)
+    images, labels = random_array(batch, size, size, 3), jnp.arange(batch) % 1000
+    params, model_state = jax.jit(init, static_argnums=2)(jax.random.key(0), images[:1], False)
+    optimizer = optax.adamw(1e-3)
+
+    def step(params, model_state, state, images, labels):
+        def loss(params):
+            logits, new_state = apply(params, model_state, images, True)
+            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+            return loss, new_state
+
+        (value, model_state), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), model_state, state, value
+
+    arguments = params, model_state, optimizer.init(params), images, labels
+    return {'training step': compiled(step, *arguments, donate=(0, 1, 2), flops=flops)}
+
+
+def flow_forward(implementation: str, batch: int = 1, dtype: str = 'float32'):
+    """The released flow model on pairs of 368x496 frames."""
+    import haiku as hk
+    import jax
+
+    from benchmarks import reference
+    from perceiver_jax import RELEASED, optical_flow
+
+    model = {**RELEASED['optical_flow'].arguments, 'dtype': dtype}
+    frames = random_array(batch, 2, 368, 496, 3)
+    how = 'plain' if implementation == 'reference' else implementation
+    transformed = hk.without_apply_rng(
+        hk.transform(lambda x: optical_flow(x, is_training=False, implementation=how, **model))
+    )
+    params = jax.jit(transformed.init)(jax.random.key(0), frames[:1])
+    apply = transformed.apply
+    if implementation == 'reference':
+        apply = lambda p, x: reference.optical_flow(p, x, **model)  # noqa: E731
+    return {'forward': compiled(apply, params, frames)}

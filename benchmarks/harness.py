@@ -1,0 +1,237 @@
+"""Runs implementations of the same case against each other, and writes what was measured.
+
+Each implementation lives in a process of its own, so that memory can be told apart. Their runs are
+interleaved: whatever slows the machine down slows all of them. Memory is what the first run of a
+compiled program adds to the process, beyond weights and inputs; on a GPU, the peak of the device.
+"""
+
+import contextlib
+import ctypes
+import gc
+import importlib.metadata
+import multiprocessing
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.workdir import write_json
+
+RESULTS = Path(__file__).parent / 'results'
+PACKAGES = ('jax', 'jaxlib', 'dm-haiku', 'numpy', 'torch', 'transformers')
+
+
+class Program(NamedTuple):
+    """One pass of one implementation, ready to be run."""
+
+    run: Callable[[], object]  # returns when the work is done
+    compile_seconds: float | None = None  # tracing, lowering and compilation
+    flops: float | None = None  # of a run, where its rate is asked for
+    peak_bytes: Callable[[], int] | None = None  # of a device's memory; None: of the process
+
+
+# Builds the programs of an implementation: pass -> Program. Takes the case's arguments. It is
+# called in the process that runs them, so it is a function of a module.
+Build = Callable[..., dict[str, Program]]
+
+
+def compiled(function: Callable, *arguments, flops: float | None = None, donate=()) -> Program:
+    """A jax function as a program; what it returns in place of donated arguments is passed on."""
+    import jax
+
+    start = time.perf_counter()
+    executable = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    state = list(arguments)
+
+    def run():
+        result = jax.block_until_ready(executable(*state))
+        for i, place in enumerate(donate):
+            state[place] = result[i]
+        return result
+
+    statistics = jax.devices()[0].memory_stats()  # None on CPUs
+    peak = statistics and (lambda: jax.devices()[0].memory_stats()['peak_bytes_in_use'])
+    return Program(run, seconds, flops, peak)
+
+
+def compare(
+    name: str,
+    case: str,
+    implementations: dict[str, tuple[Build, dict]],
+    *,
+    repeats: int,
+    report: 'Report',
+    with_compilation: bool = False,
+) -> None:
+    """Measures all passes of a case in all implementations and adds rows to the report.
+
+    Args:
+      name: Of the benchmark, for errors.
+      case: What is computed, such as '512 x 50176 x 261'.
+      implementations: Name -> builder and its arguments.
+      repeats: Runs of each pass, after one that is not counted.
+      report: What the rows are added to.
+      with_compilation: Whether rows tell what compiling the first pass took.
+    """
+    context = multiprocessing.get_context('spawn')
+    workers, passes = {}, {}
+    with contextlib.ExitStack() as stack:
+        for implementation, (build, arguments) in implementations.items():
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, build, arguments))
+            process.start()
+            stack.callback(process.kill)
+            answer = _ask(ours, process, f'{name}, {case}, {implementation}')
+            workers[implementation] = ours, process
+            for which in answer:
+                passes.setdefault(which, []).append(implementation)
+            compile_seconds = next(iter(answer.values()))
+            if with_compilation and compile_seconds is not None:
+                report.add(case, 'compile', implementation, compile_seconds)
+        for which, names in passes.items():
+            seconds, peaks, flops = {n: [] for n in names}, {}, {}
+            for i in range(repeats + 1):
+                for implementation in names:
+                    pipe, process = workers[implementation]
+                    pipe.send(which)
+                    answer = _ask(pipe, process, f'{name}, {case}, {implementation}, {which}')
+                    if i == 0:
+                        peaks[implementation], flops[implementation] = answer[1:]
+                    else:
+                        seconds[implementation].append(answer[0])
+            for implementation in names:
+                median = statistics.median(seconds[implementation])
+                report.add(
+                    case,
+                    which,
+                    implementation,
+                    median,
+                    peaks[implementation],
+                    flops[implementation],
+                )
+
+
+def _ask(pipe, process, what: str):
+    while not pipe.poll(1):
+        if not process.is_alive():
+            raise RuntimeError(f'{what}: the process ended with exit code {process.exitcode}')
+    answer = pipe.recv()
+    if isinstance(answer, Exception):
+        raise RuntimeError(f'{what}: {answer!r}') from answer
+    return answer
+
+
+def _serve(pipe, build: Build, arguments: dict) -> None:
+    try:
+        programs = build(**arguments)
+        pipe.send({which: program.compile_seconds for which, program in programs.items()})
+        new = set(programs)
+        while True:
+            which = pipe.recv()
+            program, peak = programs[which], None
+            before = _start_peak() if which in new else None
+            start = time.perf_counter()
+            result = program.run()
+            seconds = time.perf_counter() - start
+            if program.peak_bytes:
+                peak = program.peak_bytes()
+            elif before is not None:
+                peak = _memory('VmHWM') - before
+            new.discard(which)
+            del result
+            pipe.send((seconds, peak, program.flops))
+    except EOFError:
+        pass
+    except Exception as error:
+        pipe.send(RuntimeError(f'{type(error).__name__}: {error}'))
+
+
+def _start_peak() -> int | None:
+    """Forgets the largest resident size so far; returns the present one, None where it cannot."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path('/proc/self/clear_refs').write_text('5')
+        return _memory('VmRSS')
+    except (OSError, AttributeError):
+        return None
+
+
+def _memory(key: str) -> int:
+    (kilobytes,) = re.findall(rf'{key}:\s+(\d+) kB', Path('/proc/self/status').read_text())
+    return 1024 * int(kilobytes)
+
+
+class Report:
+    """Rows of one benchmark: printed as they come, written when it is complete."""
+
+    def __init__(self, name: str, device: str):
+        self.name, self.device, self.rows = name, device, []
+        print(f'\n{name} on {device}')
+        self._print('case', 'pass', 'implementation', 'seconds', 'memory', '')
+
+    def add(
+        self,
+        case: str,
+        which: str,
+        implementation: str,
+        seconds: float,
+        peak_bytes: int | None = None,
+        flops: float | None = None,
+        **more: float,
+    ) -> None:
+        """Adds a row; `flops` and what else is known of it go into the file too."""
+        row = {
+            'case': case,
+            'pass': which,
+            'implementation': implementation,
+            'seconds': seconds,
+            'peak_bytes': peak_bytes,
+        }
+        more = {**({'flops_per_second': flops / seconds} if flops else {}), **more}
+        self.rows.append({**row, **more})
+        memory = '' if peak_bytes is None else f'{peak_bytes / 1e6:,.0f} MB'
+        rates = '  '.join(f'{key} {value:,.4g}' for key, value in more.items())
+        self._print(case, which, implementation, f'{seconds:.3g}', memory, rates)
+
+    def write(self) -> Path:
+        """Writes results/<device>_<name>.json."""
+        slug = re.sub(r'[^a-z0-9]+', '-', self.device.lower()).strip('-')
+        path = RESULTS / f'{slug}_{self.name}.json'
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, {'device': self.device, 'versions': versions(), 'rows': self.rows})
+        return path
+
+    def _print(self, *cells: str) -> None:
+        widths = (24, 22, 24, 9, 11, 0)
+        line = ''.join(f'{cell:<{width}}' for cell, width in zip(cells, widths, strict=True))
+        print(line.rstrip(), flush=True)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that are measured, where they are installed."""
+    found = {'python': platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def device() -> str:
+    """The machine, such as 'cpu x2' or 'NVIDIA H100 80GB HBM3 x1'."""
+    import jax
+
+    devices = jax.devices()
+    if devices[0].platform == 'cpu':
+        return f'cpu x{len(os.sched_getaffinity(0))}'
+    return f'{devices[0].device_kind} x{len(devices)}'
+
+
+def has_peers() -> bool:
+    """Whether torch and transformers can be compared with."""
+    return all(importlib.util.find_spec(name) for name in ('torch', 'transformers'))

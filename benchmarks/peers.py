@@ -1,0 +1,131 @@
+"""Hugging Face transformers' Perceiver in the cases of `cases`, eager and through torch.compile.
+
+Its models have one cross-attend, random weights here. Gradients and updates as its users write
+them: PyTorch's autograd and AdamW.
+"""
+
+import time
+
+from benchmarks.harness import Program
+
+IMAGENET = dict(
+    d_model=261,
+    num_latents=512,
+    d_latents=1024,
+    num_blocks=8,
+    num_self_attends_per_block=6,
+    num_self_attention_heads=8,
+    num_cross_attention_heads=1,
+    attention_probs_dropout_prob=0.0,
+    num_labels=1000,
+)
+SMALL = dict(num_latents=128, d_latents=256, num_blocks=1)
+CONV = {**IMAGENET, 'd_model': 322}
+FLOW = {
+    **IMAGENET,
+    'd_model': 322,
+    'num_latents': 2048,
+    'd_latents': 512,
+    'num_blocks': 1,
+    'num_self_attends_per_block': 24,
+    'num_self_attention_heads': 16,
+    'train_size': [368, 496],
+}
+
+
+def _model(name: str, config: dict, implementation: str, dtype: str):
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(transformers.PerceiverConfig(**config))
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    model = model.to(device)
+    wanted = getattr(torch, dtype)
+
+    def autocast():  # float32 weights, as ours
+        return torch.autocast(device, wanted, enabled=wanted != torch.float32)
+
+    call = torch.compile(model) if implementation == 'transformers, compiled' else model
+    return model, call, device, autocast
+
+
+def _program(run, device: str, flops: float | None = None) -> Program:
+    import torch
+
+    def finish():
+        result = run()
+        if device == 'cuda':
+            torch.cuda.synchronize()
+        return result
+
+    start = time.perf_counter()
+    finish()  # compiles, where it does
+    peak = torch.cuda.max_memory_allocated if device == 'cuda' else None
+    return Program(finish, time.perf_counter() - start, flops, peak)
+
+
+def forward(
+    implementation: str, name: str, config: dict, shape: tuple[int, ...], dtype: str = 'float32'
+) -> dict[str, Program]:
+    """A model on random inputs, without gradients."""
+    import torch
+
+    model, call, device, autocast = _model(name, config, implementation, dtype)
+    model.eval()
+    inputs = torch.randn(shape, device=device)
+
+    def run():
+        with torch.inference_mode(), autocast():
+            return call(inputs=inputs).logits
+
+    return {'forward': _program(run, device)}
+
+
+def image_forward(implementation: str, variant: str) -> dict[str, Program]:
+    """The Fourier model on an image of 224x224; the ICML Perceiver cannot be expressed."""
+    assert variant == 'io_fourier'
+    shape = 1, 3, 224, 224
+    return forward(implementation, 'PerceiverForImageClassificationFourier', IMAGENET, shape)
+
+
+def flow_forward(implementation: str, batch: int = 1, dtype: str = 'float32'):
+    """The flow model on 3x3 patches, which its preprocessing extracts elsewhere."""
+    shape = batch, 2, 27, 368, 496
+    return forward(implementation, 'PerceiverForOpticalFlow', FLOW, shape, dtype)
+
+
+def training_step(
+    implementation: str,
+    variant: str,
+    size: int,
+    batch: int,
+    changes: dict | None = None,
+    dtype: str = 'float32',
+    flops: float | None = None,
+) -> dict[str, Program]:
+    """Loss, gradients and an AdamW update of an image classifier."""
+    import torch
+
+    name, config = {
+        'io_fourier': ('PerceiverForImageClassificationFourier', IMAGENET),
+        'io_conv': ('PerceiverForImageClassificationConvProcessing', CONV),
+    }[variant]
+    model, call, device, autocast = _model(
+        name, {**config, **(changes or {})}, implementation, dtype
+    )
+    model.train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    images = torch.randn(batch, 3, size, size, device=device)
+    labels = torch.arange(batch, device=device) % 1000
+
+    def run():
+        optimizer.zero_grad()
+        with autocast():
+            logits = call(inputs=images).logits
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return {'training step': _program(run, device, flops)}

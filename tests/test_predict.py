@@ -377,7 +377,7 @@ def test_a_saved_model_runs_on_files(tmp_path, capsys, function, inputs, options
     assert written == sorted(outputs)
     if function == 'masked_language_model':
         # A byte that goes on marks the space too: it is what it would go on from.
-            assert re.fullmatch(r'in ?\[ ?.{1,3}\], France', results[0]['marked'], re.DOTALL)
+        assert re.fullmatch(r'in ?\[ ?.{1,3}\], France', results[0]['marked'], re.DOTALL)
         assert [x['position'] for x in results[0]['bytes']] == [3, 4, 5]
     else:
         assert [file for x in results for file in x['files']] == [f'{out}/{x}' for x in outputs]

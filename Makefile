@@ -3,9 +3,9 @@
 PYTHON ?= python3 python3.13 python3.12 python3.11
 FLAGS ?=
 
-.PHONY: help test demo table
+.PHONY: help test demo table bench bench-gpu
 help:
-	@sed -n 's/^\([a-z]*\):.*## /make \1	/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
 
 test: .venv/installed ## lint, check the formatting, run the tests
 	@.venv/bin/ruff check .
@@ -18,6 +18,12 @@ demo: .venv/installed ## train on scikit-learn's handwritten digits: minutes on 
 
 table: .venv/installed ## write results/*.json into README.md's table
 	@.venv/bin/python -m experiments.table
+
+bench: .venv/installed ## measure speed and memory on the CPU, beside plain code: ten minutes
+	@.venv/bin/python -m benchmarks
+
+bench-gpu: .venv/installed ## the same on a GPU, where jax sees one
+	@.venv/bin/python -m benchmarks gpu
 
 # Touched last: an interrupted installation is started again.
 .venv/installed: requirements.txt

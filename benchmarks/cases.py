@@ -48,8 +48,12 @@ def cross_attend(implementation: str, num_inputs: int, passes) -> dict[str, Prog
 
 
 def imagenet_model(variant: str, implementation: str, changes=None):
-    """`(initialise, apply)` of a model of configs/imagenet.py or of the reference statement."""
+    """`(initialise, apply)` of a model of configs/imagenet.py, or of the reference statement.
+
+    The state of the reference is its positions.
+    """
     import haiku as hk
+    import jax.numpy as jnp
 
     from benchmarks import reference
     from configs import imagenet
@@ -66,7 +70,16 @@ def imagenet_model(variant: str, implementation: str, changes=None):
         lambda images, is_training: image_classifier(images, is_training=is_training, **model)
     )
     if implementation == 'reference':
-        return transformed.init, lambda p, s, x, _: (reference.image_classifier(p, x, **model), s)
+
+        def init(rng, images, is_training):
+            params, _ = transformed.init(rng, images, is_training)
+            how = model['inputs']['num_bands'], model['inputs']['max_resolution']
+            return params, jnp.asarray(reference.fourier_positions(images.shape[1:3], *how))
+
+        def classify(params, positions, images, _):
+            return reference.image_classifier(params, images, positions, **model), positions
+
+        return init, classify
 
     def apply(params, state, images, is_training):
         return transformed.apply(params, state, None, images, is_training)
@@ -122,6 +135,7 @@ def flow_forward(implementation: str, batch: int = 1, dtype: str = 'float32'):
     """The released flow model on pairs of 368x496 frames."""
     import haiku as hk
     import jax
+    import jax.numpy as jnp
 
     from benchmarks import reference
     from perceiver_jax import RELEASED, optical_flow
@@ -133,7 +147,12 @@ def flow_forward(implementation: str, batch: int = 1, dtype: str = 'float32'):
         hk.transform(lambda x: optical_flow(x, is_training=False, implementation=how, **model))
     )
     params = jax.jit(transformed.init)(jax.random.key(0), frames[:1])
-    apply = transformed.apply
-    if implementation == 'reference':
-        apply = lambda p, x: reference.optical_flow(p, x, **model)  # noqa: E731
-    return {'forward': compiled(apply, params, frames)}
+    if implementation != 'reference':
+        return {'forward': compiled(transformed.apply, params, frames)}
+    how = model['inputs']['num_bands'], model['inputs']['max_resolution']
+    positions = jnp.asarray(reference.fourier_positions(frames.shape[2:4], *how))
+
+    def estimate(params, frames, positions):
+        return reference.optical_flow(params, frames, positions, **model)
+
+    return {'forward': compiled(estimate, params, frames, positions)}

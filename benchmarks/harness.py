@@ -14,6 +14,8 @@ import os
 import platform
 import re
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +69,7 @@ def compare(
     repeats: int,
     report: 'Report',
     with_compilation: bool = False,
+    runs: bool = True,
 ) -> None:
     """Measures all passes of a case in all implementations and adds rows to the report.
 
@@ -74,35 +77,44 @@ def compare(
       name: Of the benchmark, for errors.
       case: What is computed, such as '512 x 50176 x 261'.
       implementations: Name -> builder and its arguments.
-      repeats: Runs of each pass, after one that is not counted.
+      repeats: Runs of each pass, after one that is not counted; 0: that one counts.
       report: What the rows are added to.
-      with_compilation: Whether rows tell what compiling the first pass took.
+      with_compilation: Whether rows tell what compiling the passes took.
+      runs: False compiles only.
     """
     context = multiprocessing.get_context('spawn')
-    workers, passes = {}, {}
+    workers, answers, passes = {}, {}, {}
+
+    def what(implementation, *more):
+        return ', '.join((name, case, implementation, *more))
+
     with contextlib.ExitStack() as stack:
         for implementation, (build, arguments) in implementations.items():
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(theirs, build, arguments))
             process.start()
             stack.callback(process.kill)
-            answer = _ask(ours, process, f'{name}, {case}, {implementation}')
             workers[implementation] = ours, process
+            if with_compilation:  # one at a time, on all cores
+                answers[implementation] = _ask(*workers[implementation], what(implementation))
+        for implementation in workers.keys() - answers.keys():
+            answers[implementation] = _ask(*workers[implementation], what(implementation))
+        for implementation in implementations:
+            answer = answers[implementation]
             for which in answer:
                 passes.setdefault(which, []).append(implementation)
-            compile_seconds = next(iter(answer.values()))
-            if with_compilation and compile_seconds is not None:
-                report.add(case, 'compile', implementation, compile_seconds)
-        for which, names in passes.items():
+            if with_compilation and all(answer.values()):
+                report.add(case, 'compile', implementation, sum(answer.values()))
+        for which, names in passes.items() if runs else ():
             seconds, peaks, flops = {n: [] for n in names}, {}, {}
             for i in range(repeats + 1):
                 for implementation in names:
                     pipe, process = workers[implementation]
                     pipe.send(which)
-                    answer = _ask(pipe, process, f'{name}, {case}, {implementation}, {which}')
+                    answer = _ask(pipe, process, what(implementation, which))
                     if i == 0:
                         peaks[implementation], flops[implementation] = answer[1:]
-                    else:
+                    if i > 0 or not repeats:
                         seconds[implementation].append(answer[0])
             for implementation in names:
                 median = statistics.median(seconds[implementation])
@@ -224,12 +236,15 @@ def versions() -> dict[str, str]:
 
 def device() -> str:
     """The machine, such as 'cpu x2' or 'NVIDIA H100 80GB HBM3 x1'."""
-    import jax
-
-    devices = jax.devices()
-    if devices[0].platform == 'cpu':
+    # Asked in a process of its own: one that has asked holds a part of a GPU's memory.
+    code = 'import jax; d = jax.devices(); print(d[0].platform, len(d), d[0].device_kind)'
+    answer = subprocess.run(
+        [sys.executable, '-c', code], stdout=subprocess.PIPE, check=True, text=True
+    )
+    platform_name, count, kind = answer.stdout.split(maxsplit=2)
+    if platform_name == 'cpu':
         return f'cpu x{len(os.sched_getaffinity(0))}'
-    return f'{devices[0].device_kind} x{len(devices)}'
+    return f'{kind.strip()} x{count}'
 
 
 def has_peers() -> bool:

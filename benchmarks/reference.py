@@ -1,12 +1,13 @@
 """The reference architecture as a straightforward reading of the papers states it, for comparison.
 
 Every input element is projected to a key and a value, the whole matrix of attention weights
-exists, blocks are written out one after the other, positions are computed where they are used. It
-takes our parameters and gives our outputs; nothing in it is fast on purpose or slow on purpose.
+exists, blocks are written out one after the other. It takes our parameters and gives our outputs;
+nothing in it is fast on purpose or slow on purpose.
 """
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def linear(params, name, x):
@@ -84,12 +85,12 @@ def encode(
 
 
 def fourier_positions(shape, num_bands, max_resolution):
-    """`[prod(shape), A * (2 K + 1)]`."""
-    axes = [jnp.linspace(-1.0, 1.0, n) for n in shape]
-    positions = jnp.stack(jnp.meshgrid(*axes, indexing='ij'), -1).reshape(-1, len(shape))
-    frequencies = jnp.stack([jnp.linspace(1.0, mu / 2, num_bands) for mu in max_resolution])
-    angles = jnp.pi * (positions[:, :, None] * frequencies).reshape(len(positions), -1)
-    return jnp.concatenate([positions, jnp.sin(angles), jnp.cos(angles)], -1)
+    """`[prod(shape), A * (2 K + 1)]`, computed once on the host, as a generous reader would."""
+    axes = [np.linspace(-1.0, 1.0, n) for n in shape]
+    positions = np.stack(np.meshgrid(*axes, indexing='ij'), -1).reshape(-1, len(shape))
+    frequencies = np.stack([np.linspace(1.0, mu / 2, num_bands) for mu in max_resolution])
+    angles = np.pi * (positions[:, :, None] * frequencies).reshape(len(positions), -1)
+    return np.concatenate([positions, np.sin(angles), np.cos(angles)], -1).astype(np.float32)
 
 
 def with_positions(contents, positions):
@@ -97,10 +98,9 @@ def with_positions(contents, positions):
     return jnp.concatenate([contents, positions.astype(contents.dtype)], -1)
 
 
-def image_classifier(params, images, *, inputs, encoder, decoder=None, dtype='float32', **_):
+def image_classifier(params, images, positions, *, encoder, decoder=None, dtype='float32', **_):
     """Logits from pixels with Fourier positions."""
     images = images.astype(dtype)
-    positions = fourier_positions(images.shape[1:3], inputs['num_bands'], inputs['max_resolution'])
     pixels = images.reshape(len(images), -1, images.shape[-1])
     latents = encode(params, with_positions(pixels, positions), **encoder)
     if decoder is None:
@@ -118,7 +118,7 @@ def image_classifier(params, images, *, inputs, encoder, decoder=None, dtype='fl
     return linear(params, f'{name}/output', output[:, 0].astype(jnp.float32))
 
 
-def optical_flow(params, frames, *, inputs, encoder, decoder, dtype='float32', **_):
+def optical_flow(params, frames, positions, *, encoder, dtype='float32', **_):
     """Flow `[B, height, width, 2]` from `[B, 2, height, width, 3]`."""
     batch, _, height, width, _ = frames.shape
     padded = jnp.pad(frames.astype(dtype), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
@@ -129,7 +129,6 @@ def optical_flow(params, frames, *, inputs, encoder, decoder, dtype='float32', *
         for j in range(3)
     ]
     contents = linear(params, 'inputs/projection', jnp.concatenate(patches, -1))
-    positions = fourier_positions((height, width), inputs['num_bands'], inputs['max_resolution'])
     elements = with_positions(contents.reshape(batch, height * width, -1), positions)
     latents = encode(params, elements, **encoder)
     flow = cross_attend(params, 'decoder/cross_attend', elements, latents, use_query_residual=False)

@@ -87,6 +87,13 @@ def test_the_loop_names_no_task_and_a_task_no_other():
         assert {x for x in imported(path) if within(x, *others)} == set(), path
 
 
+def test_nothing_imports_the_benchmarks_but_they_themselves():
+    for path in (
+        x for folder in ('perceiver_jax', 'configs', 'experiments') for x in files(folder)
+    ):
+        assert not {x for x in imported(path) if within(x, 'benchmarks')}, path
+
+
 def test_imported_sees_every_way_to_import(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), 'ROOT', tmp_path)
     path = tmp_path / 'experiments' / 'data' / 'digits.py'

@@ -1,0 +1,97 @@
+"""Training and flow on a GPU in bfloat16: images a second, and the share of the matmul peak.
+
+Operations are those of `--mode=describe`, three times for a training step: what is folded away or
+computed again does not count.
+"""
+
+from benchmarks import cases, peers
+from benchmarks.harness import Build, Program, Report, compare, compiled, has_peers
+
+BATCHES = (64, 128, 256, 512, 1024)  # until memory is full
+OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'OutOfMemory', 'out of memory')
+
+
+def matmul(size: int) -> dict[str, Program]:
+    """A product of square bfloat16 matrices: what the device can do."""
+    import jax.numpy as jnp
+
+    a = jnp.ones((size, size), jnp.bfloat16)
+    return {'forward': compiled(jnp.matmul, a, a, flops=2 * size**3)}
+
+
+def forward_flops(variant: str) -> int:
+    """Operations of a model of configs/imagenet.py on one image."""
+    from configs import imagenet
+    from experiments.imagenet import ImageNet
+
+    return ImageNet(imagenet.get_config(variant)).describe()['forward_flops']
+
+
+def gpu(report: Report, batches=BATCHES, size: int = 8192) -> None:
+    """Training `perceiver`, `io_fourier` and `io_conv`, then flow; one implementation at a time."""
+    product = {'ours': (matmul, dict(size=size))}
+    compare(report.name, f'matmul {size}', product, repeats=5, report=report)
+    peak = report.rows[-1]['flops_per_second']
+    for variant in ('perceiver', 'io_fourier', 'io_conv'):
+        flops = 3 * forward_flops(variant)
+        how = dict(variant=variant, size=224)
+        chosen: dict[str, tuple[Build, dict]] = {
+            'ours': (cases.training_step, {**how, 'implementation': 'auto', **narrow()}),
+            'ours, remat': (
+                cases.training_step,
+                {**how, 'implementation': 'auto', **narrow(encoder=dict(remat_blocks=True))},
+            ),
+            'plain': (cases.training_step, {**how, 'implementation': 'plain', **narrow()}),
+        }
+        if variant != 'io_conv':  # the reference statement has no convolution
+            chosen['reference'] = (
+                cases.training_step,
+                {**how, 'implementation': 'reference', **narrow()},
+            )
+        if variant != 'perceiver':
+            chosen |= _peers(peers.training_step, **how)
+        for name, (build, arguments) in chosen.items():
+            for batch in batches:
+                more = dict(batch=batch, flops=flops * batch)
+                case = f'{variant}, batch {batch}'
+                if not _fits(report, case, name, build, {**arguments, **more}):
+                    break
+                row = report.rows[-1]
+                row['images_per_second'] = batch / row['seconds']
+                row['share_of_peak'] = row['flops_per_second'] / peak
+                rate, share = row['images_per_second'], row['share_of_peak']
+                print(f'    {rate:.4g} images/s, {share:.1%} of the peak')
+    flow = {
+        name: (cases.flow_forward, dict(implementation=how, dtype='bfloat16'))
+        for name, how in (('ours', 'auto'), ('plain', 'plain'), ('reference', 'reference'))
+    }
+    flow |= _peers(peers.flow_forward)
+    for name, (build, arguments) in flow.items():
+        _fits(report, 'flow 368x496', name, build, arguments)
+
+
+def narrow(**changes) -> dict:
+    """A case's arguments for bfloat16."""
+    return {'changes': {'dtype': 'bfloat16', **changes}}
+
+
+def _peers(build: Build, **arguments) -> dict:
+    if not has_peers():
+        print('torch and transformers are not installed: not compared with')
+        return {}
+    return {
+        name: (build, {**arguments, 'implementation': name, 'dtype': 'bfloat16'})
+        for name in ('transformers', 'transformers, compiled')
+    }
+
+
+def _fits(report: Report, case: str, name: str, build: Build, arguments: dict) -> bool:
+    """Measures one implementation; false where the memory does not suffice."""
+    try:
+        compare(report.name, case, {name: (build, arguments)}, repeats=5, report=report)
+    except RuntimeError as error:
+        if not any(text in str(error) for text in OUT_OF_MEMORY):
+            raise
+        print(f'{case}, {name}: out of memory')
+        return False
+    return True

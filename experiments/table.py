@@ -15,7 +15,7 @@ from pathlib import Path
 from experiments.report import metric_text
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = '<!-- results:begin -->', '<!-- results:end -->'
+MARKS = BEGIN, END = '<!-- results:begin -->', '<!-- results:end -->'
 FIELDS = {
     'task': str,
     'config': str,
@@ -115,17 +115,18 @@ def render(results: Sequence[dict]) -> str:
     )
 
 
-def updated_readme(readme: str, tables: str) -> str:
+def updated_readme(readme: str, tables: str, marks: tuple[str, str] = MARKS) -> str:
     """README's text with the tables between its two markers.
 
     Raises:
       ValueError: the markers are not there exactly once each, in order.
     """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (begin and end) or BEGIN in rest or END in before + after:
-        raise ValueError(f'README.md: expected one line {BEGIN} and after it one line {END}')
-    return f'{before}{BEGIN}\n\n{tables}\n\n{END}{after}'
+    start, stop = marks
+    before, begin, rest = readme.partition(start)
+    _, end, after = rest.partition(stop)
+    if not (begin and end) or start in rest or stop in before + after:
+        raise ValueError(f'README.md: expected one line {start} and after it one line {stop}')
+    return f'{before}{start}\n\n{tables}\n\n{stop}{after}'
 
 
 def _table(columns: Sequence[str], results: Sequence[dict]) -> str:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import cases, harness, reference
+from benchmarks import cases, harness, reference, table
+from experiments.table import ROOT, updated_readme
 from perceiver_jax import RELEASED, optical_flow
 
 SMALL = dict(num_latents=7, latent_channels=16, num_blocks=2, num_self_attends_per_block=2)
@@ -75,3 +76,14 @@ def test_a_case_that_cannot_be_built_is_named():
     with pytest.raises(RuntimeError, match=r"example, 8, ours: .*not 'odd'"):
         report = harness.Report('example', 'cpu x2')
         harness.compare('example', '8', chosen, repeats=1, report=report)
+
+
+def test_readme_shows_what_was_measured(tmp_path):
+    readme = (ROOT / 'README.md').read_text('utf-8')
+    assert updated_readme(readme, table.speed_table(), table.MARKS) == readme, 'run: make table'
+    for path in harness.RESULTS.glob(f'{table.DEVICE}_*.json'):
+        results = json.loads(path.read_text())
+        for row in results['rows']:  # anything else than what README shows changes the table
+            row['seconds'] *= 2
+        (tmp_path / path.name).write_text(json.dumps(results))
+    assert updated_readme(readme, table.speed_table(tmp_path), table.MARKS) != readme

@@ -1,0 +1,61 @@
+"""README's table of speed, generated from the results of `make bench` on the CPU.
+
+python -m benchmarks.table   rewrites the table in README.md
+"""
+
+import json
+from pathlib import Path
+
+from benchmarks.harness import RESULTS
+from experiments.table import ROOT, updated_readme
+
+MARKS = '<!-- speed:begin -->', '<!-- speed:end -->'
+DEVICE = 'cpu-x2'
+COLUMNS = ('ours', 'plain', 'reference', 'transformers', 'transformers, compiled')
+ROWS = {  # what README calls it -> benchmark, case, pass
+    'Cross-attend, 512 x 50,176 x 261': ('cross_attend', '512 x 50,176 x 261', 'forward'),
+    '... gradient of its weights and latents': ('cross_attend', '512 x 50,176 x 261', 'gradient'),
+    '... and of its inputs': ('cross_attend', '512 x 50,176 x 261', 'gradient, inputs too'),
+    'Cross-attend, 512 x 1,048,576 x 261': ('cross_attend', '512 x 1,048,576 x 261', 'forward'),
+    '... gradient of weights, latents, inputs': (
+        'cross_attend',
+        '512 x 1,048,576 x 261',
+        'gradient, inputs too',
+    ),
+    '`io_fourier`, an image of 224x224': ('image_forward', 'io_fourier', 'forward'),
+    '`perceiver`, an image of 224x224': ('image_forward', 'perceiver', 'forward'),
+    'Optical flow, a pair of 368x496': ('flow_forward', '368x496', 'forward'),
+    'Training step, 16 images of 32x32': ('training_step', '32x32', 'training step'),
+    'Training step, 16 images of 64x64': ('training_step', '64x64', 'training step'),
+}
+
+
+def speed_table(folder: Path = RESULTS) -> str:
+    """The table in Markdown: seconds, and the memory that a run adds."""
+    measured = {}
+    for name in {benchmark for benchmark, _, _ in ROWS.values()}:
+        results = json.loads((folder / f'{DEVICE}_{name}.json').read_text('utf-8'))
+        for row in results['rows']:
+            measured[name, row['case'], row['pass'], row['implementation']] = row
+    lines = [['', *COLUMNS], ['---'] * (1 + len(COLUMNS))]
+    lines += [
+        [title, *(_cell(measured.get((*case, column))) for column in COLUMNS)]
+        for title, case in ROWS.items()
+    ]
+    return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
+
+
+def _cell(row: dict | None) -> str:
+    if row is None:
+        return '-'
+    return f'{row["seconds"]:.2g} s, {_memory(row["peak_bytes"])}'
+
+
+def _memory(size: int) -> str:
+    return f'{size / 1e9:.1f} GB' if size >= 1e9 else f'{size / 1e6:.0f} MB'
+
+
+if __name__ == '__main__':
+    readme = ROOT / 'README.md'
+    text = updated_readme(readme.read_text('utf-8'), speed_table(), MARKS)
+    readme.write_text(text, 'utf-8')

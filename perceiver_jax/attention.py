@@ -19,7 +19,7 @@ import contextvars
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -84,19 +84,11 @@ class Affine(NamedTuple):
 
 
 class LayerNorm(hk.Module):
-    """Layer normalisation over channels, parameters `scale` and `offset`, statistics in float32.
-
-    With `is_normal` its input comes from `normalise`, and only the second half is left to do.
-    """
-
-    def __init__(self, is_normal: bool = False, name: str | None = None):
-        super().__init__(name=name)
-        self.is_normal = is_normal
+    """Layer normalisation over channels, parameters `scale` and `offset`, statistics in float32."""
 
     def __call__(self, x: Array) -> Array:
         """`[..., C]` -> `[..., C]`."""
-        normal = x if self.is_normal else _normalise(x)
-        return self.affine(x.shape[-1])(normal).astype(x.dtype)
+        return self.affine(x.shape[-1])(_normalise(x)).astype(x.dtype)
 
     def affine(self, channels: int) -> Affine:
         """What is to be done to `normalise(x)`."""
@@ -122,10 +114,6 @@ def dropout(x: Array, rate: float, is_training: bool) -> Array:
     if rate == 0 or not is_training:
         return x
     return hk.dropout(hk.next_rng_key(), rate, x)
-
-
-def _first_half(norm: LayerNorm | None) -> Callable[[Array], Array] | None:
-    return None if norm is None or norm.is_normal else normalise
 
 
 def cheapest_fold(
@@ -255,7 +243,7 @@ class Attention(hk.Module):
             keys,
             mask,
             scale=1 / math.sqrt(self.qk_channels),
-            prepare_key=_first_half(norm),
+            prepare_key=norm and normalise,
         )
         result = value(affine(seen[:, :, 0]))
         if mask is not None:  # what looked at nothing has no value, and no bias either
@@ -278,7 +266,7 @@ class Attention(hk.Module):
             mask,
             scale=scale,
             key_bias=bias[:, :, None],
-            prepare_query=_first_half(norm),
+            prepare_query=norm and normalise,
         )
         return seen[:, :, 0] + b_output.astype(seen.dtype)
 
@@ -332,7 +320,6 @@ class CrossAttend(hk.Module):
         inputs: Array,  # [B, S, Ckv]
         mask: Array | None = None,  # broadcastable to [B, T, S]
         *,
-        inputs_are_normal: bool = False,  # they come from `normalise`
         is_training: bool,
     ) -> Array:  # [B, T, Cq]
         qk_channels = self.qk_channels or inputs.shape[-1]
@@ -349,7 +336,7 @@ class CrossAttend(hk.Module):
             inputs,
             mask,
             norm_q=LayerNorm(name='norm_queries'),
-            norm_kv=LayerNorm(inputs_are_normal, name='norm_inputs'),
+            norm_kv=LayerNorm(name='norm_inputs'),
             is_training=is_training,
         )
         if self.use_query_residual:

@@ -43,7 +43,7 @@ def image_forward(report: harness.Report) -> None:
             for name, how in {**JAX, 'ours, unrolled': 'unrolled'}.items()
         }
         if variant == 'io_fourier':
-            chosen |= with_peers(peers.image_forward, variant=variant)
+            chosen |= peers.implementations(peers.image_forward, variant=variant)
         harness.compare(
             report.name, variant, chosen, repeats=3, report=report, with_compilation=True
         )
@@ -70,7 +70,7 @@ def training_step(report: harness.Report) -> None:
             name: (cases.training_step, {**how, 'implementation': i, 'changes': cases.SMALL})
             for name, i in JAX.items()
         }
-        chosen |= with_peers(peers.training_step, **how, changes=peers.SMALL)
+        chosen |= peers.implementations(peers.training_step, **how, changes=peers.SMALL)
         harness.compare(report.name, f'{size}x{size}', chosen, repeats=5, report=report)
 
 
@@ -81,22 +81,11 @@ def flow_forward(report: harness.Report) -> None:
         for name, how in JAX.items()
         if name != 'plain'  # as slow as the reference
     }
-    chosen |= with_peers(peers.flow_forward)
+    chosen |= peers.implementations(peers.flow_forward)
     harness.compare(report.name, '368x496', chosen, repeats=1, report=report)
 
 
 JAX = {'ours': 'auto', 'plain': 'plain', 'reference': 'reference'}
-
-
-def with_peers(build: harness.Build, **arguments) -> dict:
-    """transformers' implementations of a case, if torch and transformers are installed."""
-    if not harness.has_peers():
-        print('torch and transformers are not installed: not compared with')
-        return {}
-    return {
-        name: (build, {**arguments, 'implementation': name})
-        for name in ('transformers', 'transformers, compiled')
-    }
 
 
 BENCHMARKS = {

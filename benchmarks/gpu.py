@@ -5,7 +5,7 @@ computed again does not count.
 """
 
 from benchmarks import cases, peers
-from benchmarks.harness import Build, Program, Report, compare, compiled, has_peers
+from benchmarks.harness import Build, Program, Report, compare, compiled
 
 BATCHES = (64, 128, 256, 512, 1024)  # until memory is full
 OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'OutOfMemory', 'out of memory')
@@ -49,7 +49,7 @@ def gpu(report: Report, batches=BATCHES, size: int = 8192) -> None:
                 {**how, 'implementation': 'reference', **narrow()},
             )
         if variant != 'perceiver':
-            chosen |= _peers(peers.training_step, **how)
+            chosen |= peers.implementations(peers.training_step, **how, dtype='bfloat16')
         for name, (build, arguments) in chosen.items():
             for batch in batches:
                 more = dict(batch=batch, flops=flops * batch)
@@ -65,7 +65,7 @@ def gpu(report: Report, batches=BATCHES, size: int = 8192) -> None:
         name: (cases.flow_forward, dict(implementation=how, dtype='bfloat16'))
         for name, how in (('ours', 'auto'), ('plain', 'plain'), ('reference', 'reference'))
     }
-    flow |= _peers(peers.flow_forward)
+    flow |= peers.implementations(peers.flow_forward, dtype='bfloat16')
     for name, (build, arguments) in flow.items():
         _fits(report, 'flow 368x496', name, build, arguments)
 
@@ -73,16 +73,6 @@ def gpu(report: Report, batches=BATCHES, size: int = 8192) -> None:
 def narrow(**changes) -> dict:
     """A case's arguments for bfloat16."""
     return {'changes': {'dtype': 'bfloat16', **changes}}
-
-
-def _peers(build: Build, **arguments) -> dict:
-    if not has_peers():
-        print('torch and transformers are not installed: not compared with')
-        return {}
-    return {
-        name: (build, {**arguments, 'implementation': name, 'dtype': 'bfloat16'})
-        for name in ('transformers', 'transformers, compiled')
-    }
 
 
 def _fits(report: Report, case: str, name: str, build: Build, arguments: dict) -> bool:

@@ -245,8 +245,3 @@ def device() -> str:
     if platform_name == 'cpu':
         return f'cpu x{len(os.sched_getaffinity(0))}'
     return f'{kind.strip()} x{count}'
-
-
-def has_peers() -> bool:
-    """Whether torch and transformers can be compared with."""
-    return all(importlib.util.find_spec(name) for name in ('torch', 'transformers'))

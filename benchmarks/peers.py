@@ -4,9 +4,10 @@ Its models have one cross-attend, random weights here. Gradients and updates as 
 them: PyTorch's autograd and AdamW.
 """
 
+import importlib.util
 import time
 
-from benchmarks.harness import Program
+from benchmarks.harness import Build, Program
 
 IMAGENET = dict(
     d_model=261,
@@ -31,6 +32,17 @@ FLOW = {
     'num_self_attention_heads': 16,
     'train_size': [368, 496],
 }
+
+
+def implementations(build: Build, **arguments) -> dict[str, tuple[Build, dict]]:
+    """A case of this file, eager and compiled, if torch and transformers are installed."""
+    if not all(importlib.util.find_spec(name) for name in ('torch', 'transformers')):
+        print('torch and transformers are not installed: not compared with')
+        return {}
+    return {
+        name: (build, {**arguments, 'implementation': name})
+        for name in ('transformers', 'transformers, compiled')
+    }
 
 
 def _model(name: str, config: dict, implementation: str, dtype: str):

@@ -3,8 +3,6 @@
 Each runs in a process of its own, so imports of jax and torch stand inside.
 """
 
-import functools
-
 from benchmarks.harness import Program, compiled
 
 
@@ -31,10 +29,11 @@ def cross_attend(implementation: str, num_inputs: int, passes) -> dict[str, Prog
 
     module = hk.without_apply_rng(hk.transform(forward))
     params = jax.jit(module.init)(jax.random.key(0), latents[:, :1], inputs[:, :1])
-    apply = module.apply
-    if implementation == 'reference':
-        apply = functools.partial(reference.cross_attend, name='look')
-        apply = lambda p, q, x, f=apply: f(p, queries=q, inputs=x)  # noqa: E731
+
+    def apply(params, queries, inputs):
+        if implementation == 'reference':
+            return reference.cross_attend(params, 'look', queries, inputs)
+        return module.apply(params, queries, inputs)
 
     def loss(*arguments):
         return apply(*arguments).sum()

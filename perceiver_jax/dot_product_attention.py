@@ -116,14 +116,14 @@ def attend(
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(f'chunk_size must be at least 1, not {chunk_size}.')
     prepare = prepare_query, prepare_key
+    value_is_key = value is key  # asked here: within a branch for one platform they are copies
     if implementation == 'plain':
         how = dict(scale=scale, key_bias=key_bias)
-        query, key, value = _all_prepared(query, key, value, *prepare)
+        query, key, value = _all_prepared(query, key, None if value_is_key else value, *prepare)
         weights = attention_weights(query, key, mask, **how).astype(value.dtype)
         return jnp.einsum('bhts,bshv->bthv', weights, value)
 
     scale = _scale(scale, query)
-    value_is_key = value is key
 
     def chunked(query, key, value):
         arrays = _heads_first(query, key, None if value_is_key else value, key_bias, mask)
@@ -131,7 +131,7 @@ def attend(
         return jnp.moveaxis(_attend_in_chunks(*arrays, scale, prepare, axis, size), 1, 2)
 
     def fused(query, key, value):
-        query, key, value = _all_prepared(query, key, value, *prepare)
+        query, key, value = _all_prepared(query, key, None if value_is_key else value, *prepare)
         return jax.nn.dot_product_attention(query, key, value, scale=scale, implementation='cudnn')
 
     reason = _not_fusable(query, value, mask, key_bias)
@@ -184,8 +184,8 @@ def _prepared(x: Array, prepare: Prepare | None) -> Array:
 
 
 def _all_prepared(query, key, value, prepare_query, prepare_key):
-    new_key = _prepared(key, prepare_key)
-    return _prepared(query, prepare_query), new_key, new_key if value is key else value
+    key = _prepared(key, prepare_key)
+    return _prepared(query, prepare_query), key, key if value is None else value
 
 
 def _scale(scale: float | None, query: Array) -> float:

@@ -248,6 +248,19 @@ def test_a_program_for_any_platform_holds_the_fused_kernel_for_gpus_alone(gpu):
     np.testing.assert_allclose(*(g.astype(np.float32) for g in (gradient, plain(query))), atol=0.02)
 
 
+def test_the_fused_kernel_prepares_values_that_are_the_keys(gpu, monkeypatch):
+    def take_the_gpus_branch(*arrays, cuda, default):
+        return jax.jit(cuda)(*arrays)
+
+    monkeypatch.setattr(jax.lax, 'platform_dependent', take_the_gpus_branch)
+    query, key = (jnp.asarray(3 + random(B, n, 1, 16), jnp.bfloat16) for n in (T, S))
+    how = dict(prepare_query=normalise, prepare_key=normalise)
+    fused = attend(query, key, key, **how)
+    assert gpu == ['cudnn']
+    expected = attend(query, key, key, **how, implementation='plain')
+    np.testing.assert_allclose(*(x.astype(np.float32) for x in (fused, expected)), atol=0.03)
+
+
 @pytest.mark.parametrize(
     'changes, message',
     [

@@ -1,8 +1,6 @@
 """ImageNet's task: what is special about classifying images, and only that."""
 
-import contextlib
 import functools
-import itertools
 
 import haiku as hk
 import jax
@@ -17,7 +15,7 @@ from experiments.data.imagenet import open_source
 from experiments.describe import describe_model
 from experiments.losses import softmax_cross_entropy
 from experiments.mixing import mixup_cutmix
-from experiments.report import image_grid
+from experiments.report import answer_text, choose_to_draw, image_grid
 from perceiver_jax.attention import record_attention
 from perceiver_jax.inputs import as_images
 from perceiver_jax.models import image_classifier
@@ -26,7 +24,6 @@ from perceiver_jax.pretrained import Pretrained
 PAPER_EXAMPLES = (1_281_167, 50_000)  # training and validation images of ILSVRC 2012
 NUM_DRAWN = 20
 NUM_AT_ONCE = 4  # the attention over one full-size image takes 100 MB
-NUM_SEARCHED = 500  # evaluation images that mistakes to draw are looked for in, at most
 
 
 class ImageNet:
@@ -169,7 +166,7 @@ class ImageNet:
 
     # What people look at
 
-    def draw(self, subfigure: SubFigure, params, state) -> None:
+    def draw(self, subfigure: SubFigure, params, state, predictions) -> None:
         """Evaluation images, with a third of mistakes if there are, beside what is attended to.
 
         The heat is the first cross-attend's attention, averaged over the latents.
@@ -182,40 +179,23 @@ class ImageNet:
 
         apply = jax.jit(hk.transform_with_state(forward).apply)
         params, state = jax.device_put((params, state))
-        parts, num_mistakes = [], 0
-        examples = self._readable_examples()
-        while batch := list(itertools.islice(examples, NUM_AT_ONCE)):
-            images = np.stack([example['image'] for example in batch])
-            labels = np.array([example['label'] for example in batch])
-            (guesses, heat), _ = apply(params, state, None, images)
-            parts.append((images, labels, np.asarray(guesses), np.asarray(heat)))
-            num_mistakes += np.sum(guesses != labels)
-            if num_mistakes >= NUM_DRAWN // 3 and len(parts) * NUM_AT_ONCE >= NUM_DRAWN:
-                break
-        images, labels, guesses, heat = (np.concatenate(x) for x in zip(*parts, strict=True))
-        correct = guesses == labels
-        mistakes = np.flatnonzero(~correct)
-        drawn = np.r_[
-            mistakes[: NUM_DRAWN // 3], np.flatnonzero(correct), mistakes[NUM_DRAWN // 3 :]
+        drawn = choose_to_draw(predictions['top1'], NUM_DRAWN)
+        examples = [self.eval_source[int(i)] for i in predictions['index'][drawn]]
+        examples = [self.eval_transform(example) for example in examples]
+        images, labels = (np.stack([x[key] for x in examples]) for key in ('image', 'label'))
+        parts = [
+            apply(params, state, None, images[i : i + NUM_AT_ONCE])[0]
+            for i in range(0, len(images), NUM_AT_ONCE)
         ]
-        drawn = drawn[:NUM_DRAWN]
+        guesses, heat = (np.concatenate(x) for x in zip(*parts, strict=True))
         names = self.eval_source.classes
         image_grid(
             subfigure,
-            self._displayable(images[drawn]),
-            [
-                names[guesses[i]] if correct[i] else f'{names[guesses[i]]}, is {names[labels[i]]}'
-                for i in drawn
-            ],
-            correct[drawn],
-            as_images(heat[drawn], self.config.model.inputs.get('permutation_seed')),
+            self._displayable(images),
+            [answer_text(names, guess, label) for guess, label in zip(guesses, labels, strict=True)],
+            guesses == labels,
+            as_images(heat, self.config.model.inputs.get('permutation_seed')),
         )
-
-    def _readable_examples(self):
-        """Some evaluation examples; an unreadable one was reported when it was to be evaluated."""
-        for i in np.random.default_rng(0).permutation(len(self.eval_source))[:NUM_SEARCHED]:
-            with contextlib.suppress(pipeline.BrokenExample):
-                yield self.eval_transform(self.eval_source[int(i)])
 
     def _displayable(self, images: np.ndarray) -> np.ndarray:
         """Normalised images in 0..1 again; grey ones without their axis of channels."""

@@ -7,6 +7,7 @@ On several machines, run it on each of them: SLURM, Open MPI and TPU pods need n
 otherwise give --coordinator=<host>:<port> --num_processes=<n> --process_id=<0..n-1>.
 """
 
+import functools
 import json
 import logging
 import re
@@ -84,7 +85,8 @@ def evaluate_checkpoint(config, task, workdir: Path, name: str, best: bool) -> d
       best: take the best checkpoint by the headline metric instead of the newest.
 
     Returns:
-      What evaluation.json holds: the headline metric, the step and all metrics.
+      What evaluation.json holds: the headline metric, the step and all metrics. evaluation.png
+      shows sample predictions.
 
     Raises:
       ValueError: if there is no such checkpoint, or it is of another model.
@@ -94,6 +96,7 @@ def evaluate_checkpoint(config, task, workdir: Path, name: str, best: bool) -> d
     from experiments import parallel
     from experiments.checkpointing import check_fit, flatten, load_params
     from experiments.checks import check_sizes
+    from experiments.report import write_samples
     from experiments.train import compile_predict, evaluate
     from experiments.workdir import write_json
 
@@ -103,7 +106,7 @@ def evaluate_checkpoint(config, task, workdir: Path, name: str, best: bool) -> d
     check_fit(flatten({'params': params, 'state': state}), like, f'step {step} of {workdir}')
     devices = parallel.make(config.parallel)
     on_devices = devices.replicate((params, state))
-    metrics = evaluate(task, devices, compile_predict(task, devices), *on_devices)
+    metrics, predictions = evaluate(task, devices, compile_predict(task, devices), *on_devices)
     result = {
         'task': config.task,
         'config': name,
@@ -115,6 +118,8 @@ def evaluate_checkpoint(config, task, workdir: Path, name: str, best: bool) -> d
     }
     if parallel.is_main_process():
         write_json(workdir / 'evaluation.json', result)
+        draw = functools.partial(task.draw, params=params, state=state, predictions=predictions)
+        write_samples(workdir / 'evaluation.png', f'{name}, step {step:,}', draw)
     return result
 
 

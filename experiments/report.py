@@ -83,9 +83,7 @@ def write_report(
     if not rows:
         raise ValueError(f'{path}: a report needs at least one row of metrics, got none')
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11, 9.5), dpi=120, layout='constrained', facecolor='white')
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
-        figure.suptitle(title, x=0.012, ha='left', fontsize=13, fontweight='bold')
+        figure = _figure(title, height=9.5)
         curves, samples = figure.subfigures(2, 1, height_ratios=(1, 1.15))
         grid = curves.add_gridspec(2, 2, height_ratios=(4, 1))
         rate = curves.add_subplot(grid[1, 0])
@@ -99,6 +97,43 @@ def write_report(
         draw(samples)
         with whole(path) as unfinished:
             figure.savefig(unfinished, format='png')
+
+
+def choose_to_draw(correct: np.ndarray, count: int) -> np.ndarray:
+    """Indices of `count` evaluation examples, a third of them mistakes where there are so many.
+
+    The mistakes come first. Which ones is random, and the same every time.
+    """
+    order = np.random.default_rng(0).permutation(len(correct))
+    mistakes, right = order[~correct[order]], order[correct[order]]
+    return np.concatenate([mistakes[: count // 3], right, mistakes[count // 3 :]])[:count]
+
+
+def answer_text(names: Sequence[str], guess: int, label: int) -> str:
+    """'cat', or 'cat, is dog' for a mistake."""
+    return names[guess] if guess == label else f'{names[guess]}, is {names[label]}'
+
+
+def write_samples(path: str | os.PathLike, title: str, draw: Callable[[SubFigure], None]) -> None:
+    """Writes the lower half of a report alone, as one PNG, whole or not at all.
+
+    Args:
+      path: the file to write.
+      title: one line over the picture.
+      draw: draws sample predictions into the subfigure it is given.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure = _figure(title, height=6)
+        draw(figure.subfigures())
+        with whole(path) as unfinished:
+            figure.savefig(unfinished, format='png')
+
+
+def _figure(title: str, height: float) -> Figure:
+    figure = Figure(figsize=(11, height), dpi=120, layout='constrained', facecolor='white')
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
+    figure.suptitle(title, x=0.012, ha='left', fontsize=13, fontweight='bold')
+    return figure
 
 
 def image_grid(

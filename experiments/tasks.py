@@ -42,7 +42,10 @@ class Task(Protocol):
         """
 
     def eval_batches(self) -> Iterator[Batch]:
-        """This process's part of the evaluation examples; `mask` [b] is false on padding."""
+        """This process's part of the evaluation examples; `mask` [b] is false on padding.
+
+        `index` [b] uint32 is an example's place in the evaluation data.
+        """
 
     def init(self, rng: jax.Array) -> tuple[Tree, Tree]:
         """Parameters and state of the model."""
@@ -61,8 +64,13 @@ class Task(Protocol):
     def pretrained(self, params: Tree, state: Tree) -> Pretrained:
         """The model with its weights, to be used without this repository's experiments."""
 
-    def draw(self, subfigure: SubFigure, params: Tree, state: Tree) -> None:
-        """Sample predictions as a picture."""
+    def draw(
+        self, subfigure: SubFigure, params: Tree, state: Tree, predictions: dict[str, np.ndarray]
+    ) -> None:
+        """Sample predictions as a picture.
+
+        `predictions` are those of all evaluation examples, with the `index` of each.
+        """
 
     def describe(self) -> dict[str, Any]:
         """`inputs`, `latents`, `parameters`, `forward_flops`, and `paper`'s figures."""

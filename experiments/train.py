@@ -120,7 +120,8 @@ def train(config, task, workdir: str | Path, config_name: str) -> dict[str, Any]
             recent = []
             score = None
             if evaluates:
-                numbers = evaluate(task, devices, predict, train_state.params, train_state.state)
+                weights = train_state.params, train_state.state
+                numbers, predictions = evaluate(task, devices, predict, *weights)
                 metrics.write(step, 'eval', numbers)
                 score = numbers[task.metric] * (1 if task.higher_is_better else -1)
             if saves:
@@ -136,7 +137,8 @@ def train(config, task, workdir: str | Path, config_name: str) -> dict[str, Any]
             written = workdir / 'result.json'
             if written.exists() and (workdir / 'report.png').exists():
                 return json.loads(written.read_text())
-            numbers = evaluate(task, devices, predict, train_state.params, train_state.state)
+            weights = train_state.params, train_state.state
+            numbers, predictions = evaluate(task, devices, predict, *weights)
             seconds = seconds_before
 
     result = {
@@ -156,7 +158,9 @@ def train(config, task, workdir: str | Path, config_name: str) -> dict[str, Any]
     }
     if writes:
         write_json(workdir / 'result.json', result)
-        draw = functools.partial(task.draw, params=host_state.params, state=host_state.state)
+        draw = functools.partial(
+            task.draw, params=host_state.params, state=host_state.state, predictions=predictions
+        )
         write_report(workdir / 'report.png', metrics.rows, config_name, draw)
     return result
 
@@ -212,7 +216,9 @@ def update_step(
     return TrainState(train_state.step + 1, params, state, opt_state), metrics
 
 
-def evaluate(task, devices, predict: Callable, params, state) -> dict[str, float]:
+def evaluate(
+    task, devices, predict: Callable, params, state
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Evaluates every example once, on all devices.
 
     Args:
@@ -222,7 +228,8 @@ def evaluate(task, devices, predict: Callable, params, state) -> dict[str, float
       params, state: on the devices.
 
     Returns:
-      The task's metrics, the same in all processes; with 'broken_examples' if some were left out.
+      The task's metrics, with 'broken_examples' if some were left out; and its predictions of all
+      examples, with the 'index' of each. They are the same in all processes.
     """
     gathered, waiting = [], []
     for batch in parallel.prefetch(task.eval_batches(), devices.put_batch):
@@ -232,16 +239,17 @@ def evaluate(task, devices, predict: Callable, params, state) -> dict[str, float
     gathered += [devices.gather(outputs) for outputs in waiting]
     predictions = {k: np.concatenate([x[k] for x in gathered]) for k in gathered[0]}
     mask, broken = predictions.pop('mask'), predictions.pop('broken', np.zeros(1)).sum()
-    numbers = task.summarise({k: x[mask] for k, x in predictions.items()})
-    return numbers | ({'broken_examples': int(broken)} if broken else {})
+    predictions = {k: x[mask] for k, x in predictions.items()}
+    numbers = task.summarise({k: x for k, x in predictions.items() if k != 'index'})
+    return numbers | ({'broken_examples': int(broken)} if broken else {}), predictions
 
 
 def compile_predict(task, devices) -> Callable:
-    """Compiles the task's predict; it hands on what tells which examples count."""
+    """Compiles the task's predict; it hands on which example is which, and which count."""
 
     def predict(params, state, batch):
-        counting = {name: batch[name] for name in ('mask', 'broken') if name in batch}
-        return task.predict(params, state, batch) | counting
+        told = {name: batch[name] for name in ('index', 'mask', 'broken') if name in batch}
+        return task.predict(params, state, batch) | told
 
     return devices.compile_predict(predict)
 

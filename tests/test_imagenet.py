@@ -108,7 +108,8 @@ def test_evaluation_counts_each_digit_once():
     task = ImageNet(config)
     devices = parallel.make('jit')
     params, state = devices.replicate(task.init(jax.random.key(0)))
-    numbers = train.evaluate(task, devices, train.compile_predict(task, devices), params, state)
+    predict = train.compile_predict(task, devices)
+    numbers, _ = train.evaluate(task, devices, predict, params, state)
     # The head starts at zero: all classes tie, the first wins, and the loss is that of chance.
     labels = np.array([task.eval_source[i]['label'] for i in range(360)])
     assert numbers['top1'] == pytest.approx(np.mean(labels == 0))
@@ -180,7 +181,8 @@ def test_drawing_shows_digits_beside_their_attention():
     task = ImageNet(get_config())
     params, state = task.init(jax.random.key(0))
     figure = Figure()
-    task.draw(figure.subfigures(), params, state)
+    predictions = {'index': np.arange(360), 'top1': np.arange(360) % 10 == 0}
+    task.draw(figure.subfigures(), params, state, predictions)
     axes = [a for a in figure.findobj(lambda a: hasattr(a, 'get_images')) if a.get_images()]
     assert len(axes) == 20
     assert all(len(a.get_images()) == 2 for a in axes)

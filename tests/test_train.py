@@ -85,7 +85,7 @@ def test_evaluation_counts_every_example_once(kind):
     params, state = task.init(jax.random.key(0))
     devices = parallel.make(kind)
     predict = train.compile_predict(task, devices)
-    actual = train.evaluate(
+    actual, predictions = train.evaluate(
         task, devices, predict, devices.replicate(params), devices.replicate(state)
     )
     batches = list(task.eval_batches())
@@ -93,6 +93,7 @@ def test_evaluation_counts_every_example_once(kind):
     examples = {k: np.concatenate([b[k] for b in batches])[:EVAL_EXAMPLES] for k in batches[0]}
     expected = task.summarise(jax.device_get(task.predict(params, state, examples)))
     assert actual == pytest.approx(expected, rel=1e-5)
+    assert predictions['label'].tolist() == examples['label'].tolist()
 
 
 def test_examples_left_out_of_the_evaluation_are_told():
@@ -107,7 +108,8 @@ def test_examples_left_out_of_the_evaluation_are_told():
     task.summarise = lambda predictions: {'count': len(predictions['label'])}
     devices = parallel.make('jit')
     params, state = devices.replicate(task.init(jax.random.key(0)))
-    numbers = train.evaluate(task, devices, train.compile_predict(task, devices), params, state)
+    predict = train.compile_predict(task, devices)
+    numbers, _ = train.evaluate(task, devices, predict, params, state)
     assert numbers == {'count': 37 - 3 * 2, 'broken_examples': 3 * 2}
 
 

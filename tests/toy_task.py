@@ -75,7 +75,8 @@ class ToyTask:
     def eval_batches(self):
         batch_size = self.config.evaluation.batch_size
         examples = self._examples(seed=2, count=-(-EVAL_EXAMPLES // batch_size) * batch_size)
-        examples['mask'] = np.arange(len(examples['label'])) < EVAL_EXAMPLES
+        examples['index'] = np.arange(len(examples['label']), dtype=np.uint32)
+        examples['mask'] = examples['index'] < EVAL_EXAMPLES
         for start in range(0, EVAL_EXAMPLES, batch_size):
             yield self._own_part({k: x[start : start + batch_size] for k, x in examples.items()})
 
@@ -105,7 +106,8 @@ class ToyTask:
             'mean_logit': float(np.mean(logits)),
         }
 
-    def draw(self, subfigure, params, state):
+    def draw(self, subfigure, params, state, predictions):
+        assert predictions['index'].tolist() == list(range(EVAL_EXAMPLES))
         subfigure.subplots().imshow(params['output']['w'])
 
     def _examples(self, seed, count):

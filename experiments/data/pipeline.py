@@ -122,8 +122,9 @@ def eval_batches(
       on_broken: 'stop' raises `BrokenExample`, 'skip' masks the example.
 
     Returns:
-      Iterator of the transform's arrays [b, ...] with 'mask' [b] bool, False for padding and
-      broken examples, and 'broken' [b] int32, 1 for broken examples.
+      Iterator of the transform's arrays [b, ...] with 'index' [b] uint32, the example's place in
+      the source, 'mask' [b] bool, False for padding and broken examples, and 'broken' [b] int32,
+      1 for broken examples.
     """
     if batch_size < 1:
         raise ValueError(f'batch_size must be positive, got {batch_size}')
@@ -220,6 +221,7 @@ class _EvalItems:
         real = item < len(self.reader.source)
         return {
             **arrays,
+            'index': np.uint32(item % len(self.reader.source)),
             'mask': np.bool_(real and not broken),
             'broken': np.int32(real and broken),
         }

@@ -15,7 +15,7 @@ from experiments.data.imagenet import open_source
 from experiments.describe import describe_model
 from experiments.losses import softmax_cross_entropy
 from experiments.mixing import mixup_cutmix
-from experiments.report import answer_text, choose_to_draw, image_grid
+from experiments.report import answers, choose_to_draw, image_grid
 from perceiver_jax.attention import record_attention
 from perceiver_jax.inputs import as_images
 from perceiver_jax.models import image_classifier
@@ -101,7 +101,7 @@ class ImageNet:
             seed=self.config.seed,
             start_step=start_step,
             examples_per_item=2 if self.mixes else 1,
-            **self._workers,
+            **parallel.data_options(self.config.data),
         )
 
     def eval_batches(self):
@@ -109,7 +109,7 @@ class ImageNet:
             self.eval_source,
             self.eval_transform,
             batch_size=self.config.evaluation.batch_size,
-            **self._workers,
+            **parallel.data_options(self.config.data),
         )
 
     # Model
@@ -192,7 +192,7 @@ class ImageNet:
         image_grid(
             subfigure,
             self._displayable(images),
-            [answer_text(names, guess, label) for guess, label in zip(guesses, labels, strict=True)],
+            answers(names, guesses, labels),
             guesses == labels,
             as_images(heat, self.config.model.inputs.get('permutation_seed')),
         )
@@ -208,12 +208,3 @@ class ImageNet:
         forward = functools.partial(self._forward, is_training=False, implementation='plain')
         sizes = describe_model(forward, image)
         return {**sizes, 'paper': self.config.paper.to_dict()}
-
-    @property
-    def _workers(self):
-        return dict(
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            num_workers=self.config.data.num_workers,
-            on_broken=self.config.data.on_broken,
-        )

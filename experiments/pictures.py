@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.data.flow import flow_picture
-from experiments.report import BLUE, ORANGE, PALE, STYLE
+from experiments.report import BLUE, ORANGE, PALE, STYLE, cloud_grid
 from perceiver_jax.files import write_whole
 
 NUM_LATENTS_DRAWN = 6
@@ -67,6 +67,31 @@ def write_attention(
             for cell, latent in zip(row, _spread(len(maps), NUM_LATENTS_DRAWN), strict=False):
                 cell.imshow(maps[latent], cmap='magma', vmin=0, interpolation='nearest')
                 cell.set_title(f'{name}, latent {latent}', fontsize=8, loc='center', pad=3)
+        _save(path, figure)
+
+
+def write_cloud_attention(
+    path: str | os.PathLike, points: np.ndarray, attention: Mapping[str, np.ndarray], title: str
+) -> None:
+    """Draws a cloud in the colours of attention: of each cross-attend the mean, and single latents.
+
+    Args:
+      path: the file to write.
+      points: `[P, 3]`, z upwards, in -1..1.
+      attention: by the name of a cross-attend: `[N, P]`, a row of each latent.
+      title: one line over the picture.
+    """
+    titles, heat = [], []
+    for name, rows in attention.items():
+        latents = _spread(len(rows), NUM_LATENTS_DRAWN)
+        titles += [f'{name}, mean', *(f'latent {i}' for i in latents)]
+        heat += [rows.mean(0), *rows[latents]]
+    clouds = np.broadcast_to(points, (len(heat), *points.shape))
+    with matplotlib.rc_context(STYLE):
+        size = (11, 2 * len(attention) + 0.8)
+        figure = Figure(figsize=size, dpi=120, layout='constrained', facecolor='white')
+        figure.suptitle(title, x=0.012, ha='left', fontsize=13, fontweight='bold', parse_math=False)
+        cloud_grid(figure.subfigures(), clouds, titles, None, np.stack(heat))
         _save(path, figure)
 
 

@@ -5,11 +5,13 @@
     python -m experiments.predict language_perceiver_io_bytes.pickle --text 'in [MASK*6], France'
     python -m experiments.predict video_autoencoding_checkpoint.pystate clip.mp4 --start 2.5
     python -m experiments.predict runs/io_fourier cat.jpg
+    python -m experiments.predict runs/modelnet40 chair.off
 
 MODEL is a file of DeepMind's (.pystate, .pickle), of Hugging Face's (.safetensors, .bin, or its
 folder), a folder that `Pretrained.save` wrote, or the workdir of a run. It decides what to do:
 
   image classifier       the five likeliest classes; <stem>_attention.png, what is attended to
+  point classifier       the same for a mesh (.off) or points (.npy, .txt), z upwards
   optical flow           from the first image to the second: <stem>_flow.flo (Middlebury),
                          <stem>_flow.png (KITTI), <stem>_flow_picture.png (colours)
   masked language model  fills in [MASK], one byte, or [MASK*6], six of them
@@ -75,7 +77,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add('model', metavar='MODEL', help='weights: a file, a folder or a workdir, see above')
-    add('inputs', metavar='INPUT', nargs='*', help="images, a video, text files ('-': standard in)")
+    add(
+        'inputs',
+        metavar='INPUT',
+        nargs='*',
+        help="images, shapes, a video, text files ('-': stdin)",
+    )
     add('--out', metavar='FOLDER', default='predictions', help='of the files (%(default)s)')
     add('--json', action='store_true', help='print one JSON object a line for each input')
     add(
@@ -137,17 +144,26 @@ def classify(model, path: str, out: str, names: Sequence[str]) -> dict:
     Path(out).mkdir(parents=True, exist_ok=True)  # before the work, which may take long
     best = best_classes(model(image[None])[0], names)
     attention = {}
-    for number in (1, 2):
-        module = f'encoder/cross_attend_{number}'
-        if f'{module}/attention/query' in model.params:
-            weights = np.asarray(model.attention(module, image[None])[0]).mean(0)  # of the heads
-            seed = model.arguments['inputs'].get('permutation_seed')
-            attention[f'Cross-attend {number}'] = as_images(weights, seed)
+    for module in cross_attends(model):
+        weights = np.asarray(model.attention(module, image[None])[0]).mean(0)  # of the heads
+        seed = model.arguments['inputs'].get('permutation_seed')
+        attention[title_of(module)] = as_images(weights, seed)
     seen = np.clip(image * front_end['std'] + front_end['mean'], 0, 1)
     picture = Path(out, f'{Path(path).stem}_attention.png')
     title = f'{best[0]["label"]}, {100 * best[0]["probability"]:.1f} %'
     write_attention(picture, seen[..., 0] if seen.shape[-1] == 1 else seen, attention, title)
     return {'input': path, 'best': best, 'files': [str(picture)]}
+
+
+def cross_attends(model) -> list[str]:
+    """The first cross-attends of an encoder, those with weights of their own."""
+    modules = ('encoder/cross_attend_1', 'encoder/cross_attend_2')
+    return [module for module in modules if f'{module}/attention/query' in model.params]
+
+
+def title_of(module: str) -> str:
+    """'encoder/cross_attend_1' -> 'Cross-attend 1'."""
+    return f'Cross-attend {module.rpartition("_")[-1]}'
 
 
 def class_names(model, path: str | None) -> list[str]:
@@ -188,6 +204,51 @@ def best_classes(logits, names: Sequence[str]) -> list[dict]:
         raise ValueError('the model gives no finite logits: its weights may have diverged')
     order = np.argsort(-probabilities, kind='stable')[:NUM_BEST].tolist()
     return [{'label': names[i], 'probability': float(probabilities[i])} for i in order]
+
+
+# Points
+
+
+def classify_shapes(model, arguments: argparse.Namespace) -> Iterator[dict]:
+    """Labels each input."""
+    paths = some_inputs(arguments.inputs, 'shapes')
+    names = class_names(model, arguments.classes)
+    for path in paths:
+        yield classify_shape(model, path, arguments.out, names)
+
+
+def classify_shape(model, path: str, out: str, names: Sequence[str]) -> dict:
+    """Labels one shape and draws what the first cross-attends look at.
+
+    Args:
+      model: a `Pretrained` point classifier.
+      path: a mesh, of whose surface points are drawn, or points.
+      out: folder of the picture.
+      names: of the classes.
+
+    Returns:
+      `input`, the `best` labels with their probabilities, and the `files` written.
+
+    Raises:
+      ValueError: the file is no shape.
+    """
+    from experiments.data.points import read_cloud
+    from experiments.pictures import write_cloud_attention
+    from perceiver_jax.front_ends import prepare_points
+
+    num_points = model.front_end['num_points']
+    encoded, rng = Path(path).read_bytes(), np.random.default_rng(0)
+    points = prepare_points(read_cloud(encoded, num_points, rng, path))
+    Path(out).mkdir(parents=True, exist_ok=True)
+    best = best_classes(model(points[None])[0], names)
+    attention = {
+        title_of(module): np.asarray(model.attention(module, points[None])[0]).mean(0)
+        for module in cross_attends(model)
+    }
+    picture = Path(out, f'{Path(path).stem}_attention.png')
+    title = f'{best[0]["label"]}, {100 * best[0]["probability"]:.1f} %'
+    write_cloud_attention(picture, points, attention, title)
+    return {'input': path, 'best': best, 'files': [str(picture)]}
 
 
 # Flow
@@ -401,6 +462,7 @@ def autoencode(model, path: str, out: str, names: Sequence[str], start: float = 
 
 TASKS = {  # by function of perceiver_jax.models: what is done, and the options that it takes
     'image_classifier': (classify_images, {'classes'}),
+    'point_classifier': (classify_shapes, {'classes'}),
     'optical_flow': (flow_of_frames, {'tiles', 'ground_truth'}),
     'masked_language_model': (fill_in_texts, {'text'}),
     'video_autoencoder': (autoencode_clips, {'classes', 'start'}),

@@ -109,9 +109,12 @@ def choose_to_draw(correct: np.ndarray, count: int) -> np.ndarray:
     return np.concatenate([mistakes[: count // 3], right, mistakes[count // 3 :]])[:count]
 
 
-def answer_text(names: Sequence[str], guess: int, label: int) -> str:
-    """'cat', or 'cat, is dog' for a mistake."""
-    return names[guess] if guess == label else f'{names[guess]}, is {names[label]}'
+def answers(names: Sequence[str], guesses: np.ndarray, labels: np.ndarray) -> list[str]:
+    """Titles: 'cat', or 'cat, is dog' for a mistake."""
+    return [
+        names[guess] if guess == label else f'{names[guess]}, is {names[label]}'
+        for guess, label in zip(guesses, labels, strict=True)
+    ]
 
 
 def write_samples(path: str | os.PathLike, title: str, draw: Callable[[SubFigure], None]) -> None:
@@ -195,6 +198,75 @@ def image_grid(
             axes.set_xlim(0, total_width)
         color = GREEN if correct[i] else RED
         axes.set_title(titles[i], color=color, fontsize=8.5, loc='center', pad=3)
+
+
+def cloud_grid(
+    subfigure: SubFigure,
+    clouds: np.ndarray,
+    titles: Sequence[str],
+    correct: Sequence[bool] | None,
+    heat: np.ndarray,
+) -> None:
+    """Draws point clouds in a grid, seen from above and aside, the titles as in `image_grid`.
+
+    Args:
+      subfigure: where to draw.
+      clouds: `[n, P, 3]`, z upwards, in -1..1.
+      titles: n short lines.
+      correct: n truth values; None: the titles are no guesses.
+      heat: `[n, P]`, what colours the points, each cloud's own least to largest.
+    """
+    points = 72 * subfigure.bbox.size / subfigure.dpi
+    rows, columns = _grid_shape(len(clouds), points, 1.0)
+    cells = subfigure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in cells:
+        axes.set_axis_off()
+    azimuth, elevation = np.radians((35, 25))
+    right = np.array([np.cos(azimuth), np.sin(azimuth), 0])
+    back = np.array([-np.sin(azimuth), np.cos(azimuth), 0]) * np.cos(elevation)
+    back[2] = -np.sin(elevation)  # from the eye into the picture
+    up = np.cross(right, back)
+    for i, (axes, cloud, values) in enumerate(zip(cells, clouds, heat, strict=False)):
+        order = np.argsort(-(cloud @ back))  # the nearest last, on top
+        # A few points may get most of the attention: the differences of the others should be seen.
+        low, high = np.percentile(values, (2, 98))
+        axes.scatter(
+            *(cloud[order] @ np.stack([right, up], 1)).T,
+            c=values[order],
+            cmap='plasma',
+            vmin=low,
+            vmax=high,
+            s=min(max(1000 / len(cloud), 0.5), 4),
+            linewidths=0,
+        )
+        axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect='equal')
+        color = INK if correct is None else GREEN if correct[i] else RED
+        axes.set_title(titles[i], color=color, fontsize=8.5, loc='center', pad=0)
+
+
+def confusion_matrix(subfigure: SubFigure, counts: np.ndarray, names: Sequence[str]) -> None:
+    """Draws which class is taken for which, and the accuracy of each class.
+
+    Args:
+      subfigure: where to draw.
+      counts: `[K, K]`, examples by their true class (row) and by the guess (column).
+      names: of the K classes.
+    """
+    examples = counts.sum(1, keepdims=True)
+    shares = counts / np.maximum(examples, 1)
+    axes = subfigure.subplots()
+    axes.imshow(shares, cmap='Blues', vmin=0, vmax=1, interpolation='nearest')
+    size = min(8, 230 / len(names))
+    rows = [
+        f'{name}  {100 * share:.0f} %' if count else f'{name}  -'
+        for name, share, (count,) in zip(names, shares.diagonal(), examples, strict=True)
+    ]
+    axes.set_yticks(range(len(names)), rows, fontsize=size)
+    axes.set_xticks(range(len(names)), names, fontsize=size, rotation=90)
+    axes.tick_params(length=0, labelcolor=INK, pad=2)
+    axes.spines[:].set_color(PALE)
+    axes.spines[:].set_visible(True)
+    axes.set_title('True class, with its accuracy, and guess')
 
 
 def _grid_shape(count: int, size: tuple[float, float], aspect: float) -> tuple[int, int]:
@@ -292,7 +364,7 @@ def _draw_metrics(axes: Axes, rows: Sequence[dict]) -> None:
     )
     keys.sort(key=last.get)
     bottom, top = axes.get_ylim()
-    heights = _apart([(last[key] - bottom) / (top - bottom) for key in keys], gap=0.1)
+    heights = _apart([(last[key] - bottom) / (top - bottom) for key in keys], gap=0.12)
     for key, height in zip(keys, heights, strict=True):
         axes.annotate(
             f'{key}\n{metric_text(key, last[key])}',

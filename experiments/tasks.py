@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import SubFigure
 
 from experiments.imagenet import ImageNet
+from experiments.modelnet40 import ModelNet40
 from perceiver_jax.pretrained import Pretrained
 
 Batch = dict[str, np.ndarray]  # the leading axis is the examples
@@ -76,4 +77,4 @@ class Task(Protocol):
         """`inputs`, `latents`, `parameters`, `forward_flops`, and `paper`'s figures."""
 
 
-TASKS: dict[str, type[Task]] = {'imagenet': ImageNet}
+TASKS: dict[str, type[Task]] = {'imagenet': ImageNet, 'modelnet40': ModelNet40}

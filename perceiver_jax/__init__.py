@@ -28,6 +28,7 @@ from perceiver_jax.inputs import (
     TextInputs,
     audio_elements,
     extract_patches,
+    point_elements,
     space_to_depth,
     video_elements,
 )
@@ -35,6 +36,7 @@ from perceiver_jax.models import (
     image_classifier,
     masked_language_model,
     optical_flow,
+    point_classifier,
     video_autoencoder,
 )
 from perceiver_jax.position_encoding import (
@@ -70,6 +72,7 @@ __all__ = [
     'extract_patches',
     'space_to_depth',
     'audio_elements',
+    'point_elements',
     'video_elements',
     # Inputs -> latents -> outputs
     'Encoder',
@@ -80,6 +83,7 @@ __all__ = [
     'decode_in_chunks',
     # Whole models
     'image_classifier',
+    'point_classifier',
     'optical_flow',
     'masked_language_model',
     'video_autoencoder',

@@ -1,4 +1,4 @@
-"""From files to what the models take: text, images, pairs of frames, sound and video.
+"""From files to what the models take: text, images, pairs of frames, points, sound and video.
 
 Images need OpenCV, sound and video also PyAV: `pip install 'perceiver_jax[media]'`. Both are
 imported where they are used, so that text needs neither.
@@ -251,6 +251,33 @@ def _row_of_scales(mean, std, width):
     """Returns scale and offset of a whole row: NumPy is slow where the last axis is short."""
     scale, offset = 1 / (255 * np.float32(std)), np.float32(mean) / np.float32(std)
     return np.tile(scale, width), np.tile(offset, width)
+
+
+def prepare_points(points: np.ndarray, num_points: int | None = None) -> np.ndarray:
+    """Takes some points of a cloud, moves their mean to 0 and scales them to the unit cube.
+
+    Args:
+      points: [P, 3] coordinates in any unit.
+      num_points: how many to take, at equal distances in the order they stand in, or all where
+        there are no more; None: all.
+
+    Returns:
+      float32 [num_points or P, 3]: the mean is 0, and the largest coordinate 1 or -1.
+
+    Raises:
+      ValueError: if they are something else, or all in one place.
+
+    Source: Perceiver, section 4.3. That the cube is [-1, 1]^3 around the mean is our choice.
+    """
+    if points.ndim != 2 or points.shape[1] != 3 or not len(points):
+        raise ValueError(f'points must be [points, 3 coordinates], got {points.shape}')
+    if num_points is not None and num_points < len(points):
+        points = points[np.linspace(0, len(points) - 1, num_points).astype(int)]
+    points = points - points.mean(0, dtype=np.float64)
+    size = np.abs(points).max()
+    if not (np.isfinite(size) and size > 0):
+        raise ValueError('points must be finite and in more than one place')
+    return (points / size).astype(np.float32)
 
 
 def read_audio(

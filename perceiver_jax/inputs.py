@@ -1,8 +1,8 @@
-"""What becomes the byte array `[B, M, C]`: images, pairs of frames, video, sound, bytes of text.
+"""What becomes the byte array `[B, M, C]`: images, frames, video, sound, points, bytes of text.
 
 An element is its contents and its position encoding side by side; text alone adds the two.
 
-Source: Perceiver, sections 4.1 and 4.2; Perceiver IO, section 4.
+Source: Perceiver, sections 4.1 to 4.3; Perceiver IO, section 4.
 """
 
 import dataclasses
@@ -16,7 +16,11 @@ import numpy as np
 from jax import Array
 
 from perceiver_jax.attention import Linear
-from perceiver_jax.position_encoding import LearnedPositions, grid_fourier_features
+from perceiver_jax.position_encoding import (
+    LearnedPositions,
+    fourier_features,
+    grid_fourier_features,
+)
 
 
 @dataclasses.dataclass
@@ -247,6 +251,28 @@ def audio_elements(
     patches = audio.reshape(batch, -1, samples_per_patch * channels)
     grid = patches.shape[1:2]
     return with_positions(patches, grid_fourier_features(grid, num_bands, max_resolution))
+
+
+def point_elements(points: Array, *, num_bands: int, max_resolution: Sequence[int]) -> Array:
+    """Points as input elements: a point's contents are where it is.
+
+    Args:
+      points: `[B, M, A]`, coordinates in [-1, 1], 3 of them for a cloud in space.
+      num_bands: K, frequencies along each axis.
+      max_resolution: Twice the highest frequency along each axis.
+
+    Returns:
+      `[B, M, A (2 K + 1)]` float32: the coordinates, sines and cosines. Lower precision than
+      float32 could not tell apart points that the higher frequencies do.
+
+    Raises:
+      ValueError: `points` are no batch of clouds, or have another number of axes.
+
+    Source: Perceiver, section 4.3.
+    """
+    if points.ndim != 3:
+        raise ValueError(f'Points are [B, M, coordinates]; got {points.shape}.')
+    return fourier_features(jnp.asarray(points), num_bands, max_resolution)
 
 
 @dataclasses.dataclass

@@ -26,6 +26,7 @@ from perceiver_jax.inputs import (
     JoinModalities,
     TextInputs,
     audio_elements,
+    point_elements,
     video_elements,
 )
 from perceiver_jax.position_encoding import LearnedPositions, grid_fourier_features
@@ -74,6 +75,57 @@ def image_classifier(
     latents = Encoder(**encoder, implementation=implementation, name='encoder')(
         byte_array, input_mask, is_training=is_training
     )  # [B, N, D]
+    return _classify(latents, num_classes, decoder, implementation, is_training)
+
+
+def point_classifier(
+    points: Array,
+    input_mask: Array | None = None,
+    *,
+    is_training: bool,
+    num_classes: int,
+    inputs: Mapping[str, Any],
+    encoder: Mapping[str, Any],
+    decoder: Mapping[str, Any] | None = None,
+    dtype: str = 'float32',
+    implementation: str = 'auto',
+) -> Array:
+    """Classifies point clouds; their order plays no part.
+
+    Args:
+      points: `[B, M, 3]` coordinates in [-1, 1], any number of them.
+      input_mask: `[B, M]`, true for the points to look at; None: all of them.
+      is_training: Whether dropout is applied.
+      num_classes: Number of logits.
+      inputs: Arguments of `point_elements`.
+      encoder: Fields of `Encoder`.
+      decoder: Fields of `ClassQueryDecoder` (Perceiver IO); None averages the latents (ICML).
+      dtype: Precision of the computation, but for the positions, which are float32.
+      implementation: Of `attend`, everywhere.
+
+    Returns:
+      Logits `[B, num_classes]` float32.
+
+    Raises:
+      ValueError: Fields or shapes that do not fit together.
+
+    Source: Perceiver, section 4.3.
+    """
+    _check_dtype(dtype)
+    elements = point_elements(points, **inputs).astype(dtype)  # [B, M, C]
+    latents = Encoder(**encoder, implementation=implementation, name='encoder')(
+        elements, input_mask, is_training=is_training
+    )  # [B, N, D]
+    return _classify(latents, num_classes, decoder, implementation, is_training)
+
+
+def _classify(
+    latents: Array,
+    num_classes: int,
+    decoder: Mapping[str, Any] | None,
+    implementation: str,
+    is_training: bool,
+) -> Array:  # [B, N, D] -> [B, num_classes]
     if decoder is None:
         return AverageDecoder(num_classes, name='decoder')(latents)
     return ClassQueryDecoder(num_classes, **decoder, implementation=implementation, name='decoder')(

@@ -212,6 +212,7 @@ class Pretrained:
 # What a model is called with, by function: shapes without the batch, and dtypes.
 _EXAMPLES = {
     'image_classifier': lambda x: [((x['size'], x['size'], len(x['mean'])), jnp.float32)],
+    'point_classifier': lambda x: [((x['num_points'], 3), jnp.float32)],
     'optical_flow': lambda x: [((2, *x['tile'], 3), jnp.float32)],
     'masked_language_model': lambda x: [((x['length'],), jnp.int32), ((x['length'],), jnp.bool_)],
     'video_autoencoder': lambda x: [

@@ -6,7 +6,6 @@ has `classes`, the names of its labels. None of them needs TensorFlow.
 
 import logging
 import os
-import re
 import struct
 import uuid
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from experiments.data.digits import Digits
 from experiments.data.pipeline import BrokenExample, Source
+from experiments.data.prepared import ArrayRecords, version_folder
 
 SPLITS = ('train', 'validation')
 _IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png')  # in any case
@@ -55,25 +55,25 @@ class _ArrayRecords:
     def __init__(self, path: Path, split: str):
         import tensorflow_datasets as tfds  # slow, and the other sources run without it
 
-        folder = _version_folder(path)
-        self._name = f'{folder}, split {split}'
-        if not any(folder.glob(f'*-{split}.array_record-*')):
+        folder = version_folder(path, 'imagenet2012')
+        decoders = {'image': tfds.decode.SkipDecoding()}
+        try:
+            self._records = ArrayRecords(folder, split, decoders)
+        except ValueError as error:
             raise ValueError(
-                f'{folder} has no array_record files of the split {split!r}: prepare them with '
-                f"--file_format=array_record, or read TFRecord files with source='tfrecord'"
-            )
-        builder = tfds.builder_from_directory(folder)
-        self._source = builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
-        self.classes = builder.info.features['label'].names
+                f'{error}: prepare them with --file_format=array_record, or read TFRecord files '
+                f"with source='tfrecord'"
+            ) from None
+        self.classes = self._records.features['label'].names
 
     def __repr__(self) -> str:
-        return self._name
+        return repr(self._records)
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._records)
 
     def __getitem__(self, index: int) -> dict:
-        return _from_tfds(self._source[index])
+        return _from_tfds(self._records[index])
 
 
 class _TFRecords:
@@ -82,7 +82,7 @@ class _TFRecords:
     def __init__(self, path: Path, split: str):
         import tensorflow_datasets as tfds
 
-        folder = _version_folder(path)
+        folder = version_folder(path, 'imagenet2012')
         self._name = f'{folder}, split {split}'
         self._files = sorted(folder.glob(f'*-{split}.tfrecord-*-of-*'))
         if not self._files:
@@ -169,23 +169,6 @@ def _from_tfds(example: dict) -> dict:
 def _folders(path: Path) -> list[str]:
     with os.scandir(path) as entries:
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith('.'))
-
-
-def _version_folder(path: Path) -> Path:
-    """Returns `path` if it is a prepared version, or the newest version of imagenet2012 in it."""
-    prepared = [
-        file.parent
-        for file in path.glob('imagenet2012/*/features.json')
-        if re.fullmatch(r'\d+\.\d+\.\d+', file.parent.name)  # not one left incomplete
-    ]
-    if (path / 'features.json').is_file():
-        return path
-    if not prepared:
-        raise ValueError(
-            f'{path} holds no prepared imagenet2012: expected features.json or '
-            f'imagenet2012/<version>/features.json in it'
-        )
-    return max(prepared, key=lambda folder: [int(part) for part in folder.name.split('.')])
 
 
 def _record_index(files: list[Path]) -> np.ndarray:

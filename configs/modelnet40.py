@@ -98,14 +98,15 @@ def _small(config) -> None:
     config.paper.update(source=None, value=None)
     config.data.update(train_split='train', eval_split='validation', num_workers=0)
     config.points.num_points = 512
+    config.augmentation.axis_scale = (0.8, 1.25)
     config.model.inputs = dict(num_bands=16, max_resolution=(32, 32, 32))
     config.model.encoder.update(
         num_latents=32, latent_channels=128, num_self_attends_per_block=3, num_self_attend_heads=4
     )
     config.optimizer = common.lamb(
-        learning_rate=2e-3, schedule=dict(kind='flat_cosine', flat_fraction=0.5)
+        learning_rate=4e-3, schedule=dict(kind='flat_cosine', flat_fraction=0.5)
     )
-    config.train.update(batch_size=64, steps=8000, log_every_steps=20, evaluate_every_steps=500)
+    config.train.update(batch_size=64, steps=12_000, log_every_steps=20, evaluate_every_steps=500)
     config.evaluation.batch_size = 128
 
 

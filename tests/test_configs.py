@@ -1,6 +1,8 @@
+import importlib
+
 import pytest
 
-from configs import imagenet
+from configs import imagenet, modelnet40
 
 ABLATIONS = (
     'perceiver,cross_attends=2,placement=start',
@@ -10,9 +12,15 @@ ABLATIONS = (
 )
 
 
-@pytest.mark.parametrize('variant', (*imagenet.VARIANTS, *ABLATIONS))
-def test_configs_are_locked_and_of_plain_values(variant):
-    config = imagenet.get_config(variant)
+VARIANTS = {'imagenet': (*imagenet.VARIANTS, *ABLATIONS), 'modelnet40': modelnet40.VARIANTS}
+
+
+@pytest.mark.parametrize(
+    'task, variant', [(task, variant) for task in VARIANTS for variant in VARIANTS[task]]
+)
+def test_configs_are_locked_and_of_plain_values(task, variant):
+    config = importlib.import_module(f'configs.{task}').get_config(variant)
+    assert config.task == task
     assert config.is_locked
     assert config.to_json()
 
@@ -42,3 +50,8 @@ def test_ablations_carry_their_rows_of_the_paper():
 def test_a_misspelt_variant_is_named(variant, message):
     with pytest.raises(ValueError, match=message):
         imagenet.get_config(variant)
+
+
+def test_only_the_papers_model_of_clouds_carries_its_number():
+    assert modelnet40.get_config().paper.value == 0.857
+    assert {modelnet40.get_config(x).paper.value for x in ('small', 'demo')} == {None}

@@ -14,6 +14,7 @@ from perceiver_jax.inputs import (
     audio_elements,
     extract_patches,
     permutation,
+    point_elements,
     space_to_depth,
     video_elements,
 )
@@ -285,3 +286,32 @@ def test_what_cannot_be_hidden():
         join({'video': np.zeros((2, 3), bool)})
     with pytest.raises(ValueError, match='audio cannot be hidden without mask_tokens'):
         join({'audio': np.zeros((2, 3), bool)}, mask_tokens=False)
+
+
+def test_points_are_their_positions_and_fourier_features():
+    points = np.random.default_rng(0).uniform(-1, 1, (2, 7, 3)).astype(np.float32)
+    elements = point_elements(points, num_bands=5, max_resolution=(22, 22, 22))
+    assert elements.shape == (2, 7, 3 * (2 * 5 + 1)) and elements.dtype == np.float32
+    np.testing.assert_array_equal(elements[..., :3], points)
+    frequencies = [1, 3.5, 6, 8.5, 11]
+    angles = np.pi * points[..., None].astype(np.float64) * frequencies  # [2, 7, 3, 5]
+    np.testing.assert_allclose(elements[..., 3:18], np.sin(angles).reshape(2, 7, 15), atol=1e-5)
+    np.testing.assert_allclose(elements[..., 18:], np.cos(angles).reshape(2, 7, 15), atol=1e-5)
+
+
+def test_the_papers_points_have_387_channels_as_exact_as_float32_allows():
+    points = np.random.default_rng(0).uniform(-1, 1, (1, 100, 3)).astype(np.float32)
+    elements = point_elements(points, num_bands=64, max_resolution=(2240, 2240, 2240))
+    assert elements.shape == (1, 100, 387)
+    # At the highest frequency, 1,120, an angle is known to 1120 pi 2^-24 = 2e-4.
+    np.testing.assert_allclose(
+        elements, fourier_features(points, 64, (2240, 2240, 2240)), atol=5e-4
+    )
+
+
+@pytest.mark.parametrize(
+    'shape, message', [((7, 3), r'Points are .* got \(7, 3\)'), ((2, 7, 2), 'max_resolution')]
+)
+def test_what_are_no_points_is_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        point_elements(np.zeros(shape, np.float32), num_bands=5, max_resolution=(22, 22, 22))

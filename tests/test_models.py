@@ -4,11 +4,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import imagenet
+from configs import imagenet, modelnet40
 from perceiver_jax.models import (
     image_classifier,
     masked_language_model,
     optical_flow,
+    point_classifier,
     video_autoencoder,
 )
 
@@ -271,3 +272,67 @@ def test_bfloat16_computes_near_float32_with_float32_parameters(function, inputs
         assert 1e-5 < difference < 0.1  # bfloat16 was used, and did little harm
         # Output layers are float32: numbers of 8 bits would all be equal to their rounding.
         assert (output != output.astype(jnp.bfloat16)).mean() > 0.5
+
+
+# Points
+
+
+POINTS = np.random.default_rng(3).uniform(-1, 1, (2, 41, 3)).astype(np.float32)
+SMALL_CLOUDS = dict(
+    num_classes=5,
+    inputs=dict(num_bands=3, max_resolution=(8, 8, 8)),
+    encoder=dict(
+        num_latents=7,
+        latent_channels=16,
+        num_cross_attends=2,
+        num_blocks=2,
+        num_self_attends_per_block=1,
+        num_self_attend_heads=2,
+    ),
+)
+
+
+@pytest.fixture(scope='module')
+def clouds():
+    """apply(points, mask) of a model of clouds with weights that are all random."""
+
+    def forward(points, mask=None):
+        return point_classifier(points, mask, is_training=False, **SMALL_CLOUDS)
+
+    model = jitted(forward)
+    params = with_random_head(model.init(jax.random.key(0), POINTS))
+    return lambda points, mask=None: np.asarray(model.apply(params, None, points, mask))
+
+
+def test_the_order_of_points_plays_no_part(clouds):
+    order = np.random.default_rng(0).permutation(41)
+    np.testing.assert_allclose(clouds(POINTS[:, order]), clouds(POINTS), rtol=1e-4, atol=1e-4)
+    # But which points there are does.
+    assert np.abs(clouds(-POINTS) - clouds(POINTS)).max() > 0.1
+
+
+def test_dropped_points_are_as_if_they_were_not_there(clouds):
+    mask = np.ones((2, 41), bool)
+    mask[:, 29:] = False
+    moved = np.where(mask[..., None], POINTS, 0.9)
+    np.testing.assert_allclose(clouds(moved, mask), clouds(POINTS[:, :29]), rtol=1e-4, atol=1e-4)
+    assert np.abs(clouds(POINTS[:, :29]) - clouds(POINTS)).max() > 1e-3
+
+
+def test_a_point_that_is_there_twice_counts_twice(clouds):
+    """Attention is a weighted mean: doubling every point changes nothing, doubling some does."""
+    np.testing.assert_allclose(
+        clouds(np.concatenate([POINTS, POINTS], axis=1)), clouds(POINTS), rtol=1e-4, atol=1e-4
+    )
+    some = np.concatenate([POINTS, POINTS[:, :20]], axis=1)
+    assert np.abs(clouds(some) - clouds(POINTS)).max() > 1e-3
+
+
+def test_points_are_told_apart_in_bfloat16():
+    """Positions stay float32: in bfloat16 these two clouds would be one."""
+    config = modelnet40.get_config('demo').model.to_dict() | {'dtype': 'bfloat16'}
+    model = jitted(lambda x: point_classifier(x, is_training=False, **config))
+    params = with_random_head(model.init(jax.random.key(0), POINTS))
+    near = POINTS + np.float32(1e-3)
+    apart = np.abs(model.apply(params, None, near) - model.apply(params, None, POINTS))
+    assert apart.dtype == np.float32 and apart.max() > 0

@@ -31,6 +31,23 @@ def panels(figure):
     }
 
 
+def test_the_attention_picture_of_a_cloud_colours_its_points(tmp_path, drawn):
+    points = RNG.uniform(-1, 1, (31, 3))
+    attention = {'Cross-attend 1': RNG.random((11, 31)), 'Cross-attend 2': RNG.random((2, 31))}
+    pictures.write_cloud_attention(tmp_path / 'a.png', points, attention, 'cup')
+    assert cv2.imread(str(tmp_path / 'a.png')).std() > 1
+    cells = [axes for axes in drawn[0].axes if axes.collections]
+    assert [axes.get_title() for axes in cells] == [
+        'Cross-attend 1, mean', *(f'latent {i}' for i in (0, 2, 4, 6, 8, 10)),
+        'Cross-attend 2, mean', 'latent 0', 'latent 1',
+    ]  # fmt: skip
+    shown = [np.sort(axes.collections[0].get_array()) for axes in cells]
+    rows = [x for maps in attention.values() for x in (maps.mean(0), *maps)]
+    expected = [rows[i] for i in (0, 1, 3, 5, 7, 9, 11, 12, 13, 14)]
+    for values, row in zip(shown, expected, strict=True):
+        np.testing.assert_array_equal(values, np.sort(row))
+
+
 def test_the_attention_picture_shows_means_over_the_image_and_single_latents(tmp_path, drawn):
     image = RNG.random((13, 13, 3))
     maps = {'Cross-attend 1': RNG.random((11, 13, 13)), 'Cross-attend 2': RNG.random((3, 5, 5))}

@@ -192,6 +192,30 @@ def test_an_image_is_classified_as_evaluation_sees_it(tmp_path):
     ]
 
 
+# Points
+
+
+def test_a_shape_is_classified_by_points_of_its_surface(tmp_path):
+    corners = [[0, 0, 5], [4, 0, 5], [0, 4, 5]]
+    lines = ['OFF3 1 0', *(' '.join(map(str, x)) for x in corners), '3 0 1 2']
+    (tmp_path / 'a.off').write_text('\n'.join(lines))
+
+    def logits(points):
+        assert points.shape == (1, 29, 3) and np.abs(points).max() == 1
+        assert (points[..., 2] == 0).all() and np.ptp(points[..., 0]) > 0.5
+        return np.log([[3.0, 1.0]])
+
+    def attention(module, points):
+        assert module == 'encoder/cross_attend_1'
+        return RNG.random((1, 1, 3, 29))
+
+    model = KnownModel(logits, {'num_points': 29}, attention=attention)
+    model.params = {'encoder/cross_attend_1/attention/query': {}}
+    result = predict.classify_shape(model, f'{tmp_path}/a.off', tmp_path, ['cup', 'bowl'])
+    assert [x['label'] for x in result['best']] == ['cup', 'bowl']
+    assert cv2.imread(result['files'][0]).std() > 1
+
+
 # Flow
 
 
@@ -299,6 +323,10 @@ def tiny_model(function):
             ),
             IMAGES,
         ),
+        'point_classifier': (
+            dict(num_classes=7, inputs=positions, encoder=latents),
+            {'num_points': 23},
+        ),
         'optical_flow': (
             dict(
                 inputs=dict(channels=5, num_bands=2, max_resolution=[23, 29]),
@@ -353,6 +381,7 @@ def tiny_model(function):
             ['--tiles', 'even'],
             ['1_flow.flo', '1_flow.png', '1_flow_picture.png'],
         ),
+        ('point_classifier', ['a.off', 'b.txt'], [], ['a_attention.png', 'b_attention.png']),
         ('masked_language_model', ['text.txt'], [], []),
         (
             'video_autoencoder',
@@ -368,6 +397,8 @@ def test_a_saved_model_runs_on_files(tmp_path, capsys, function, inputs, options
         write_image(tmp_path / name, 13, 19)
     (tmp_path / 'text.txt').write_bytes(b'in [MASK*3], France\n')
     make_clip(tmp_path / 'a.mp4')
+    (tmp_path / 'a.off').write_text('OFF\n3 1 0\n0 0 1\n0 1 0\n1 0 0\n3 0 1 2\n')
+    np.savetxt(tmp_path / 'b.txt', RNG.random((31, 6)))
     out = tmp_path / 'out'
     paths = [str(tmp_path / name) for name in inputs]
     predict.main([str(tmp_path / 'model'), *paths, '--out', str(out), '--json', *options])

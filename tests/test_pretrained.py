@@ -342,6 +342,7 @@ def test_a_program_of_several_inputs(tmp_path):
 
 def test_examples_of_all_functions():
     shapes = {
+        'point_classifier': (dict(num_points=11), [(2, 11, 3)]),
         'optical_flow': (dict(tile=[6, 8]), [(2, 2, 6, 8, 3)]),
         'masked_language_model': (dict(length=13), [(2, 13), (2, 13)]),
         'video_autoencoder': (

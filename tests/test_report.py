@@ -162,6 +162,50 @@ def test_image_grid_refuses_what_does_not_fit(images, titles, correct, heatmaps,
         report.image_grid(Figure(), images, titles, correct, heatmaps)
 
 
+def test_clouds_are_seen_from_the_front_and_above():
+    # To the right, away, up; the last is nearest to the eye.
+    cloud = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, -1, 0]], float)
+    figure = Figure()
+    report.cloud_grid(figure, cloud[None], ['cup'], [False], np.array([[1.0, 2, 3, 4]]))
+    (axes,) = figure.axes
+    places = np.asarray(axes.collections[0].get_offsets())
+    values = axes.collections[0].get_array().tolist()
+    assert values[0] == 2 and values[-1] == 4  # drawn from far to near
+    right, away, up, near = (places[values.index(value)] for value in (1, 2, 3, 4))
+    assert right[0] > 0.5 and up[0] == pytest.approx(0, abs=1e-9) and up[1] > 0.5
+    assert away[1] > 0 > near[1]  # what is farther away is higher: the eye is above
+    assert axes.get_title() == 'cup' and axes.title.get_color() == report.RED
+
+
+def test_the_confusion_matrix_shows_shares_of_each_class():
+    counts = np.array([[3, 1, 0], [0, 0, 0], [0, 0, 5]])
+    figure = Figure()
+    report.confusion_matrix(figure, counts, ['ball', 'cup', 'cone'])
+    (axes,) = figure.axes
+    expected = [[0.75, 0.25, 0], [0, 0, 0], [0, 0, 1]]
+    np.testing.assert_array_equal(axes.get_images()[0].get_array(), expected)
+    rows = [label.get_text() for label in axes.get_yticklabels()]
+    assert rows == ['ball  75 %', 'cup  -', 'cone  100 %']
+    assert [label.get_text() for label in axes.get_xticklabels()] == ['ball', 'cup', 'cone']
+
+
+def test_a_third_of_what_is_drawn_are_mistakes_where_there_are_so_many():
+    correct = np.arange(100) % 10 > 0  # ten mistakes
+    drawn = report.choose_to_draw(correct, 12)
+    assert len(set(drawn)) == 12 and correct[drawn].tolist() == [False] * 4 + [True] * 8
+    assert report.choose_to_draw(correct, 12).tolist() == drawn.tolist()
+    few = report.choose_to_draw(np.arange(100) > 0, 12)
+    assert few[0] == 0 and (few[1:] > 0).all()
+    wrong = report.choose_to_draw(np.zeros(100, bool), 12)
+    assert len(set(wrong)) == 12
+    assert sorted(report.choose_to_draw(np.array([True, False]), 12)) == [0, 1]
+
+
+def test_answers_name_what_is_right():
+    names = ['cat', 'dog']
+    assert report.answers(names, np.array([0, 1]), np.array([0, 0])) == ['cat', 'dog, is cat']
+
+
 def test_grid_shape_fills_the_room():
     assert report._grid_shape(6, (600, 400), aspect=1.0) == (2, 3)
     assert report._grid_shape(6, (400, 600), aspect=1.0) == (3, 2)

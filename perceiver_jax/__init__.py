@@ -29,9 +29,11 @@ from perceiver_jax.inputs import (
     audio_elements,
     extract_patches,
     space_to_depth,
+    spectrogram_elements,
     video_elements,
 )
 from perceiver_jax.models import (
+    audio_visual_classifier,
     image_classifier,
     masked_language_model,
     optical_flow,
@@ -46,6 +48,7 @@ from perceiver_jax.position_encoding import (
 )
 from perceiver_jax.pretrained import Pretrained, initialise, load
 from perceiver_jax.released import RELEASED
+from perceiver_jax.spectrogram import log_mel
 
 __all__ = [
     # Attention
@@ -70,6 +73,8 @@ __all__ = [
     'extract_patches',
     'space_to_depth',
     'audio_elements',
+    'spectrogram_elements',
+    'log_mel',
     'video_elements',
     # Inputs -> latents -> outputs
     'Encoder',
@@ -83,6 +88,7 @@ __all__ = [
     'optical_flow',
     'masked_language_model',
     'video_autoencoder',
+    'audio_visual_classifier',
     # Models with their weights
     'load',
     'initialise',

@@ -245,9 +245,12 @@ class AudioSet:
 
     def _picture(self, sound: np.ndarray) -> np.ndarray:
         """A spectrogram [frames, bins], or the wave [samples]: what the model hears."""
-        if 'spectrogram' in self.modalities:
-            return np.asarray(self._inputs(jnp.asarray(sound)[None], None)['spectrogram'][0])
-        return sound
+        if 'spectrogram' not in self.modalities:
+            return sound
+        settings = self.config.spectrogram
+        whole = len(sound) - len(sound) % settings.hop
+        sample_rate = self.shape.sample_rate
+        return np.asarray(log_mel(jnp.asarray(sound[:whole]), sample_rate=sample_rate, **settings))
 
     def _frames(self, example: dict) -> np.ndarray:
         """Three frames of a clip, the middle one in the middle."""

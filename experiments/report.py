@@ -214,11 +214,11 @@ def clip_grid(
       frames: of each clip a few images `[n, height, width, 3]`, uint8.
     """
     rows = -(-len(sounds) // 2)
-    heights = (2, 1) if frames is not None else (0, 1)
-    grid = subfigure.add_gridspec(2 * rows, 2, height_ratios=rows * heights)
+    heights = (1,) if frames is None else (2, 1)
+    grid = subfigure.add_gridspec(rows * len(heights), 2, height_ratios=rows * heights)
     for i, (sound, (said, true)) in enumerate(zip(sounds, titles, strict=True)):
         row, column = divmod(i, 2)
-        axes = subfigure.add_subplot(grid[2 * row + 1, column])
+        axes = subfigure.add_subplot(grid[(row + 1) * len(heights) - 1, column])
         axes.set(xticks=[], yticks=[])
         if sound.ndim == 2:
             look = {'cmap': 'magma', 'interpolation': 'nearest'}

@@ -358,3 +358,15 @@ def test_sound_is_kept_as_flac():
     encoded.seek(0)
     sound, rate = soundfile.read(encoded, dtype='float32')
     assert rate == 48_000 and len(sound) == 4800
+
+
+def test_a_folder_keeps_sounds_while_there_is_room(esc50, monkeypatch):
+    monkeypatch.setattr(clips, '_KEPT_BYTES', 2 * 4 * 15_000)  # two of the three
+    source = open_folder(esc50)
+    before = [source[i]['sound'] for i in range(3)]
+    for path in (esc50 / 'audio').iterdir():
+        path.unlink()
+    for i in range(2):
+        np.testing.assert_array_equal(source[i]['sound'], before[i])
+    with pytest.raises(BrokenExample):
+        source[2]

@@ -23,6 +23,7 @@ from experiments.data.sounds import Sounds
 from perceiver_jax.front_ends import centre_crop, decode_image
 
 SPLITS = ('train', 'validation')
+_KEPT_BYTES = 2**29  # decoded sound that a labelled folder keeps in memory; our choice
 
 
 def open_source(
@@ -162,6 +163,7 @@ class LabelledFolder:
         wanted = {'train': train, 'validation': validation}[split]
         parts = [part.strip() for part in wanted.split(',')]
         files = _files_by_stem(path / media)
+        self._kept, self._kept_bytes = {}, 0  # index -> sound, as long as there is room
         self._clips = []
         for row, some in zip(rows, labels, strict=True):
             if row[split_column].strip() in parts:
@@ -197,7 +199,13 @@ class LabelledFolder:
 
     def __getitem__(self, index: int) -> dict:
         file, labels = self._clips[index]
-        sound, frames = self._read(file)
+        if index in self._kept:
+            sound, frames = self._kept[index], []
+        else:
+            sound, frames = self._read(file)
+            if not self._with_frames and self._kept_bytes + sound.nbytes <= _KEPT_BYTES:
+                self._kept[index] = sound
+                self._kept_bytes += sound.nbytes
         return {'name': file, 'sound': sound, 'frames': frames, 'labels': labels}
 
     def _read(self, file: str) -> tuple[np.ndarray, list[bytes]]:

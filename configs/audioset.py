@@ -249,19 +249,23 @@ def _esc(config, input='mel'):
         num_self_attend_heads=4,
     )
     if input == 'mel':
-        config.spectrogram.update(hop=1920, window=2048, num_bins=64)
-        config.augmentation.spec_augment.update(time_width=25, frequency_width=12)
-        config.model.inputs.spectrogram = dict(patch=(1, 4), num_bands=8, max_resolution=(125, 16))
+        # An element is a whole frame: from 240 sounds a model would not learn to put one together.
+        config.spectrogram.update(hop=960, window=2048, num_bins=64)
+        config.augmentation.spec_augment.update(time_width=50, frequency_width=12)
+        config.model.inputs.spectrogram = dict(patch=(1, 64), num_bands=8, max_resolution=(250,))
     else:
         config.model.inputs.audio = dict(
             samples_per_patch=128, num_bands=16, max_resolution=(1875,)
         )
+    # Without warm-up: what starts at zero grows by LAMB's small share of itself. Under the first,
+    # tiny steps of one the head would stay small for a thousand updates.
     config.optimizer = common.lamb(
-        learning_rate=4e-3, schedule=dict(kind='cosine', warmup_steps=100)
+        learning_rate=1e-2, schedule=dict(kind='flat_cosine', flat_fraction=0.3)
     )
     config.train.update(
         batch_size=32,
-        epochs=500.0,
+        epochs=ml_collections.config_dict.placeholder(float),
+        steps=6000 if input == 'mel' else 4000,
         log_every_steps=20,
         evaluate_every_steps=400,
         checkpoint_every_steps=400,

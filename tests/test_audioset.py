@@ -241,6 +241,8 @@ def test_a_labelled_folder_trains_and_is_saved(labelled, tmp_path, variant):
     config.clip.num_frames = 5
     config.spectrogram.update(hop=960, window=1024, num_bins=16)
     config.augmentation.spec_augment.update(time_width=3, frequency_width=3)
+    if 'spectrogram' in config.model.inputs:
+        config.model.inputs.spectrogram.patch = (1, 16)
     config.model.num_classes = 3
     config.model.encoder.update(num_latents=5, latent_channels=8)
     config.evaluation.update(batch_size=8, clip_seconds=0.2)

@@ -1,6 +1,6 @@
 import pytest
 
-from configs import imagenet
+from configs import audioset, imagenet
 
 ABLATIONS = (
     'perceiver,cross_attends=2,placement=start',
@@ -10,9 +10,14 @@ ABLATIONS = (
 )
 
 
-@pytest.mark.parametrize('variant', (*imagenet.VARIANTS, *ABLATIONS))
-def test_configs_are_locked_and_of_plain_values(variant):
-    config = imagenet.get_config(variant)
+@pytest.mark.parametrize(
+    ('configs', 'variant'),
+    [(imagenet, x) for x in (*imagenet.VARIANTS, *ABLATIONS)]
+    + [(audioset, x) for x in (*audioset.VARIANTS, 'io_mel_video,decoder=average')]
+    + [(audioset, 'esc,input=raw_audio')],
+)
+def test_configs_are_locked_and_of_plain_values(configs, variant):
+    config = configs.get_config(variant)
     assert config.is_locked
     assert config.to_json()
 
@@ -42,3 +47,20 @@ def test_ablations_carry_their_rows_of_the_paper():
 def test_a_misspelt_variant_is_named(variant, message):
     with pytest.raises(ValueError, match=message):
         imagenet.get_config(variant)
+
+
+def test_what_the_variants_of_audioset_add():
+    def config(variant):
+        return audioset.get_config(variant)
+
+    assert config('raw_audio').augmentation.drop_video == 0
+    assert config('mel_video').augmentation.drop_video == 0.3
+    tuned = config('mel_video_tuned').augmentation
+    assert (tuned.drop_video, tuned.drop_sound) == (0.3, 0.1)
+    assert tuned.spec_augment.time_masks == tuned.spec_augment.frequency_masks == 0
+    assert config('mel_video').augmentation.spec_augment.time_masks > 0
+    assert set(config('esc,input=raw_audio').model.inputs) == {'audio', 'min_padding'}
+    with pytest.raises(ValueError, match="'mel' has no option 'decoder'"):
+        config('mel,decoder=average')
+    with pytest.raises(ValueError, match="input='mell' of a variant: Did you mean mel"):
+        config('esc,input=mell')

@@ -1,6 +1,7 @@
 """AudioSet's task: what is special about classifying clips of sound and video, and only that."""
 
 import functools
+from collections.abc import Mapping, Sequence
 
 import haiku as hk
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from matplotlib.figure import SubFigure
 
 from experiments.data import pipeline
+from experiments.data.audioset import FRAMES_PER_SECOND
 from experiments.data.clips import ClipShape, EvalTransform, TrainTransform, open_source
 from experiments.describe import describe_model
 from experiments.losses import sigmoid_cross_entropy
@@ -39,6 +41,11 @@ class AudioSet:
         self.mixes = config.augmentation.mixup_alpha > 0
         if self.mixes and self.has_video:
             raise ValueError('config.augmentation.mixup_alpha mixes sound, not video: set it to 0')
+        if self.has_video and config.clip.frames_per_second != FRAMES_PER_SECOND:
+            raise ValueError(
+                f'config.clip.frames_per_second is {config.clip.frames_per_second}, and videos are '
+                f'read at {FRAMES_PER_SECOND}'
+            )
         size = config.clip.size if self.has_video else 0
         self.shape = ClipShape(**{**config.clip, 'size': size})
         augmentation = config.augmentation
@@ -184,14 +191,8 @@ class AudioSet:
 
     def _inputs(self, sound: jax.Array, video: jax.Array | None) -> dict[str, jax.Array]:
         """What the model takes of [b, samples] sound and [b, T, S, S, 3] uint8 video."""
-        make = {
-            'audio': lambda: sound[..., None],
-            'spectrogram': lambda: log_mel(
-                sound, sample_rate=self.shape.sample_rate, **self.config.spectrogram
-            ),
-            'video': lambda: video.astype(jnp.float32) / 127.5 - 1,
-        }
-        return {name: make[name]() for name in self.modalities}
+        settings = self.config.spectrogram
+        return model_inputs(sound, video, self.modalities, self.shape.sample_rate, settings)
 
     def _window(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         shape = self.shape
@@ -208,8 +209,12 @@ class AudioSet:
         settings = None
         if 'spectrogram' in self.modalities:
             settings = self.config.spectrogram.to_dict()
-        clip = self.config.clip.to_dict()
-        front_end = {**clip, 'modalities': list(self.modalities), 'log_mel': settings}
+        front_end = {
+            **self.config.clip.to_dict(),
+            'crop_fraction': self.config.evaluation.crop_fraction,
+            'modalities': list(self.modalities),
+            'log_mel': settings,
+        }
         model = self.config.model.to_dict()
         return Pretrained('audio_visual_classifier', model, front_end, params, state, classes)
 
@@ -271,6 +276,33 @@ class AudioSet:
             num_workers=self.config.data.num_workers,
             on_broken=self.config.data.on_broken,
         )
+
+
+def model_inputs(
+    sound: jax.Array,
+    video: jax.Array | None,
+    modalities: Sequence[str],
+    sample_rate: int,
+    spectrogram: Mapping | None,
+) -> dict[str, jax.Array]:
+    """What `audio_visual_classifier` takes of a batch of windows.
+
+    Args:
+      sound: [b, samples], from -1 to 1.
+      video: [b, T, S, S, 3] uint8; None where the model does not look.
+      modalities: those of the model.
+      sample_rate: of the sound, Hz.
+      spectrogram: the other arguments of `log_mel`, where the model takes one.
+
+    Returns:
+      The modalities by name, float32.
+    """
+    make = {
+        'audio': lambda: sound[..., None],
+        'spectrogram': lambda: log_mel(sound, sample_rate=sample_rate, **spectrogram),
+        'video': lambda: video.astype(jnp.float32) / 127.5 - 1,
+    }
+    return {name: make[name]() for name in modalities}
 
 
 _ON_HOST = (  # fields of TrainTransform

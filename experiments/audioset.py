@@ -15,7 +15,7 @@ from experiments.data.clips import ClipShape, EvalTransform, TrainTransform, ope
 from experiments.describe import describe_model
 from experiments.losses import sigmoid_cross_entropy
 from experiments.metrics import average_precision, multi_label_metrics
-from experiments.report import choose_to_draw, class_bars, clip_grid
+from experiments.report import choose_to_draw, class_bars, clip_grid, short_name
 from experiments.sound_augmentation import drop_examples, mix_sounds, spec_augment
 from perceiver_jax.models import audio_visual_classifier
 from perceiver_jax.pretrained import Pretrained
@@ -25,6 +25,7 @@ from perceiver_jax.spectrogram import log_mel
 PAPER_CLASSES = 527
 PAPER_EXAMPLES = (1_500_000, 15_000)  # training and evaluation clips, at least; our choice
 NUM_DRAWN = 6
+NUM_FRAMES_DRAWN = 5
 NUM_CLASSES_DRAWN = 8  # best ones and worst ones, each
 
 
@@ -231,9 +232,9 @@ class AudioSet:
         titles = []
         for i in drawn:
             best = scores[i].argsort()[::-1][:3]
-            said = ', '.join(f'{names[k]} {100 * scores[i, k]:.0f} %' for k in best)
-            is_ = ', '.join(names[k] for k in np.flatnonzero(labels[i])) or 'nothing'
-            titles.append((said, is_))
+            said = (f'{short_name(names[k], 18)} {100 * scores[i, k]:.0f} %' for k in best)
+            true = (short_name(names[k]) for k in np.flatnonzero(labels[i])[:3])
+            titles.append((', '.join(said), ', '.join(true)))
         left, side = subfigure.subfigures(1, 2, width_ratios=(2.6, 1))
         clip_grid(
             left,
@@ -258,9 +259,9 @@ class AudioSet:
         return np.asarray(log_mel(jnp.asarray(sound[:whole]), sample_rate=sample_rate, **settings))
 
     def _frames(self, example: dict) -> np.ndarray:
-        """Three frames of a clip, the middle one in the middle."""
+        """Some frames of a clip, at equal distances."""
         video = example['video']
-        return video[[len(video) // 6, len(video) // 2, len(video) * 5 // 6]]
+        return video[np.linspace(0, len(video) - 1, NUM_FRAMES_DRAWN).astype(int)]
 
     def describe(self):
         # As the papers count: every projection of every input element.

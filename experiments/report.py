@@ -231,9 +231,15 @@ def clip_grid(
             top = subfigure.add_subplot(grid[2 * row, column])
             top.set_axis_off()
             top.imshow(np.concatenate(list(frames[i]), axis=1))
+            top.set_anchor('W')
         color = GREEN if correct[i] else RED
         top.set_title(said, color=color, fontsize=8.5, pad=3)
         axes.set_xlabel(f'is: {true}', color=INK, fontsize=8, loc='left')
+
+
+def short_name(name: str, length: int = 24) -> str:
+    """The beginning of a long name."""
+    return name if len(name) <= length else f'{name[: length - 1]}…'
 
 
 def class_bars(subfigure: SubFigure, names: Sequence[str], values: np.ndarray, title: str) -> None:
@@ -248,10 +254,10 @@ def class_bars(subfigure: SubFigure, names: Sequence[str], values: np.ndarray, t
     axes = subfigure.subplots()
     places = np.arange(len(names))[::-1]
     axes.barh(places, values, color=BLUE, height=0.6)
-    axes.set_yticks(places, [name if len(name) <= 24 else f'{name[:23]}…' for name in names])
+    axes.set_yticks(places, [short_name(name) for name in names])
     axes.tick_params(axis='y', length=0, labelcolor=INK)
     axes.set_xlim(0, 1)
-    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_locator(MaxNLocator(2))
     axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=' %'))
     axes.set_title(title)
 

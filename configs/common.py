@@ -52,4 +52,10 @@ def lamb(learning_rate: float, schedule: dict[str, object]) -> dict[str, object]
         eps=1e-6,
         weight_decay=0.1,
         clip_norm=10.0,
+        trust_ratio=True,
     )
+
+
+def adamw(learning_rate: float, schedule: dict[str, object]) -> dict[str, object]:
+    """AdamW, for few steps on little data: under LAMB what starts at zero grows slowly."""
+    return {**lamb(learning_rate, schedule), 'trust_ratio': False}

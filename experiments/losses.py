@@ -34,3 +34,25 @@ def softmax_cross_entropy(
     labels = (1 - label_smoothing) * labels + label_smoothing / labels.shape[-1]
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     return -jnp.sum(labels * log_probabilities, axis=-1)
+
+
+def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross-entropy of each class's sigmoid against its label, summed over the classes.
+
+    Args:
+      logits: [B, K], any floating type; the loss is taken in float32.
+      labels: [B, K] in 0..1, any number of them 1.
+
+    Returns:
+      [B] float32 losses in nats.
+
+    Raises:
+      ValueError: if the shapes differ.
+    """
+    if logits.ndim != 2 or logits.shape != labels.shape:
+        raise ValueError(
+            f'logits {logits.shape} and labels {labels.shape} must both be [examples, classes]'
+        )
+    logits = logits.astype(jnp.float32)
+    # log(1 + exp(x)) - y x, which is -log(sigmoid(x)) for y = 1 and -log(1 - sigmoid(x)) for 0
+    return jnp.sum(jax.nn.softplus(logits) - labels * logits, axis=-1)

@@ -1,4 +1,4 @@
-"""LAMB as both papers train with it, and the learning-rate schedules."""
+"""LAMB as both papers train with it, AdamW, and the learning-rate schedules."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -21,11 +21,12 @@ def make_optimizer(
     eps: float,
     weight_decay: float,
     clip_norm: float,
+    trust_ratio: bool,
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """LAMB: clip the gradients, scale as Adam, decay, scale by the trust ratio, step.
 
     The trust ratio |w| / |update| applies to every tensor, biases and norms included, is not
-    clipped, and is 1 where either norm is 0.
+    clipped, and is 1 where either norm is 0. Without it this is AdamW.
 
     Args:
       total_steps: updates of the whole run, the length of the schedule.
@@ -35,6 +36,7 @@ def make_optimizer(
       b1, b2, eps: Adam's; eps is added to the square root.
       weight_decay: times the weight, added to Adam's update before the trust ratio.
       clip_norm: largest global norm of the gradients.
+      trust_ratio: whether to scale by it.
 
     Returns:
       The transformation, and the schedule: updates made so far -> learning rate.
@@ -53,7 +55,7 @@ def make_optimizer(
         optax.clip_by_global_norm(clip_norm),
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
         optax.add_decayed_weights(weight_decay, mask=decays),
-        optax.scale_by_trust_ratio(),
+        optax.scale_by_trust_ratio() if trust_ratio else optax.identity(),
         optax.scale_by_learning_rate(rate),
     )
     return optimizer, rate

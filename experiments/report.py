@@ -269,6 +269,71 @@ def confusion_matrix(subfigure: SubFigure, counts: np.ndarray, names: Sequence[s
     axes.set_title('True class, with its accuracy, and guess')
 
 
+def clip_grid(
+    subfigure: SubFigure,
+    sounds: Sequence[np.ndarray],
+    titles: Sequence[tuple[str, str]],
+    correct: Sequence[bool],
+    frames: Sequence[np.ndarray] | None = None,
+) -> None:
+    """Draws clips in two columns: sound, some frames above it, what was said and what is.
+
+    Args:
+      subfigure: where to draw.
+      sounds: of each clip a spectrogram `[frames, bins]` or a wave `[samples]`.
+      titles: what was said of each clip, and what is true.
+      correct: of each clip, whether what was said first is; green, and red where not.
+      frames: of each clip a few images `[n, height, width, 3]`, uint8.
+    """
+    rows = -(-len(sounds) // 2)
+    heights = (1,) if frames is None else (2, 1)
+    grid = subfigure.add_gridspec(rows * len(heights), 2, height_ratios=rows * heights)
+    for i, (sound, (said, true)) in enumerate(zip(sounds, titles, strict=True)):
+        row, column = divmod(i, 2)
+        axes = subfigure.add_subplot(grid[(row + 1) * len(heights) - 1, column])
+        axes.set(xticks=[], yticks=[])
+        if sound.ndim == 2:
+            look = {'cmap': 'magma', 'interpolation': 'nearest'}
+            axes.imshow(sound.T, origin='lower', aspect='auto', **look)
+        else:
+            axes.plot(sound, color=BLUE, linewidth=0.4)
+            axes.set_xlim(0, len(sound))
+        top = axes
+        if frames is not None:
+            top = subfigure.add_subplot(grid[2 * row, column])
+            top.set_axis_off()
+            top.imshow(np.concatenate(list(frames[i]), axis=1))
+            top.set_anchor('W')
+        color = GREEN if correct[i] else RED
+        top.set_title(said, color=color, fontsize=8.5, pad=3)
+        axes.set_xlabel(f'is: {true}', color=INK, fontsize=8, loc='left')
+
+
+def short_name(name: str, length: int = 24) -> str:
+    """The beginning of a long name."""
+    return name if len(name) <= length else f'{name[: length - 1]}…'
+
+
+def class_bars(subfigure: SubFigure, names: Sequence[str], values: np.ndarray, title: str) -> None:
+    """Draws a fraction of each class as a bar, the first on top.
+
+    Args:
+      subfigure: where to draw.
+      names: of the classes.
+      values: `[n]` in 0..1.
+      title: what they are.
+    """
+    axes = subfigure.subplots()
+    places = np.arange(len(names))[::-1]
+    axes.barh(places, values, color=BLUE, height=0.6)
+    axes.set_yticks(places, [short_name(name) for name in names])
+    axes.tick_params(axis='y', length=0, labelcolor=INK)
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_locator(MaxNLocator(2))
+    axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=' %'))
+    axes.set_title(title)
+
+
 def _grid_shape(count: int, size: tuple[float, float], aspect: float) -> tuple[int, int]:
     """Rows and columns for `count` cells of width / height `aspect`, drawn as large as they can be.
 

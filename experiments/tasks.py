@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 from matplotlib.figure import SubFigure
 
+from experiments.audioset import AudioSet
 from experiments.imagenet import ImageNet
 from experiments.modelnet40 import ModelNet40
 from perceiver_jax.pretrained import Pretrained
@@ -77,4 +78,8 @@ class Task(Protocol):
         """`inputs`, `latents`, `parameters`, `forward_flops`, and `paper`'s figures."""
 
 
-TASKS: dict[str, type[Task]] = {'imagenet': ImageNet, 'modelnet40': ModelNet40}
+TASKS: dict[str, type[Task]] = {
+    'audioset': AudioSet,
+    'imagenet': ImageNet,
+    'modelnet40': ModelNet40,
+}

@@ -30,9 +30,11 @@ from perceiver_jax.inputs import (
     extract_patches,
     point_elements,
     space_to_depth,
+    spectrogram_elements,
     video_elements,
 )
 from perceiver_jax.models import (
+    audio_visual_classifier,
     image_classifier,
     masked_language_model,
     optical_flow,
@@ -48,6 +50,7 @@ from perceiver_jax.position_encoding import (
 )
 from perceiver_jax.pretrained import Pretrained, initialise, load
 from perceiver_jax.released import RELEASED
+from perceiver_jax.spectrogram import log_mel
 
 __all__ = [
     # Attention
@@ -73,6 +76,8 @@ __all__ = [
     'space_to_depth',
     'audio_elements',
     'point_elements',
+    'spectrogram_elements',
+    'log_mel',
     'video_elements',
     # Inputs -> latents -> outputs
     'Encoder',
@@ -87,6 +92,7 @@ __all__ = [
     'optical_flow',
     'masked_language_model',
     'video_autoencoder',
+    'audio_visual_classifier',
     # Models with their weights
     'load',
     'initialise',

@@ -304,27 +304,16 @@ def read_audio(
     Raises:
       ValueError: if there is no sound in the file, not enough of it, or it cannot be decoded.
     """
-    import av
-
     _check_times(start, sample_rate=sample_rate, duration=1 if duration is None else duration)
     first = round(start * sample_rate)
     wanted = None if duration is None else round(duration * sample_rate)
     pieces, position = [], 0
-    with _opened(path, 'audio') as (container, stream, beginning):
-        resampler = av.AudioResampler(
-            'flt',  # interleaved: PyAV miscounts the planes of more than seven channels
-            rate=sample_rate,
-            frame_size=1024,  # without it, sound already in this form passes as it is
-            # Silence where the sound starts late and where its clock jumps; nothing is stretched.
-            options={'first_pts': round(beginning * sample_rate), 'async': 1},
-        )
-        # No seek: decoding sound is fast, and seeking in it is inexact in some formats.
-        for frame in itertools.chain(container.decode(stream), [None]):
-            for piece in resampler.resample(frame):
-                if position + piece.samples > first:
-                    samples = piece.to_ndarray().reshape(-1, piece.layout.nb_channels)
-                    pieces.append(samples[max(first - position, 0) :])
-                position += piece.samples
+    # No seek: decoding sound is fast, and seeking in it is inexact in some formats.
+    with contextlib.closing(sound_pieces(path, sample_rate)) as found:
+        for piece in found:
+            if position + len(piece) > first:
+                pieces.append(piece[max(first - position, 0) :])
+            position += len(piece)
             if wanted is not None and position >= first + wanted:
                 break
     sound = np.concatenate(pieces)[:wanted] if pieces else np.zeros((0, 1), np.float32)
@@ -335,6 +324,37 @@ def read_audio(
             f'{path}: needs {needed} from {start:.2f} s on, has {len(sound) / sample_rate:.2f} s'
         )
     return np.pad(sound, ((0, missing), (0, 0)))
+
+
+def sound_pieces(path: str | Path, sample_rate: int) -> Iterator[np.ndarray]:
+    """Yields the sound of a file piece by piece, from the beginning of the file on.
+
+    What was decoded before a file turns out to be damaged has been yielded by then.
+
+    Args:
+      path: the file.
+      sample_rate: of the result, in Hz.
+
+    Yields:
+      float32 [n, channels], from -1 to 1; silence where the sound starts late or pauses.
+
+    Raises:
+      NoSuchStream: if there is no sound in the file.
+      ValueError: if it cannot be decoded.
+    """
+    import av
+
+    with _opened(path, 'audio') as (container, stream, beginning):
+        resampler = av.AudioResampler(
+            'flt',  # interleaved: PyAV miscounts the planes of more than seven channels
+            rate=sample_rate,
+            frame_size=1024,  # without it, sound already in this form passes as it is
+            # Silence where the sound starts late and where its clock jumps; nothing is stretched.
+            options={'first_pts': round(beginning * sample_rate), 'async': 1},
+        )
+        for frame in itertools.chain(container.decode(stream), [None]):
+            for piece in resampler.resample(frame):
+                yield piece.to_ndarray().reshape(-1, piece.layout.nb_channels)
 
 
 def read_video(
@@ -368,24 +388,50 @@ def read_video(
     times = start + np.arange(num_frames) / frames_per_second
     if num_frames % 1 or size % 1:
         raise ValueError(f'num_frames and size are whole, got {num_frames} and {size}')
-    images, end = [], 0.0
+    images, shown, square = [], None, None
+    with contextlib.closing(frames_at(path, times)) as frames:
+        for image in frames:
+            if image is not shown:
+                shown, square = image, _square(image, size)
+            images.append(square)
+    if len(images) < num_frames:
+        raise ValueError(
+            f'{path}: needs {num_frames / frames_per_second:.2f} s of video from {start:.2f} s on, '
+            f'has {len(images) / frames_per_second:.2f} s'
+        )
+    return np.stack(images) / np.float32(255)
+
+
+def frames_at(path: str | Path, times: Sequence[float]) -> Iterator[np.ndarray]:
+    """Yields what a player shows at some times, upright.
+
+    What was decoded before a file turns out to be damaged has been yielded by then.
+
+    Args:
+      path: the file.
+      times: seconds after the file begins, ascending.
+
+    Yields:
+      uint8 [height, width, 3], RGB, one for each time before the video ends; the same array again
+      while the video shows the same frame.
+
+    Raises:
+      NoSuchStream: if there is no video in the file.
+      ValueError: if it cannot be decoded.
+    """
+    times, done = np.asarray(times), 0
     with _opened(path, 'video') as (container, stream, beginning):
         # No seek here either: some formats land behind the frame asked for.
         frames = itertools.chain(_whole(container.decode(stream)), [None])
         for frame, following in itertools.pairwise(frames):
             end = following.time if following else frame.time + frame.duration * frame.time_base
-            end = float(end) - beginning
-            due = int(np.sum(times[len(images) :] < end - _CLOCK_TOLERANCE))
+            due = int(np.sum(times[done:] < float(end) - beginning - _CLOCK_TOLERANCE))
             if due:
-                images += due * [_square(frame, size)]
-            if len(images) == num_frames:
-                break
-    if len(images) < num_frames:
-        raise ValueError(
-            f'{path}: needs {start + num_frames / frames_per_second:.2f} s of video, '
-            f'has {end:.2f} s'
-        )
-    return np.stack(images) / np.float32(255)
+                image = frame.to_ndarray(format='rgb24')
+                yield from due * [np.rot90(image, round(frame.rotation / 90))]
+                done += due
+            if done == len(times):
+                return
 
 
 def _whole(frames: Iterator) -> Iterator:
@@ -398,11 +444,10 @@ def _whole(frames: Iterator) -> Iterator:
         yield frame
 
 
-def _square(frame, size: int) -> np.ndarray:
-    """Returns the central square of PyAV's video frame, upright, uint8 [size, size, 3]."""
+def _square(image: np.ndarray, size: int) -> np.ndarray:
+    """Returns the central square, [size, size, 3]."""
     import cv2
 
-    image = np.rot90(frame.to_ndarray(format='rgb24'), round(frame.rotation / 90))
     image = np.ascontiguousarray(centre_crop(image, 1.0))
     # Differs from DeepMind's notebook, which always interpolates linearly: large frames alias.
     method = cv2.INTER_AREA if len(image) > size else cv2.INTER_LINEAR
@@ -441,7 +486,7 @@ def prepare_clip(
     duration = num_frames / frames_per_second
     try:
         audio = read_audio(path, sample_rate, start, duration)
-    except _NoSuchStream as error:
+    except NoSuchStream as error:
         warnings.warn(f'{error}; silence takes its place', stacklevel=2)
         audio = np.zeros((round(duration * sample_rate), 1), np.float32)
     return video[None], audio[None, :, :1]
@@ -514,7 +559,7 @@ def write_clip(
         ) from error
 
 
-class _NoSuchStream(ValueError):
+class NoSuchStream(ValueError):
     """A file without video, or without sound."""
 
 
@@ -537,7 +582,7 @@ def _opened(path: str | Path, kind: str) -> Iterator[tuple]:
         except (av.FFmpegError, OSError, ValueError) as error:
             reason = getattr(error, 'strerror', error)
             raise ValueError(f'{path}: cannot decode its {kind}: {reason}') from error
-    raise _NoSuchStream(f'{path}: there is no {kind} in it')
+    raise NoSuchStream(f'{path}: there is no {kind} in it')
 
 
 def _check_times(start: float = 0.0, **positive: float):

@@ -275,6 +275,37 @@ def point_elements(points: Array, *, num_bands: int, max_resolution: Sequence[in
     return fourier_features(jnp.asarray(points), num_bands, max_resolution)
 
 
+def spectrogram_elements(
+    spectrogram: Array, *, patch: Sequence[int], num_bands: int, max_resolution: Sequence[int]
+) -> Array:
+    """Patches of a spectrogram with Fourier positions.
+
+    Args:
+      spectrogram: `[B, frames, bins]`.
+      patch: Frames and bins of a patch; (1, 1): each value is an element.
+      num_bands: K, frequencies along each axis.
+      max_resolution: Twice the highest frequency, in patches: two entries for positions in time
+        and in frequency, one for positions along the flattened patches, frame after frame.
+
+    Returns:
+      `[B, M, patch values + A (2 K + 1)]`, A the entries of `max_resolution`.
+
+    Raises:
+      ValueError: The patches do not divide the spectrogram, or A is not 1 or 2.
+
+    Source: Perceiver, section 4.2; Perceiver IO, table 6 (one axis).
+    """
+    if any(size % p for size, p in zip(spectrogram.shape[1:], patch, strict=True)):
+        raise ValueError(
+            f'Patches of {tuple(patch)} do not divide a spectrogram of {spectrogram.shape[1:]}.'
+        )
+    patches = space_to_depth(spectrogram[:, None, :, :, None], (1, *patch))[:, 0]
+    if len(max_resolution) == 1:
+        patches = patches.reshape(patches.shape[0], -1, patches.shape[-1])
+    grid = patches.shape[1:-1]
+    return with_positions(patches, grid_fourier_features(grid, num_bands, max_resolution))
+
+
 @dataclasses.dataclass
 class TextInputs(hk.Module):
     """Tokens as vectors: parameter `embeddings` `[vocabulary, C]`, plus `position_encoding`.

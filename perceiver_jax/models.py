@@ -27,6 +27,7 @@ from perceiver_jax.inputs import (
     TextInputs,
     audio_elements,
     point_elements,
+    spectrogram_elements,
     video_elements,
 )
 from perceiver_jax.position_encoding import LearnedPositions, grid_fourier_features
@@ -355,6 +356,64 @@ def video_autoencoder(
         'audio': decoded['audio'].reshape(batch, -1, 1),
         'label': decoded['label'][:, 0],
     }
+
+
+def audio_visual_classifier(
+    modalities: Mapping[str, Array],
+    *,
+    is_training: bool,
+    num_classes: int,
+    inputs: Mapping[str, Any],
+    encoder: Mapping[str, Any],
+    decoder: Mapping[str, Any] | None = None,
+    dtype: str = 'float32',
+    implementation: str = 'auto',
+) -> Array:
+    """Classifies sound, video, or both, with a Perceiver or a Perceiver IO.
+
+    Args:
+      modalities: Those that `inputs` has: 'audio' `[B, samples, 1]`, raw, in [-1, 1]; 'spectrogram'
+        `[B, frames, bins]`, such as `log_mel` makes; 'video' `[B, frames, height, width, 3]` in
+        [-1, 1]. One that a dropout took away is all zeros.
+      is_training: Whether dropout is applied.
+      num_classes: Number of logits.
+      inputs: By modality the arguments of `audio_elements`, `spectrogram_elements` and
+        `video_elements`; and `min_padding` of `JoinModalities`.
+      encoder: Fields of `Encoder`.
+      decoder: Fields of `ClassQueryDecoder` (Perceiver IO); None averages the latents (ICML).
+      dtype: Precision of the computation.
+      implementation: Of `attend`, everywhere.
+
+    Returns:
+      Logits `[B, num_classes]` float32; on AudioSet each is one of a sigmoid.
+
+    Raises:
+      ValueError: Fields, shapes or modalities that do not fit together.
+
+    Source: Perceiver, section 4.2; Perceiver IO, appendix G.
+    """
+    _check_dtype(dtype)
+    make_elements = {
+        'audio': audio_elements,
+        'spectrogram': spectrogram_elements,
+        'video': video_elements,
+    }
+    expected = set(inputs) - {'min_padding'}
+    if set(modalities) != expected or not expected <= make_elements.keys():
+        raise ValueError(
+            f'modalities are {sorted(modalities)}, and the model takes {sorted(expected)}, '
+            f'of {list(make_elements)}.'
+        )
+    elements = {
+        name: make(modalities[name].astype(dtype), **inputs[name])
+        for name, make in make_elements.items()
+        if name in expected
+    }
+    byte_array = JoinModalities(inputs['min_padding'], name='inputs')(elements)  # [B, M, C]
+    latents = Encoder(**encoder, implementation=implementation, name='encoder')(
+        byte_array, is_training=is_training
+    )  # [B, N, D]
+    return _classify(latents, num_classes, decoder, implementation, is_training)
 
 
 def _check_dtype(dtype: str) -> None:

@@ -80,12 +80,14 @@ class Pretrained:
         """
         return self._attention(*self._weights, *_as_arrays(inputs, named), module_name, call)
 
-    def example(self, batch: int | Any = 1) -> tuple[jax.ShapeDtypeStruct, ...]:
+    def example(self, batch: int | Any = 1) -> tuple[Any, ...]:
         """Shapes and dtypes of what the model is called with, for a batch of some size."""
-        return tuple(
-            jax.ShapeDtypeStruct((batch, *shape), dtype)
-            for shape, dtype in _EXAMPLES[self.function](self.front_end)
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((batch, *x[0]), x[1]),
+            _EXAMPLES[self.function](self.front_end),
+            is_leaf=lambda x: isinstance(x, tuple),
         )
+        return tuple(shapes)
 
     def at_size(self, size: int) -> 'Pretrained':
         """An image classifier for square images of another size.
@@ -167,7 +169,7 @@ class Pretrained:
 
     def init(self, rng: Array) -> tuple[Tree, Tree]:
         """New, random parameters and state for the model; the weights it has play no part."""
-        inputs = [jnp.zeros(x.shape, x.dtype) for x in self.example()]
+        inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.example())
         return self._transformed(inputs, {}).init(rng)
 
     @functools.cached_property
@@ -209,11 +211,20 @@ class Pretrained:
         return jax.jit(attention, static_argnums=(4, 5))
 
 
+def _audio_visual_example(x):
+    samples = x['num_frames'] * x['sample_rate'] // x['frames_per_second']
+    shapes = {'audio': (samples, 1), 'video': (x['num_frames'], x['size'], x['size'], 3)}
+    if x['log_mel']:
+        shapes['spectrogram'] = (samples // x['log_mel']['hop'], x['log_mel']['num_bins'])
+    return [{name: (shapes[name], jnp.float32) for name in x['modalities']}]
+
+
 # What a model is called with, by function: shapes without the batch, and dtypes.
 _EXAMPLES = {
     'image_classifier': lambda x: [((x['size'], x['size'], len(x['mean'])), jnp.float32)],
     'point_classifier': lambda x: [((x['num_points'], 3), jnp.float32)],
     'optical_flow': lambda x: [((2, *x['tile'], 3), jnp.float32)],
+    'audio_visual_classifier': _audio_visual_example,
     'masked_language_model': lambda x: [((x['length'],), jnp.int32), ((x['length'],), jnp.bool_)],
     'video_autoencoder': lambda x: [
         ((x['num_frames'], x['size'], x['size'], 3), jnp.float32),

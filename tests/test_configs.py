@@ -1,8 +1,6 @@
-import importlib
-
 import pytest
 
-from configs import imagenet, modelnet40
+from configs import audioset, imagenet, modelnet40
 
 ABLATIONS = (
     'perceiver,cross_attends=2,placement=start',
@@ -12,15 +10,15 @@ ABLATIONS = (
 )
 
 
-VARIANTS = {'imagenet': (*imagenet.VARIANTS, *ABLATIONS), 'modelnet40': modelnet40.VARIANTS}
-
-
 @pytest.mark.parametrize(
-    'task, variant', [(task, variant) for task in VARIANTS for variant in VARIANTS[task]]
+    ('configs', 'variant'),
+    [(imagenet, x) for x in (*imagenet.VARIANTS, *ABLATIONS)]
+    + [(modelnet40, x) for x in modelnet40.VARIANTS]
+    + [(audioset, x) for x in (*audioset.VARIANTS, 'io_mel_video,decoder=average')]
+    + [(audioset, 'esc,input=raw_audio')],
 )
-def test_configs_are_locked_and_of_plain_values(task, variant):
-    config = importlib.import_module(f'configs.{task}').get_config(variant)
-    assert config.task == task
+def test_configs_are_locked_and_of_plain_values(configs, variant):
+    config = configs.get_config(variant)
     assert config.is_locked
     assert config.to_json()
 
@@ -55,3 +53,20 @@ def test_a_misspelt_variant_is_named(variant, message):
 def test_only_the_papers_model_of_clouds_carries_its_number():
     assert modelnet40.get_config().paper.value == 0.857
     assert {modelnet40.get_config(x).paper.value for x in ('small', 'demo')} == {None}
+
+
+def test_what_the_variants_of_audioset_add():
+    def config(variant):
+        return audioset.get_config(variant)
+
+    assert config('raw_audio').augmentation.drop_video == 0
+    assert config('mel_video').augmentation.drop_video == 0.3
+    tuned = config('mel_video_tuned').augmentation
+    assert (tuned.drop_video, tuned.drop_sound) == (0.3, 0.1)
+    assert tuned.spec_augment.time_masks == tuned.spec_augment.frequency_masks == 0
+    assert config('mel_video').augmentation.spec_augment.time_masks > 0
+    assert set(config('esc,input=raw_audio').model.inputs) == {'audio', 'min_padding'}
+    with pytest.raises(ValueError, match="'mel' has no option 'decoder'"):
+        config('mel,decoder=average')
+    with pytest.raises(ValueError, match="input='mell' of a variant: Did you mean mel"):
+        config('esc,input=mell')

@@ -16,6 +16,7 @@ from perceiver_jax.inputs import (
     permutation,
     point_elements,
     space_to_depth,
+    spectrogram_elements,
     video_elements,
 )
 from perceiver_jax.position_encoding import fourier_features, grid_positions
@@ -315,3 +316,24 @@ def test_the_papers_points_have_387_channels_as_exact_as_float32_allows():
 def test_what_are_no_points_is_refused(shape, message):
     with pytest.raises(ValueError, match=message):
         point_elements(np.zeros(shape, np.float32), num_bands=5, max_resolution=(22, 22, 22))
+
+
+def test_spectrogram_patches_with_positions_in_time_and_frequency():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 20)), jnp.float32)
+    elements = spectrogram_elements(x, patch=(2, 4), num_bands=3, max_resolution=(3, 5))
+    assert elements.shape == (2, 3 * 5, 2 * 4 + 2 * 7)
+    row, column = 1, 4
+    np.testing.assert_array_equal(elements[1, row * 5 + column, :8], x[1, 2:4, 16:20].reshape(8))
+    positions = fourier_features(grid_positions((3, 5)), 3, (3, 5))
+    np.testing.assert_allclose(elements[0, row * 5 + column, 8:], positions[row, column], atol=1e-6)
+
+
+def test_spectrogram_values_with_positions_along_one_axis():
+    x = jnp.arange(2 * 6 * 5.0).reshape(2, 6, 5)
+    elements = spectrogram_elements(x, patch=(1, 1), num_bands=3, max_resolution=(30,))
+    assert elements.shape == (2, 30, 1 + 7)
+    np.testing.assert_array_equal(elements[1, :, 0], np.arange(30, 60))
+    positions = fourier_features(grid_positions((30,)), 3, (30,))
+    np.testing.assert_allclose(elements[1, :, 1:], positions, atol=1e-6)
+    with pytest.raises(ValueError, match=r'Patches of \(4, 1\) do not divide a spectrogram'):
+        spectrogram_elements(x, patch=(4, 1), num_bands=3, max_resolution=(30,))

@@ -1,9 +1,11 @@
+import math
+
 import chex
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.losses import softmax_cross_entropy
+from experiments.losses import sigmoid_cross_entropy, softmax_cross_entropy
 
 LOGITS = np.array([[0.0, 0.0, 0.0], [2.0, -1.0, 0.5]], np.float32)
 LOG_PROBABILITIES = LOGITS - np.log(np.exp(LOGITS).sum(1, keepdims=True))
@@ -41,3 +43,17 @@ def test_shapes_are_not_broadcast(shape):
 def test_smoothing_is_a_fraction():
     with pytest.raises(ValueError, match='label_smoothing is 10'):
         softmax_cross_entropy(LOGITS, LOGITS, label_smoothing=10)
+
+
+def test_sigmoid_cross_entropy_by_hand():
+    logits = jnp.array([[0.0, 2.0, -1.0], [200.0, -200.0, 0.0]])
+    labels = jnp.array([[1.0, 0.0, 0.5], [1.0, 1.0, 0.0]])
+
+    def one(logit, label):
+        p = 1 / (1 + math.exp(-logit))
+        return -(label * math.log(p) + (1 - label) * math.log(1 - p))
+
+    expected = [one(0, 1) + one(2, 0) + one(-1, 0.5), 0 + 200 + math.log(2)]
+    np.testing.assert_allclose(sigmoid_cross_entropy(logits, labels), expected, rtol=1e-6)
+    with pytest.raises(ValueError, match=r'logits \(2, 3\) and labels \(2, 2\)'):
+        sigmoid_cross_entropy(logits, labels[:, :2])

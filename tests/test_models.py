@@ -6,6 +6,7 @@ import pytest
 
 from configs import imagenet, modelnet40
 from perceiver_jax.models import (
+    audio_visual_classifier,
     image_classifier,
     masked_language_model,
     optical_flow,
@@ -336,3 +337,58 @@ def test_points_are_told_apart_in_bfloat16():
     near = POINTS + np.float32(1e-3)
     apart = np.abs(model.apply(params, None, near) - model.apply(params, None, POINTS))
     assert apart.dtype == np.float32 and apart.max() > 0
+
+
+AUDIO_VISUAL = dict(
+    num_classes=7,
+    inputs=dict(
+        audio=dict(samples_per_patch=5, num_bands=3, max_resolution=(6,)),
+        spectrogram=dict(patch=(1, 1), num_bands=2, max_resolution=(4, 3)),
+        video=dict(patch=(1, 2, 2), num_bands=2, max_resolution=(2, 3, 2)),
+        min_padding=4,
+    ),
+    encoder=dict(
+        num_latents=5,
+        latent_channels=8,
+        num_cross_attends=2,
+        num_blocks=2,
+        num_self_attends_per_block=1,
+        num_self_attend_heads=2,
+        share_cross_attends=False,
+        share_blocks=False,
+    ),
+)
+CLIPS = {
+    'video': np.random.default_rng(0).normal(size=(3, 2, 6, 4, 3)).astype(np.float32),
+    'spectrogram': np.random.default_rng(1).normal(size=(3, 4, 3)).astype(np.float32),
+    'audio': np.random.default_rng(2).normal(size=(3, 30, 1)).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize('decoder', [None, dict(query_channels=6)])
+def test_audio_and_video_are_elements_of_one_array(decoder):
+    model = jitted(
+        lambda x: audio_visual_classifier(x, is_training=False, decoder=decoder, **AUDIO_VISUAL)
+    )
+    params = model.init(jax.random.key(0), CLIPS)
+    # The widest, video: 12 values, 3 * 5 of position, 4 learned; the others are filled up to that.
+    assert {name: p.shape for name, p in params['inputs'].items()} == {
+        'audio_padding': (31 - 5 - 7,),
+        'spectrogram_padding': (31 - 1 - 10,),
+        'video_padding': (4,),
+    }
+    blocks = {name for name in params if '/block_' in name}
+    assert any('block_2' in name for name in blocks)  # no weights are shared
+    name = 'decoder/output' if decoder is None else 'decoder/query_decoder/output'
+    params[name]['w'] = jax.random.normal(jax.random.key(1), params[name]['w'].shape)
+    logits = model.apply(params, None, CLIPS)
+    assert logits.shape == (3, 7) and logits.dtype == jnp.float32
+    for modality in CLIPS:  # each of them matters
+        other = model.apply(params, None, {**CLIPS, modality: 0 * CLIPS[modality]})
+        assert np.abs(other - logits).max() > 1e-3
+
+
+def test_a_modality_that_is_not_the_models_is_named():
+    model = hk.transform(lambda x: audio_visual_classifier(x, is_training=False, **AUDIO_VISUAL))
+    with pytest.raises(ValueError, match=r"are \['video'\], and the model takes \['audio'"):
+        model.init(jax.random.key(0), {'video': CLIPS['video']})

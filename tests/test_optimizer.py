@@ -5,7 +5,15 @@ import pytest
 
 from experiments.optimizer import decays, make_optimizer
 
-LAMB = dict(learning_rate=0.03, b1=0.9, b2=0.999, eps=1e-6, weight_decay=0.1, clip_norm=2.0)
+LAMB = dict(
+    learning_rate=0.03,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-6,
+    weight_decay=0.1,
+    clip_norm=2.0,
+    trust_ratio=True,
+)
 SHAPES = {
     'encoder/latents': {'embeddings': (5, 3)},
     'encoder/layer_norm': {'scale': (3,), 'offset': (3,)},
@@ -22,8 +30,19 @@ def random_tree(rng, scale):
     }
 
 
-def lamb_by_hand(params, all_gradients, *, learning_rate, b1, b2, eps, weight_decay, clip_norm):
-    """LAMB in NumPy, one tensor at a time."""
+def lamb_by_hand(
+    params,
+    all_gradients,
+    *,
+    learning_rate,
+    b1,
+    b2,
+    eps,
+    weight_decay,
+    clip_norm,
+    trust_ratio,
+):
+    """LAMB in NumPy, one tensor at a time; AdamW without the trust ratio."""
     first, second = (jax.tree.map(np.zeros_like, params) for _ in range(2))
     for step, gradients in enumerate(all_gradients, start=1):
         leaves = jax.tree.leaves(gradients)
@@ -38,26 +57,28 @@ def lamb_by_hand(params, all_gradients, *, learning_rate, b1, b2, eps, weight_de
                 if name in ('w', 'embeddings'):
                     update = update + weight_decay * w
                 norms = np.linalg.norm(w), np.linalg.norm(update)
-                ratio = norms[0] / norms[1] if min(norms) > 0 else 1.0
+                ratio = norms[0] / norms[1] if trust_ratio and min(norms) > 0 else 1.0
                 tensors[name] = w - learning_rate * ratio * update
     return params
 
 
+@pytest.mark.parametrize('trust_ratio', [True, False], ids=['LAMB', 'AdamW'])
 @pytest.mark.parametrize('gradient_scale', [0.1, 30.0], ids=['not clipped', 'clipped'])
-def test_two_steps_equal_lamb_by_hand(gradient_scale):
+def test_two_steps_equal_those_by_hand(gradient_scale, trust_ratio):
+    settings = {**LAMB, 'trust_ratio': trust_ratio}
     rng = np.random.default_rng(3)
     params = random_tree(rng, 1.0)
     params['output']['b'][:] = 0  # a tensor of norm 0: its trust ratio is 1
     gradients = [random_tree(rng, gradient_scale) for _ in range(2)]
     gradients[0]['encoder/layer_norm']['offset'][:] = 0  # an update of norm 0 at first
 
-    optimizer, _ = make_optimizer(10, 5, schedule=dict(kind='constant'), **LAMB)
+    optimizer, _ = make_optimizer(10, 5, schedule=dict(kind='constant'), **settings)
     update = jax.jit(optimizer.update)
     actual, opt_state = params, optimizer.init(params)
     for gradient in gradients:
         updates, opt_state = update(gradient, opt_state, actual)
         actual = optax.apply_updates(actual, updates)
-    expected = lamb_by_hand(jax.tree.map(np.array, params), gradients, **LAMB)
+    expected = lamb_by_hand(jax.tree.map(np.array, params), gradients, **settings)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=2e-5), actual, expected)
 
 

@@ -20,6 +20,8 @@ from perceiver_jax.pretrained import Pretrained
 RNG = np.random.default_rng(0)
 IMAGES = {'size': 7, 'crop_fraction': 1.0, 'mean': [0.5, 0.4, 0.3], 'std': [0.2, 0.3, 0.4]}
 CLIPS = {'num_frames': 4, 'size': 16, 'frames_per_second': 25, 'sample_rate': 48000}
+MEL = dict(hop=1920, window=2048, num_bins=11, low=50.0, high=2e4, mean_db=-60.0, std_db=20.0)
+AUDIO_VISUAL_CLIPS = {**CLIPS, 'num_frames': 10, 'crop_fraction': 1.0, 'log_mel': MEL}
 
 
 @dataclasses.dataclass
@@ -308,6 +310,38 @@ def test_a_clip_is_reconstructed_from_its_start_on(tmp_path):
     assert [x['label'] for x in result['best']] == ['dog', 'cat']
 
 
+@pytest.mark.parametrize('modalities', [['audio'], ['spectrogram', 'video']])
+def test_a_clip_is_scored_window_by_window(tmp_path, modalities):
+    write_clip(
+        tmp_path / 'a.mp4',
+        np.broadcast_to(np.linspace(0.2, 0.8, 40)[:, None, None, None], (40, 24, 32, 3)),
+        np.full((40 * 1920, 1), 0.25),
+    )
+    seen = []
+
+    def score(inputs):
+        assert sorted(inputs) == modalities
+        seen.append(inputs)
+        return np.array([[0.0, len(seen), -1.0]])
+
+    front_end = {**AUDIO_VISUAL_CLIPS, 'modalities': modalities}
+    model = KnownModel(score, front_end, {'num_classes': 3})
+    scores = predict.score_clip(model, str(tmp_path / 'a.mp4'), 0.2)
+    count = len(seen)  # 35 frames, ten at a time
+    assert count == 6
+    expected = np.mean([1 / (1 + np.exp(-i)) for i in range(1, count + 1)])
+    np.testing.assert_allclose(scores, [0.5, expected, 1 / (1 + np.e)])
+    if 'video' in modalities:
+        starts = np.rint(np.linspace(0, 25, 6)).astype(int)
+        greys = [np.asarray(x['video']).mean((0, 2, 3, 4)) for x in seen]
+        expected = [2 * np.linspace(0.2, 0.8, 40)[i + 5 : i + 15] - 1 for i in starts]
+        np.testing.assert_allclose(greys, expected, atol=0.04)
+        assert all(x['spectrogram'].shape == (1, 10, 11) for x in seen)
+    else:
+        assert all(x['audio'].shape == (1, 19_200, 1) for x in seen)
+        assert np.median(seen[0]['audio']) == pytest.approx(0.25, abs=0.02)
+
+
 # The command line
 
 
@@ -359,6 +393,17 @@ def tiny_model(function):
             ),
             CLIPS,
         ),
+        'audio_visual_classifier': (
+            dict(
+                num_classes=7,
+                inputs=dict(
+                    spectrogram=dict(patch=[1, 1], num_bands=2, max_resolution=[110]),
+                    min_padding=2,
+                ),
+                encoder=latents,
+            ),
+            {**AUDIO_VISUAL_CLIPS, 'modalities': ['spectrogram']},
+        ),
     }[function]
     for part in ('encoder', 'decoder'):
         if part in arguments:
@@ -389,6 +434,7 @@ def tiny_model(function):
             ['--start', '0.04'],
             ['a_reconstruction.mp4', 'a_reconstruction.png'],
         ),
+        ('audio_visual_classifier', ['a.mp4'], ['--start', '0.04'], []),
     ],
 )
 def test_a_saved_model_runs_on_files(tmp_path, capsys, function, inputs, options, outputs):
@@ -449,6 +495,7 @@ def test_a_file_that_is_no_model_gets_one_line(tmp_path):
         ('masked_language_model', [], 'INPUT: expected text files, or --text instead'),
         ('masked_language_model', ['x/a.png', '--text', ''], 'expected text files, or --text'),
         ('video_autoencoder', [], 'INPUT: expected videos, got none'),
+        ('audio_visual_classifier', [], 'INPUT: expected sounds or videos, got none'),
         ('video_autoencoder', ['x/a.png', '--tiles', 'even'], '--tiles means nothing to a model'),
     ],
 )

@@ -211,3 +211,32 @@ def test_grid_shape_fills_the_room():
     assert report._grid_shape(6, (400, 600), aspect=1.0) == (3, 2)
     assert report._grid_shape(4, (1000, 130), aspect=1.0) == (1, 4)
     assert report._grid_shape(1, (500, 500), aspect=1.0) == (1, 1)
+
+
+@pytest.mark.parametrize('with_frames', [True, False])
+def test_clips_are_drawn_with_what_was_said_and_what_is(with_frames):
+    sounds = [np.zeros((7, 5)), np.zeros(11), np.ones((3, 2))]
+    titles = [('a 90 %', 'a'), ('b 80 %', 'c'), ('d 70 %', 'd, e')]
+    frames = [np.zeros((2, 6, 4, 3), np.uint8)] * 3 if with_frames else None
+    figure = Figure()
+    report.clip_grid(figure, sounds, titles, [True, False, True], frames)
+    assert len(figure.axes) == (6 if with_frames else 3)
+    pictures = [x.get_array().shape for axes in figure.axes for x in axes.get_images()]
+    assert pictures.count((5, 7)) == 1  # time goes to the right
+    assert pictures.count((6, 8, 3)) == (3 if with_frames else 0)
+    assert [len(axes.lines) for axes in figure.axes].count(1) == 1
+    colors = {axes.get_title(): axes.title.get_color() for axes in figure.axes}
+    assert {'a 90 %', 'b 80 %', 'd 70 %'} <= colors.keys()
+    assert (colors['a 90 %'], colors['b 80 %']) == (report.GREEN, report.RED)
+    assert 'is: d, e' in [axes.get_xlabel() for axes in figure.axes]
+
+
+def test_bars_of_classes_stand_in_order():
+    figure = Figure()
+    name = 'a name of more than twenty-four letters'
+    report.class_bars(figure, ['first', name], np.array([0.75, 0.25]), 'Average precision')
+    (axes,) = figure.axes
+    assert [bar.get_width() for bar in axes.patches] == [0.75, 0.25]
+    assert axes.patches[0].get_y() > axes.patches[1].get_y()
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert labels == ['first', 'a name of more than twe…']

@@ -31,6 +31,7 @@ def get_config(**train):
                 eps=1e-6,
                 weight_decay=0.1,
                 clip_norm=10.0,
+                trust_ratio=True,
             ),
             evaluation=dict(batch_size=16),
         )

@@ -4,6 +4,7 @@ Uses matplotlib's Figure directly, without pyplot: no window, no global figure l
 """
 
 import os
+import textwrap
 from collections.abc import Callable, Sequence
 
 import matplotlib
@@ -135,7 +136,9 @@ def write_samples(path: str | os.PathLike, title: str, draw: Callable[[SubFigure
 def _figure(title: str, height: float) -> Figure:
     figure = Figure(figsize=(11, height), dpi=120, layout='constrained', facecolor='white')
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
-    figure.suptitle(title, x=0.012, ha='left', fontsize=13, fontweight='bold')
+    # A config with many changes is written smaller, on several lines.
+    title, size = (title, 13) if len(title) <= 85 else (textwrap.fill(title, 130), 9)
+    figure.suptitle(title, x=0.012, ha='left', fontsize=size, fontweight='bold')
     return figure
 
 

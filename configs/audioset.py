@@ -154,9 +154,11 @@ def get_config(variant: str = 'raw_audio_video') -> ml_collections.ConfigDict:
         dtype='float32',  # of the computation; or 'bfloat16'
         implementation='auto',  # of attention; or 'plain', 'chunked'
     )
-    # The optimizer, its schedule and the batch are our choice: those of ImageNet, for 100 epochs.
+    # The optimizer, its schedule and the batch are our choice: those of ImageNet, for 100 epochs,
+    # but for the rate. 527 outputs that start at zero all move down first, and at ImageNet's 4e-3
+    # that carries everything else along: the loss jumps from 365 to 28 and then to 3,000.
     config.optimizer = common.lamb(
-        learning_rate=4e-3,
+        learning_rate=1e-3,
         schedule=dict(kind='step', boundary_epochs=(70, 85, 95), factor=0.1),
     )
     config.train = dict(
@@ -215,9 +217,7 @@ def _perceiver_io(config, variant, decoder='query'):
         config.model.decoder = dict(
             query_channels=1024, query_init_std=0.02, use_query_residual=True
         )
-    config.optimizer = common.lamb(
-        learning_rate=2e-3, schedule=dict(kind='flat_cosine', flat_fraction=0.5)
-    )
+    config.optimizer.schedule = dict(kind='flat_cosine', flat_fraction=0.5)
     return IO[variant, decoder]
 
 

@@ -61,6 +61,7 @@ def test_what_the_variants_of_audioset_add():
 
     assert config('raw_audio').augmentation.drop_video == 0
     assert config('mel_video').augmentation.drop_video == 0.3
+    assert config('io_mel_video').optimizer.schedule.kind == 'flat_cosine'
     tuned = config('mel_video_tuned').augmentation
     assert (tuned.drop_video, tuned.drop_sound) == (0.3, 0.1)
     assert tuned.spec_augment.time_masks == tuned.spec_augment.frequency_masks == 0

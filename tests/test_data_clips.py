@@ -364,6 +364,7 @@ def test_a_folder_keeps_sounds_while_there_is_room(esc50, monkeypatch):
     monkeypatch.setattr(clips, '_KEPT_BYTES', 2 * 4 * 15_000)  # two of the three
     source = open_folder(esc50)
     before = [source[i]['sound'] for i in range(3)]
+    assert len(pickle.dumps(source)) < 4000  # not to the workers
     for path in (esc50 / 'audio').iterdir():
         path.unlink()
     for i in range(2):

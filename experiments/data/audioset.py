@@ -49,7 +49,7 @@ _SAMPLES_PER_FRAME = SAMPLE_RATE // FRAMES_PER_SECOND
 
 # What the papers do not state is our choice.
 _SHORT_SIDE = 256  # pixels; larger frames shrink, crops of 224 remain
-_JPEG_QUALITY = 90
+_JPEG_QUALITY = 80
 _SHORTEST = 32 * _SAMPLES_PER_FRAME  # samples: what the models look at, 1.28 s
 _TOLERANCE = 0.5  # seconds that a clip may lack: cutting a video is that inexact
 _SILENCE = 1e-4  # largest sample, of 1

@@ -194,6 +194,9 @@ class LabelledFolder:
     def __repr__(self) -> str:
         return self._name
 
+    def __getstate__(self) -> dict:  # workers keep sounds of their own
+        return {**self.__dict__, '_kept': {}, '_kept_bytes': 0}
+
     def __len__(self) -> int:
         return len(self._clips)
 

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.data.flow import flow_picture
+from experiments.data.flow_files import flow_picture
 from experiments.report import BLUE, ORANGE, PALE, STYLE
 from perceiver_jax.files import write_whole
 

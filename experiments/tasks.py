@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 from matplotlib.figure import SubFigure
 
+from experiments.flow import OpticalFlow
 from experiments.imagenet import ImageNet
 from perceiver_jax.pretrained import Pretrained
 
@@ -76,4 +77,4 @@ class Task(Protocol):
         """`inputs`, `latents`, `parameters`, `forward_flops`, and `paper`'s figures."""
 
 
-TASKS: dict[str, type[Task]] = {'imagenet': ImageNet}
+TASKS: dict[str, type[Task]] = {'imagenet': ImageNet, 'flow': OpticalFlow}

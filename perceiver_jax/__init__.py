@@ -16,6 +16,7 @@ from perceiver_jax.attention import (
 from perceiver_jax.decoder import (
     AverageDecoder,
     ClassQueryDecoder,
+    FlowUpsample,
     QueryDecoder,
     decode_in_chunks,
 )
@@ -77,6 +78,7 @@ __all__ = [
     'AverageDecoder',
     'QueryDecoder',
     'ClassQueryDecoder',
+    'FlowUpsample',
     'decode_in_chunks',
     # Whole models
     'image_classifier',

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import imagenet
+from configs import flow, imagenet
 from experiments.describe import count_flops
 from experiments.tasks import TASKS
 
@@ -44,19 +44,33 @@ EXPECTED = {
     'io_conv,decoder=average': ([3136, 322], 42_341_754, 367_206_761_472),
     'demo': ([64, 35], 171_916, 9_996_672),
 }
+EXPECTED_FLOW = {
+    'main': ([182528, 322], 41_057_134, 1_886_745_225_216),
+    'main,frames=separate': ([365056, 451], 41_720_272, 3_096_973_817_856),
+    'main,patch=1': ([182528, 322], 41_054_062, 1_885_623_773_184),
+    'main,patch=1,frames=separate': ([365056, 451], 41_718_736, 3_095_852_365_824),
+    'conv': ([11408, 322], 41_102_074, 463_756_572_160),
+    'conv,frames=separate': ([22816, 451], 41_765_530, 540_085_590_208),
+    'conv,size=small': ([11408, 322], 27_953_914, 147_085_440_512),
+}
 # Where the paper's figure is not the model's, and what it is instead; see README.
 KNOWN_DIFFERENCES = {
     ('perceiver,cross_attends=1,placement=start', 'parameters'): 'without the last layer',
     ('io_learned', 'flops'): 'those of io_fourier',
     ('io_learned,decoder=average', 'flops'): 'those of io_fourier',
+    ('main', 'parameters'): 'of 16 self-attends and 1,024 latents',
+    ('main', 'flops'): 'of 16 self-attends and 1,024 latents',
 }
+CONFIGS = [
+    *((imagenet, variant, *expected) for variant, expected in EXPECTED.items()),
+    *((flow, variant, *expected) for variant, expected in EXPECTED_FLOW.items()),
+]
 
 
-@pytest.mark.parametrize('variant', EXPECTED)
-def test_size_and_cost(variant):
-    config = imagenet.get_config(variant)
+@pytest.mark.parametrize('configs, variant, inputs, parameters, flops', CONFIGS)
+def test_size_and_cost(configs, variant, inputs, parameters, flops):
+    config = configs.get_config(variant)
     description = TASKS[config.task](config).describe()
-    inputs, parameters, flops = EXPECTED[variant]
     assert description['inputs'] == inputs
     assert description['parameters'] == parameters
     assert description['forward_flops'] == flops
@@ -73,6 +87,19 @@ def test_every_row_of_the_papers_tables_is_built():
     }
     tables = [*imagenet.ICML.values(), *imagenet.IO.values()]
     assert {(source, value) for source, value, *_ in tables} <= rows
+
+
+def test_the_papers_figure_for_flow_is_that_of_fewer_latents_and_layers():
+    config = flow.get_config('main').unlock()
+    config.model.encoder.update(num_latents=1024, num_self_attends_per_block=16)
+    description = TASKS[config.task](config).describe()
+    assert description['parameters'] == pytest.approx(config.paper.parameters, rel=0.001)
+    assert description['forward_flops'] == pytest.approx(config.paper.flops, rel=0.002)
+
+
+def test_every_row_of_the_flow_table_is_built():
+    rows = [flow.get_config(variant).paper.epe.to_dict() for variant in EXPECTED_FLOW]
+    assert rows == [*flow.EPE.values()]
 
 
 def test_flops_of_products_convolutions_and_loops():

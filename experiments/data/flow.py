@@ -108,7 +108,8 @@ class Several:
 
     def __init__(self, sources: Sequence[Source]):
         self._sources = list(sources)
-        self._ends = [*itertools.accumulate(len(source) for source in sources)]
+        self.lengths = [len(source) for source in sources]
+        self._ends = [*itertools.accumulate(self.lengths)]
 
     def __repr__(self) -> str:
         return ' and '.join(map(repr, self._sources))
@@ -118,7 +119,7 @@ class Several:
 
     def __getitem__(self, index: int) -> dict:
         number = bisect.bisect(self._ends, index)
-        example = self._sources[number][index - self._ends[number] + len(self._sources[number])]
+        example = self._sources[number][index - self._ends[number] + self.lengths[number]]
         return {**example, 'data': np.int32(number)}
 
 

@@ -5,15 +5,15 @@ Each function writes one PNG, whole or not at all. See `experiments.report` for 
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import cv2
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 
-from experiments.data.flow import flow_picture
+from experiments.data.flow_files import flow_picture
 from experiments.report import BLUE, ORANGE, PALE, STYLE, cloud_grid
 from perceiver_jax.files import write_whole
 
@@ -137,6 +137,49 @@ def write_flow_comparison(
         figure.colorbar(seen, ax=panels[4], location='bottom', aspect=50, pad=0.02, extend='max')
         _draw_wheel(panels[5], largest)
         _save(path, figure)
+
+
+def flow_rows(
+    subfigure: SubFigure,
+    names: Sequence[str],
+    frames: Sequence[np.ndarray],
+    truths: Sequence[np.ndarray],
+    valids: Sequence[np.ndarray],
+    predictions: Sequence[np.ndarray],
+) -> None:
+    """Draws a row for each pair: frames, true and predicted flow in the same colours, the error.
+
+    Args:
+      subfigure: where to draw.
+      names: of the pairs.
+      frames: uint8 `[2, height, width, 3]` each; the sizes may differ.
+      truths: flow `[height, width, 2]` each, pixels.
+      valids: bool `[height, width]` each, where the truth is known.
+      predictions: flow `[height, width, 2]` each, pixels.
+    """
+    widths = [1, 1, 1, 1, 1, 0.45]
+    cells = subfigure.subplots(len(names), 6, squeeze=False, width_ratios=widths)
+    rows = zip(cells, names, frames, truths, valids, predictions, strict=True)
+    for row, name, pair, truth, valid, prediction in rows:
+        error = np.linalg.norm(prediction - truth, axis=-1)
+        known = valid.any()
+        largest = (np.linalg.norm(truth[valid], axis=-1).max() if known else 0.0) or 1.0
+        highest = max(np.percentile(error[valid], 99), 1e-3) if known else 1.0
+        for axes in row[:5]:
+            axes.set(xticks=[], yticks=[])
+        row[0].imshow(pair[0])
+        row[1].imshow(pair[1])
+        row[2].imshow(flow_picture(truth, valid, largest))
+        row[3].imshow(flow_picture(prediction, largest=largest))
+        colours = matplotlib.colormaps['magma'].with_extremes(bad=PALE)
+        row[4].imshow(np.where(valid, error, np.nan), cmap=colours, vmin=0, vmax=highest)
+        mean = f'{error[valid].mean():.2f} px' if known else 'unknown'
+        titles = (name, 'second frame', 'true flow', 'predicted', f'error {mean}, to {highest:.3g}')
+        for axes, title in zip(row, titles, strict=False):
+            axes.set_title(title, fontsize=7.5, pad=3)
+        _draw_wheel(row[5], largest)
+        row[5].set(title='', xlabel='', ylabel='')
+        row[5].tick_params(labelsize=6, length=2, pad=1)
 
 
 def write_clip_comparison(

@@ -284,7 +284,7 @@ def estimate_flow(
     Raises:
       ValueError: files that are no images, or of different sizes.
     """
-    from experiments.data.flow import flow_picture, read_flow, write_flo, write_kitti_flow
+    from experiments.data.flow_files import flow_picture, read_flow, write_flo, write_kitti_flow
     from experiments.pictures import write_flow_comparison, write_picture
     from perceiver_jax.front_ends import prepare_frames, read_image
     from perceiver_jax.tiling import tiled

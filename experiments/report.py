@@ -21,7 +21,7 @@ from matplotlib.ticker import (
 
 from perceiver_jax.files import whole
 
-PERCENT_METRICS = ('top1', 'top5', 'accuracy', 'map')  # fractions, shown as percentages
+PERCENT_METRICS = ('top1', 'top5', 'accuracy', 'map', 'fl')  # fractions, shown as percentages
 PIXEL_METRICS = ('epe',)  # end-point errors; also 'epe_clean' and the like
 
 INK, GREY, PALE = '#24292f', '#8a9099', '#c9ced6'

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import SubFigure
 
 from experiments.audioset import AudioSet
+from experiments.flow import OpticalFlow
 from experiments.imagenet import ImageNet
 from experiments.modelnet40 import ModelNet40
 from perceiver_jax.pretrained import Pretrained
@@ -80,6 +81,7 @@ class Task(Protocol):
 
 TASKS: dict[str, type[Task]] = {
     'audioset': AudioSet,
+    'flow': OpticalFlow,
     'imagenet': ImageNet,
     'modelnet40': ModelNet40,
 }

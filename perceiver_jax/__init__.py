@@ -16,6 +16,7 @@ from perceiver_jax.attention import (
 from perceiver_jax.decoder import (
     AverageDecoder,
     ClassQueryDecoder,
+    FlowUpsample,
     QueryDecoder,
     decode_in_chunks,
 )
@@ -85,6 +86,7 @@ __all__ = [
     'AverageDecoder',
     'QueryDecoder',
     'ClassQueryDecoder',
+    'FlowUpsample',
     'decode_in_chunks',
     # Whole models
     'image_classifier',

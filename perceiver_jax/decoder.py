@@ -9,10 +9,12 @@ import dataclasses
 from collections.abc import Callable
 
 import haiku as hk
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from perceiver_jax.attention import CrossAttend, Linear, no_recording
+from perceiver_jax.inputs import extract_patches
 
 
 @dataclasses.dataclass
@@ -89,6 +91,35 @@ class ClassQueryDecoder(hk.Module):
             name='query_decoder',
         )
         return decoder(queries, latents, is_training=is_training)[:, 0]
+
+
+@dataclasses.dataclass
+class FlowUpsample(hk.Module):
+    """Flow at full size from features of a coarse grid, by attention over 3x3 of its cells.
+
+    A Linear (`flow`) gives the flow of each cell. Each of a cell's pixels gets an average of the
+    flow of the cell and its eight neighbours, with weights of its own, the softmax of a Linear
+    (`weights`). Differs from RAFT's: a single Linear each, and beyond the border the flow goes on
+    as it is, instead of being zero.
+
+    Source: Perceiver IO, appendix H; Teed and Deng, RAFT, 2020, section 3.3.
+    """
+
+    factor: int = 4  # pixels of either side of a cell
+    zero_init_output: bool = False
+    name: str | None = None
+
+    def __call__(self, features: Array) -> Array:  # [B, h, w, C] -> [B, h factor, w factor, 2]
+        batch, rows, columns, _ = features.shape
+        w_init = jnp.zeros if self.zero_init_output else None
+        flow = Linear(2, w_init, name='flow')(features)
+        weights = Linear(9 * self.factor**2, name='weights')(features)
+        weights = weights.reshape(batch, rows, columns, self.factor, self.factor, 9)
+        around = jnp.pad(flow, ((0, 0), (1, 1), (1, 1), (0, 0)), mode='edge')
+        around = extract_patches(around, 3)[:, 1:-1, 1:-1].reshape(batch, rows, columns, 9, 2)
+        # Rows and columns of cells h, w; of pixels in a cell y, x; neighbours k.
+        flow = jnp.einsum('bhwyxk,bhwkc->bhywxc', jax.nn.softmax(weights), around)
+        return flow.reshape(batch, rows * self.factor, columns * self.factor, 2)
 
 
 def decode_in_chunks(

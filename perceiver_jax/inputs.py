@@ -182,21 +182,62 @@ class FlowInputs(hk.Module):
     """Two frames as one element per pixel: 3x3 patches of both, projected, and where they are.
 
     Only the contents are projected (`projection`), as in the release and Perceiver IO's table 6;
-    its appendix H reads as if the position encoding were too.
+    its appendix H reads as if the position encoding were too. The rows of its table 3: patches or
+    a small convolution that leaves a quarter of either side, and frames that are concatenated, or
+    separate elements with a position in time, those of the first frame before those of the second.
     """
 
     channels: int = 64
     patch_size: int = 3
     num_bands: int = 64
-    max_resolution: Sequence[int] = (368, 496)
+    max_resolution: Sequence[int] = (368, 496)  # per axis; three with separate frames, time first
+    contents: str = 'patches'  # or 'conv7x7'
+    concatenate_frames: bool = True
+    batch_norm_axis: str | None = None  # the mapped axis of `jax.pmap`, to normalise across it
     name: str | None = None
 
-    def __call__(self, frames: Array) -> Array:  # [B, 2, height, width, 3] -> [B, M, C]
+    def __post_init__(self):
+        super().__post_init__()
+        if self.contents not in ('patches', 'conv7x7'):
+            raise ValueError(f"contents must be 'patches' or 'conv7x7', not {self.contents!r}.")
+        if len(self.max_resolution) != (2 if self.concatenate_frames else 3):
+            raise ValueError(
+                'max_resolution has an entry for height and width, and one before for time where '
+                f'frames are separate; got {tuple(self.max_resolution)}.'
+            )
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the elements of a frame, or of both where they are concatenated."""
+        shrink = 4 if self.contents == 'conv7x7' else 1
+        return -(-height // shrink), -(-width // shrink)
+
+    def __call__(
+        self,
+        frames: Array,  # [B, 2, height, width, 3]
+        *,
+        is_training: bool,
+    ) -> Array:  # [B, M, C]
         if frames.ndim != 5 or frames.shape[1] != 2:
             raise ValueError(f'Frames are [B, 2, height, width, channels]; got {frames.shape}.')
-        patches = [extract_patches(frames[:, i], self.patch_size) for i in range(2)]
-        contents = Linear(self.channels, name='projection')(jnp.concatenate(patches, axis=-1))
-        grid = frames.shape[2:4]
+        batch, _, height, width, channels = frames.shape
+        grid = self.grid(height, width)
+        if not self.concatenate_frames:
+            grid = (2, *grid)
+
+        def join(x):  # [2 B, ..., C] -> [B, ..., 2 C] where frames are concatenated
+            if not self.concatenate_frames:
+                return x
+            x = x.reshape(batch, 2, *x.shape[1:])
+            return jnp.concatenate([x[:, 0], x[:, 1]], axis=-1)
+
+        images = frames.reshape(2 * batch, height, width, channels)
+        if self.contents == 'conv7x7':
+            extract = ConvDownsample(self.channels, self.batch_norm_axis, name='conv7x7')
+            contents = extract(join(images), is_training=is_training)
+        else:
+            patches = extract_patches(images, self.patch_size)
+            contents = Linear(self.channels, name='projection')(join(patches))
+        contents = contents.reshape(batch, -1, self.channels)
         return with_positions(
             contents, grid_fourier_features(grid, self.num_bands, self.max_resolution)
         )

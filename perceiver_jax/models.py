@@ -16,6 +16,7 @@ from perceiver_jax.attention import Linear
 from perceiver_jax.decoder import (
     AverageDecoder,
     ClassQueryDecoder,
+    FlowUpsample,
     QueryDecoder,
     decode_in_chunks,
 )
@@ -141,25 +142,31 @@ def optical_flow(
     inputs: Mapping[str, Any],
     encoder: Mapping[str, Any],
     decoder: Mapping[str, Any],
+    upsampling: Mapping[str, Any] | None = None,
     output_divisor: float = 100.0,
     flow_scale: float = 20.0,
     dtype: str = 'float32',
     implementation: str = 'auto',
+    batch_norm_axis: str | None = None,
 ) -> Array:
     """Estimates optical flow: where each pixel of the first frame is in the second.
 
-    The output queries are the input elements themselves, those of both frames.
+    The output queries are the input elements themselves, those of both frames; where frames are
+    separate elements, those of the first.
 
     Args:
       frames: `[B, 2, height, width, 3]` in [-1, 1].
-      is_training: Whether dropout is applied.
+      is_training: Whether batch statistics are used and dropout is applied.
       inputs: Fields of `FlowInputs`.
       encoder: Fields of `Encoder`.
       decoder: Fields of `QueryDecoder`.
+      upsampling: Fields of `FlowUpsample`, for inputs that a convolution makes smaller: it takes
+        as many channels from the decoder as the contents of an input element have.
       output_divisor: What the network's output is divided by.
       flow_scale: Pixels of one unit of the divided output: training targets are flow / 20.
       dtype: Precision of the computation.
       implementation: Of `attend`, everywhere.
+      batch_norm_axis: Under `jax.pmap`, the mapped axis that batch statistics are taken across.
 
     Returns:
       `[B, height, width, 2]` float32: (u, v), to the right and down, in pixels of the frames.
@@ -170,13 +177,26 @@ def optical_flow(
     Source: Perceiver IO, section 4.2 and appendix H; scales and queries of DeepMind's release.
     """
     _check_dtype(dtype)
-    elements = FlowInputs(**inputs, name='inputs')(frames.astype(dtype))  # [B, M, C]
+    read = FlowInputs(**inputs, batch_norm_axis=batch_norm_axis, name='inputs')
+    if (upsampling is None) != (read.contents == 'patches'):
+        raise ValueError(
+            f'upsampling goes with contents that are downsampled, not {read.contents!r} '
+            f'with {upsampling}.'
+        )
+    elements = read(frames.astype(dtype), is_training=is_training)  # [B, M, C]
     latents = Encoder(**encoder, implementation=implementation, name='encoder')(
         elements, is_training=is_training
     )  # [B, N, D]
-    decode = QueryDecoder(2, **decoder, implementation=implementation, name='decoder')
-    flow = decode(elements, latents, is_training=is_training)  # [B, M, 2]
-    return flow.reshape(frames.shape[0], *frames.shape[2:4], 2) / output_divisor * flow_scale
+    batch, _, height, width, _ = frames.shape
+    rows, columns = read.grid(height, width)
+    queries = elements[:, : rows * columns]
+    channels = 2 if upsampling is None else read.channels
+    decode = QueryDecoder(channels, **decoder, implementation=implementation, name='decoder')
+    flow = decode(queries, latents, is_training=is_training)  # [B, rows * columns, channels]
+    flow = flow.reshape(batch, rows, columns, channels)
+    if upsampling is not None:
+        flow = FlowUpsample(**upsampling, name='upsampling')(flow)[:, :height, :width]
+    return flow / output_divisor * flow_scale
 
 
 def masked_language_model(

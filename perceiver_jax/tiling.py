@@ -7,7 +7,10 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 
 def even_tiles(size: int, tile: int, min_overlap: int = 20) -> list[int]:
@@ -45,6 +48,83 @@ def _check_sizes(size: int, tile: int, min_overlap: int):
         )
 
 
+def tile_corners(
+    size: Sequence[int], tile: Sequence[int], placement: str = 'even', min_overlap: int = 20
+) -> list[tuple[int, int]]:
+    """Returns (top, left) of the tiles that cover a frame, row by row.
+
+    Args:
+      size: (height, width) of the frame, at least those of a tile.
+      tile: (height, width).
+      placement: 'even' (the paper) or 'deepmind' (the released notebook).
+      min_overlap: of neighbouring tiles, in pixels.
+
+    Raises:
+      ValueError: an unknown placement, or sizes that do not fit.
+    """
+    placements = {'even': even_tiles, 'deepmind': deepmind_tiles}
+    if placement not in placements:
+        raise ValueError(f'placement must be one of {[*placements]}, got {placement!r}')
+    axes = zip(size, tile, strict=True)
+    return [*itertools.product(*(placements[placement](n, t, min_overlap) for n, t in axes))]
+
+
+def flow_of_tiles(
+    function: Callable[[Array], Array],
+    frames: Array,
+    corners: Array,
+    is_tile: Array,
+    tile: tuple[int, int],
+    tiles_at_once: int = 1,
+) -> Array:
+    """Returns the flow of a batch of frames from that of their tiles, inside a compiled function.
+
+    It gives what `tiled` gives. Where the tiles are is data: frames of several sizes, filled up
+    to one, go through one compiled function.
+
+    Args:
+      function: frames [B * tiles_at_once, 2, h, w, 3] -> flow [B * tiles_at_once, h, w, 2].
+      frames: [B, 2, H, W, 3], at least as large as a tile.
+      corners: [B, T, 2] integers, top and left of each frame's tiles.
+      is_tile: bool [B, T], false for tiles that do not count.
+      tile: (h, w), pixels.
+      tiles_at_once: of each frame; more take more memory.
+
+    Returns:
+      flow float32 [B, H, W, 2]; 0 where there is no tile.
+    """
+    batch, _, *size, channels = frames.shape
+    missing = -corners.shape[1] % tiles_at_once
+    corners = jnp.pad(corners, ((0, 0), (0, missing), (0, 0)), mode='edge')
+    is_tile = jnp.pad(is_tile, ((0, 0), (0, missing)))
+    weights = jnp.asarray(_distance_to_edge(*tile)[..., None], jnp.float32)
+
+    def in_groups(x):  # [B, T, ...] -> [groups, B, tiles_at_once, ...]
+        return jnp.moveaxis(x.reshape(batch, -1, tiles_at_once, *x.shape[2:]), 1, 0)
+
+    def cut(frames, corner):  # [2, H, W, 3], [2] -> [2, h, w, 3]
+        return jax.lax.dynamic_slice(frames, (0, *corner, 0), (2, *tile, channels))
+
+    def add(total, part, corner):  # [H, W, C], [h, w, C], [2]
+        start = (*corner, 0)
+        before = jax.lax.dynamic_slice(total, start, part.shape)
+        return jax.lax.dynamic_update_slice(total, before + part, start)
+
+    def add_group(total, group):  # total [B, H, W, 3]: u, v and the weights
+        corners, counts = group
+        tiles = jax.vmap(jax.vmap(cut, (None, 0)))(frames, corners)
+        flow = function(tiles.reshape(-1, *tiles.shape[2:])).reshape(*tiles.shape[:2], *tile, 2)
+        ones = jnp.ones((*flow.shape[:-1], 1), flow.dtype)
+        parts = jnp.concatenate([flow, ones], -1) * weights * counts[..., None, None, None]
+        for i in range(tiles_at_once):
+            total = jax.vmap(add)(total, parts[:, i], corners[:, i])
+        return total, None
+
+    total = jnp.zeros((batch, *size, 3), jnp.float32)
+    total, _ = jax.lax.scan(add_group, total, (in_groups(corners), in_groups(is_tile)))
+    return total[..., :2] / jnp.maximum(total[..., 2:], 1)
+
+
 def tiled(
     function: Callable[[np.ndarray], np.ndarray],
     frames: np.ndarray,
@@ -75,9 +155,6 @@ def tiled(
     Raises:
       ValueError: if an argument is something else.
     """
-    placements = {'even': even_tiles, 'deepmind': deepmind_tiles}
-    if placement not in placements:
-        raise ValueError(f'placement must be one of {[*placements]}, got {placement!r}')
     if batch_size < 1:
         raise ValueError(f'batch_size must be at least 1, got {batch_size}')
     frames = np.asarray(frames)
@@ -91,9 +168,7 @@ def tiled(
     missing = [max(side - size, 0) for side, size in zip(tile, sizes, strict=True)]
     frames = np.pad(frames, ((0, 0), *((0, pixels) for pixels in missing), (0, 0)), mode='edge')
     height, width = tile
-    rows = placements[placement](frames.shape[1], height, min_overlap)
-    columns = placements[placement](frames.shape[2], width, min_overlap)
-    corners = list(itertools.product(rows, columns))
+    corners = tile_corners(frames.shape[1:3], tile, placement, min_overlap)
     batch_size = min(batch_size, len(corners))
 
     weights = _distance_to_edge(height, width)[..., None]

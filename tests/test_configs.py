@@ -1,6 +1,6 @@
 import pytest
 
-from configs import audioset, imagenet, modelnet40
+from configs import audioset, flow, imagenet, modelnet40
 
 ABLATIONS = (
     'perceiver,cross_attends=2,placement=start',
@@ -8,6 +8,7 @@ ABLATIONS = (
     'perceiver,cross_attends=12,self_attends=0,share=no',
     'io_learned,decoder=average',
 )
+FLOW_ABLATIONS = ('main,patch=1,frames=separate', 'conv,frames=separate', 'conv,size=small')
 
 
 @pytest.mark.parametrize(
@@ -15,7 +16,8 @@ ABLATIONS = (
     [(imagenet, x) for x in (*imagenet.VARIANTS, *ABLATIONS)]
     + [(modelnet40, x) for x in modelnet40.VARIANTS]
     + [(audioset, x) for x in (*audioset.VARIANTS, 'io_mel_video,decoder=average')]
-    + [(audioset, 'esc,input=raw_audio')],
+    + [(audioset, 'esc,input=raw_audio')]
+    + [(flow, x) for x in (*flow.VARIANTS, *FLOW_ABLATIONS)],
 )
 def test_configs_are_locked_and_of_plain_values(configs, variant):
     config = configs.get_config(variant)
@@ -31,8 +33,16 @@ def test_ablations_carry_their_rows_of_the_paper():
         == 0.394
     )
     assert imagenet.get_config('io_conv,decoder=average').paper.value == 0.774
+    assert flow.get_config('main').paper.value == 2.42
+    assert flow.get_config('conv,size=small').paper.epe.kitti2015 == 6.12
     # A combination that the paper does not list has no number.
     assert imagenet.get_config('perceiver,cross_attends=2,share=no').paper.value is None
+
+
+@pytest.mark.parametrize('variant', ['small,patch=1', 'main,size=small', 'conv,patch=1'])
+def test_options_of_another_variant_are_refused(variant):
+    with pytest.raises(ValueError, match='has no option'):
+        flow.get_config(variant)
 
 
 @pytest.mark.parametrize(

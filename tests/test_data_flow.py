@@ -1,185 +1,290 @@
-"""Files of flow byte by byte, and its colours."""
+"""Pairs of frames from archives laid out as the official ones, in small."""
 
+import pickle
 import struct
 
 import cv2
-import flow_vis
 import numpy as np
 import pytest
 
-from experiments.data import flow as files
+from experiments.data import flow_files
+from experiments.data.flow import Several, open_source, write_submission
+from experiments.data.pipeline import BrokenExample
 
+HEIGHT, WIDTH = 5, 7
 RNG = np.random.default_rng(0)
-FLOW = RNG.uniform(-400, 400, (5, 7, 2)).astype(np.float32)  # height 5, width 7
-VALID = RNG.random((5, 7)) < 0.7
-
-
-def test_flo_is_little_endian_row_by_row_u_then_v(tmp_path):
-    numbers = [1.5, -2.0, 3.25, 0.0, 1e10, 1e10]  # the third pixel is unknown
-    content = b'PIEH' + struct.pack('<2i6f', 3, 1, *numbers)
-    (tmp_path / 'a.flo').write_bytes(content)
-    flow, valid = files.read_flo(tmp_path / 'a.flo')
-    assert flow.dtype == np.float32
-    assert flow.tolist() == [[[1.5, -2.0], [3.25, 0.0], [0.0, 0.0]]]
-    assert valid.tolist() == [[True, True, False]]
-    files.write_flo(tmp_path / 'b.flo', flow, valid)
-    assert (tmp_path / 'b.flo').read_bytes() == content
-
-
-@pytest.mark.parametrize('unknown', [np.nan, np.inf, -2e9])
-def test_flo_is_unknown_where_either_component_is(tmp_path, unknown):
-    content = b'PIEH' + struct.pack('<2i4f', 1, 2, 4.0, unknown, 1e9, 6.0)
-    (tmp_path / 'a.flo').write_bytes(content)
-    flow, valid = files.read_flo(tmp_path / 'a.flo')
-    assert valid.tolist() == [[False], [True]]
-    assert flow.tolist() == [[[0, 0]], [[1e9, 6]]]
-
-
-def test_kitti_counts_64ths_of_a_pixel_from_32768(tmp_path):
-    values = np.array([[[1, 32768 - 64, 32768 + 96], [0, 32768, 32768], [7, 65535, 0]]], np.uint16)
-    cv2.imwrite(str(tmp_path / 'a.png'), values)  # OpenCV takes blue, green, red: validity, v, u
-    flow, valid = files.read_kitti_flow(tmp_path / 'a.png')
-    assert flow.dtype == np.float32
-    assert flow.tolist() == [[[1.5, -1.0], [0.0, 0.0], [-512.0, 511.984375]]]
-    assert valid.tolist() == [[True, False, True]]
-    files.write_kitti_flow(tmp_path / 'b.png', flow, valid)
-    values[..., 0] = valid
-    np.testing.assert_array_equal(cv2.imread(str(tmp_path / 'b.png'), -1), values)
-
-
-@pytest.mark.parametrize(
-    'write, name, error',
-    [(files.write_flo, 'a.flo', 0), (files.write_kitti_flow, 'a.PNG', 1 / 128)],
+FLOW = RNG.uniform(-9, 9, (HEIGHT, WIDTH, 2)).astype(np.float32)
+VALID = RNG.random((HEIGHT, WIDTH)) < 0.6
+FIRST, SECOND, THIRD = RNG.integers(0, 256, (3, HEIGHT, WIDTH, 3), dtype=np.uint8)
+SCENES = dict(
+    num_pairs=13,
+    num_evaluation_pairs=3,
+    frame_size=(HEIGHT, WIDTH),
+    num_shapes=(1, 2),
+    motion=2.0,
+    turn=1.0,
+    zoom=0.01,
+    perspective=0.01,
+    bend=0.5,
+    blur=0.5,
+    fog=0.5,
+    noise=0.01,
 )
-def test_what_is_written_is_read_by_its_name(tmp_path, write, name, error):
-    path = tmp_path / name
-    path.write_text('old')
-    write(path, FLOW, VALID)
-    flow, valid = files.read_flow(path)
-    np.testing.assert_array_equal(valid, VALID)
-    np.testing.assert_allclose(flow[VALID], FLOW[VALID], rtol=0, atol=error)
-    assert not flow[~VALID].any()
-    write(path, FLOW)
-    assert files.read_flow(str(path))[1].all()
-    assert list(tmp_path.iterdir()) == [path]
+
+
+def save(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image[..., ::-1] if image.ndim == 3 else image)
+
+
+def save_pfm(path, flow):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = np.dstack([flow, np.zeros(flow.shape[:2])])[::-1].astype('<f4')
+    path.write_bytes(f'PF\n{flow.shape[1]} {flow.shape[0]}\n-1\n'.encode() + rows.tobytes())
+
+
+def make_autoflow(root):
+    for part in ('static_40k_png_1_of_4', 'static_40k_png_2_of_4'):
+        table = root / 'autoflow' / part / 'table_0_batch_0' / '000001'
+        save(table / 'im0.png', FIRST)
+        save(table / 'im1.png', SECOND)
+        flow_files.write_flo(table / 'forward.flo', FLOW)
+
+
+def make_sintel(root):
+    part = root / 'sintel' / 'training'
+    for i, frame in enumerate((FIRST, SECOND, THIRD), 1):
+        save(part / 'clean' / 'alley_1' / f'frame_{i:04d}.png', frame)
+        save(part / 'final' / 'alley_1' / f'frame_{i:04d}.png', frame // 2)
+        save(root / 'sintel' / 'test' / 'final' / 'cave_3' / f'frame_{i:04d}.png', frame)
+        if i < 3:
+            flow_files.write_flo(part / 'flow' / 'alley_1' / f'frame_{i:04d}.flo', i * FLOW)
+    save(part / 'occlusions' / 'alley_1' / 'frame_0001.png', np.where(VALID, 0, 255))
+    save(part / 'invalid' / 'alley_1' / 'frame_0002.png', np.where(VALID, 0, 255))
+
+
+def make_kitti(root, kind='kitti2015', images='image_2', channels=3):
+    part = root / kind / 'training'
+    for i, frame in enumerate((FIRST, SECOND)):
+        frame = frame if channels == 3 else frame[..., 0]
+        save(part / images / f'000003_1{i}.png', frame)
+        save(root / kind / 'testing' / images / f'000000_1{i}.png', frame)
+    flow_files.write_kitti_flow(part / 'flow_occ' / '000003_10.png', FLOW, VALID)
+    shown = VALID & (FLOW[..., 0] > 0)
+    flow_files.write_kitti_flow(part / 'flow_noc' / '000003_10.png', FLOW, shown)
+
+
+def make_flyingchairs(root):
+    folder = root / 'flyingchairs' / 'FlyingChairs_release' / 'data'
+    for i in (1, 2, 3):
+        save(folder / f'0000{i}_img1.ppm', FIRST)
+        save(folder / f'0000{i}_img2.ppm', SECOND)
+        flow_files.write_flo(folder / f'0000{i}_flow.flo', i * FLOW)
+
+
+def make_flyingthings(root):
+    folder = root / 'flyingthings3d'
+    for i, frame in zip((6, 7), (FIRST, SECOND), strict=True):
+        save(folder / 'frames_cleanpass' / 'TRAIN' / 'A' / '0000' / 'left' / f'{i:04d}.png', frame)
+        for into, sign in (('Future', 1), ('Past', -1)):
+            flows = folder / 'optical_flow' / 'TRAIN' / 'A' / '0000' / f'into_{into.lower()}'
+            save_pfm(flows / 'left' / f'OpticalFlowInto{into}_{i:04d}_L.pfm', sign * i * FLOW)
+
+
+def make_middlebury(root):
+    for i, frame in ((10, FIRST), (11, SECOND)):
+        save(root / 'middlebury' / 'other-data' / 'RubberWhale' / f'frame{i}.png', frame)
+    folder = root / 'middlebury' / 'other-gt-flow' / 'RubberWhale'
+    folder.mkdir(parents=True)
+    flow_files.write_flo(folder / 'flow10.flo', FLOW, VALID)
+
+
+def check(example, frames, flow, valid=None):
+    np.testing.assert_array_equal(example['frames'], np.stack(frames))
+    valid = np.ones((HEIGHT, WIDTH), bool) if valid is None else valid
+    np.testing.assert_array_equal(example['valid'], valid)
+    np.testing.assert_allclose(example['flow'], flow * valid[..., None], rtol=0, atol=1 / 128)
+    assert example['frames'].dtype == np.uint8
+    assert example['flow'].dtype == np.float32
+
+
+def test_autoflow_is_every_part_once(tmp_path):
+    make_autoflow(tmp_path)
+    source = open_source('autoflow', tmp_path, 'train')
+    assert len(source) == 2
+    check(source[1], (FIRST, SECOND), FLOW)
+    assert source[1]['name'] == 'static_40k_png_2_of_4/table_0_batch_0/000001'
+    assert not source[1]['matched'].any() and not source[1]['unmatched'].any()
+    assert len(pickle.loads(pickle.dumps(source))) == 2
+
+
+def test_sintel_evaluates_all_pixels_and_trains_on_the_valid_ones(tmp_path):
+    make_sintel(tmp_path)
+    source = open_source('sintel_clean', tmp_path, 'evaluation')
+    assert [source[i]['name'] for i in range(2)] == ['alley_1/frame_0001', 'alley_1/frame_0002']
+    check(source[0], (FIRST, SECOND), FLOW)
+    np.testing.assert_array_equal(source[0]['matched'], VALID)
+    np.testing.assert_array_equal(source[0]['unmatched'], ~VALID)
+    check(source[1], (SECOND, THIRD), 2 * FLOW)
+    assert not source[1]['matched'].any()  # nothing is known of its occlusions
+    final = open_source('sintel_final', tmp_path, 'train')
+    check(final[1], (SECOND // 2, THIRD // 2), 2 * FLOW, VALID)
+
+
+def test_sintels_test_pairs_have_no_flow(tmp_path):
+    make_sintel(tmp_path)
+    source = open_source('sintel_final', tmp_path, 'test')
+    assert len(source) == 2
+    check(source[1], (SECOND, THIRD), FLOW, np.zeros((HEIGHT, WIDTH), bool))
+    file = write_submission(tmp_path / 'sent', 'sintel_final', source[1]['name'], FLOW)
+    assert file == tmp_path / 'sent' / 'final' / 'cave_3' / 'frame_0002.flo'
+    np.testing.assert_array_equal(flow_files.read_flow(file)[0], FLOW)
 
 
 @pytest.mark.parametrize(
-    'content, message',
+    'kind, images, channels, sent',
     [
-        (b'', "expected a .flo file, .* begins with b'', 0 bytes in all"),
-        (b'PIEH' + struct.pack('<i', 7), "begins with b'PIEH', 8 bytes in all"),
-        (struct.pack('>f2i', 202021.25, 7, 5) + bytes(280), "begins with b'HEIP'"),
-        (b'PIEH' + struct.pack('<2i', 7, 5) + bytes(279), 'expected 292 bytes for 7 x 5 .* 291'),
-        (b'PIEH' + struct.pack('<2i', 7, 5) + bytes(281), 'expected 292 bytes for 7 x 5 .* 293'),
-        (b'PIEH' + struct.pack('<2i', -7, -5) + bytes(280), 'expected .* for -7 x -5 pixels'),
-        (b'PIEH' + struct.pack('<2i', 0, 5), 'expected .* for 0 x 5 pixels'),
+        ('kitti2015', 'image_2', 3, 'flow/000000_10.png'),
+        ('kitti2012', 'colored_0', 3, '000000_10.png'),
+        ('kitti2012', 'image_0', 1, '000000_10.png'),
     ],
 )
-def test_no_flo_file_is_an_error(tmp_path, content, message):
-    (tmp_path / 'a.flo').write_bytes(content)
-    with pytest.raises(ValueError, match=f'a.flo: .*{message}'):
-        files.read_flow(tmp_path / 'a.flo')
+def test_kitti_knows_what_the_second_frame_shows(tmp_path, kind, images, channels, sent):
+    make_kitti(tmp_path, kind, images, channels)
+    source = open_source(kind, tmp_path, 'evaluation')
+    frames = FIRST, SECOND
+    if channels == 1:
+        frames = [np.repeat(x[..., :1], 3, -1) for x in frames]
+    assert len(source) == 1
+    check(source[0], frames, FLOW, VALID)
+    np.testing.assert_array_equal(source[0]['matched'], VALID & (FLOW[..., 0] > 0))
+    np.testing.assert_array_equal(source[0]['unmatched'], VALID & (FLOW[..., 0] <= 0))
+    tested = open_source(kind, tmp_path, 'test')
+    assert [tested[i]['name'] for i in range(len(tested))] == ['000000_10']
+    file = write_submission(tmp_path / 'sent', kind, '000000_10', 1000 * FLOW)
+    assert file.relative_to(tmp_path / 'sent').as_posix() == sent
+    flow, valid = flow_files.read_flow(file)
+    np.testing.assert_allclose(flow, np.clip(1000 * FLOW, -512, 511.984375), atol=1 / 128)
+    assert valid.all()
 
 
-def png(values):
-    return cv2.imencode('.png', values)[1].tobytes()
+def test_flyingchairs_split_by_their_list(tmp_path):
+    make_flyingchairs(tmp_path)
+    assert len(open_source('flyingchairs', tmp_path, 'evaluation')) == 3
+    table = tmp_path / 'flyingchairs' / 'FlyingChairs_train_val.txt'
+    table.write_text('1\n2\n1\n')
+    source = open_source('flyingchairs', tmp_path, 'train')
+    check(source[1], (FIRST, SECOND), 3 * FLOW)
+    check(open_source('flyingchairs', tmp_path, 'evaluation')[0], (FIRST, SECOND), 2 * FLOW)
+    table.write_text('1\n2\n')
+    with pytest.raises(ValueError, match='train_val.txt: expected .* each of 3 pairs, got 2'):
+        open_source('flyingchairs', tmp_path, 'train')
+
+
+def test_flyingthings_go_into_future_and_past(tmp_path):
+    make_flyingthings(tmp_path)
+    source = open_source('flyingthings_clean', tmp_path, 'train')
+    assert len(source) == 2  # of the first frame into the future, of the last one into the past
+    check(source[0], (FIRST, SECOND), 6 * FLOW)
+    check(source[1], (SECOND, FIRST), -7 * FLOW)
+    assert source[0]['name'] == 'TRAIN/A/0000/into_future/left/OpticalFlowIntoFuture_0006_L'
+    with pytest.raises(ValueError, match='has no pairs .* flyingthings_clean, evaluation'):
+        open_source('flyingthings_clean', tmp_path, 'evaluation')
+
+
+def test_middlebury(tmp_path):
+    make_middlebury(tmp_path)
+    source = open_source('middlebury', tmp_path, 'evaluation')
+    check(source[0], (FIRST, SECOND), FLOW, VALID)
+    assert source[0]['name'] == 'RubberWhale'
+
+
+def test_any_folder_of_pairs_in_any_format(tmp_path):
+    folder = tmp_path / 'pairs' / 'mine'
+    save(folder / 'a_img1.png', FIRST)
+    save(folder / 'a_img2.ppm', SECOND)
+    flow_files.write_kitti_flow(folder / 'a_flow.png', FLOW, VALID)
+    source = open_source('pairs', tmp_path, 'train')
+    check(source[0], (FIRST, SECOND), FLOW, VALID)
+    assert source[0]['name'] == 'mine/a'
+    (folder / 'a_img2.ppm').unlink()
+    with pytest.raises(ValueError, match=r'mine/a_img2 is missing: .* endings'):
+        open_source('pairs', tmp_path, 'train')
+
+
+def test_several_sources_are_one(tmp_path):
+    make_sintel(tmp_path)
+    make_kitti(tmp_path)
+    kinds = ('sintel_clean', 'kitti2015', 'sintel_final')
+    source = Several([open_source(kind, tmp_path, 'evaluation') for kind in kinds])
+    assert [int(source[i]['data']) for i in range(len(source))] == [0, 0, 1, 2, 2]
+    check(source[2], (FIRST, SECOND), FLOW, VALID)
+    check(source[4], (SECOND // 2, THIRD // 2), 2 * FLOW)
+
+
+def test_scenes_come_by_split():
+    source = open_source('scenes', '', 'evaluation', SCENES)
+    assert (len(source), source[0]['name']) == (3, 'evaluation_000000')
+    assert len(open_source('scenes', '', 'train', SCENES)) == 13
 
 
 @pytest.mark.parametrize(
-    'content, message',
+    'break_it, message',
     [
-        (b'', 'expected a 16-bit PNG, got no whole image'),
-        (b'PIEH', 'expected a 16-bit PNG, got no whole image'),
-        (png(RNG.integers(0, 9, (50, 70, 3)).astype(np.uint16))[:-900], 'got no whole image'),
-        (png(np.zeros((5, 7, 3), np.uint8)), '3 channels of 16 bits, got 3 of 8'),
-        (png(np.zeros((5, 7), np.uint16)), '3 channels of 16 bits, got 1 of 16'),
-        (png(np.zeros((5, 7, 4), np.uint16)), '3 channels of 16 bits, got 4 of 16'),
-    ],
-)
-def test_no_kitti_file_is_an_error(tmp_path, content, message):
-    (tmp_path / 'a.png').write_bytes(content)
-    with pytest.raises(ValueError, match=f'a.png: .*{message}'):
-        files.read_flow(tmp_path / 'a.png')
-
-
-def test_a_name_of_neither_kind_is_an_error():
-    with pytest.raises(ValueError, match=r"a\.pfm: expected .* in \.flo or KITTI's \.png"):
-        files.read_flow('a.pfm')
-
-
-@pytest.mark.parametrize(
-    'write, changed, message',
-    [
+        (lambda x: (x / 'clean/alley_1/frame_0002.png').write_bytes(b'PNG'), 'frame_0002.png: 3'),
         (
-            files.write_flo,
-            2e9,
-            r'a: expected flow in -1e\+09..1e\+09 pixels, got 2e\+09 and 2 more',
+            lambda x: save(x / 'clean/alley_1/frame_0002.png', FIRST[1:]),
+            'frame_0002.png: expected 7 x 5 pixels as in its first frame, got 7 x 4',
         ),
-        (files.write_flo, np.nan, 'got nan and 2 more'),
-        (files.write_kitti_flow, 511.99, 'a: expected flow in -512..511.984 pixels, got 511.99'),
-        (files.write_kitti_flow, -512.01, 'got -512.01'),
-        (files.write_kitti_flow, np.inf, 'got inf'),
-        (lambda path, *flow: files.flow_picture(*flow), np.nan, 'flow_picture: .* got nan'),
+        (
+            lambda x: (x / 'flow/alley_1/frame_0001.flo').write_bytes(b'PIEH'),
+            'frame_0001.flo: expected a .flo file',
+        ),
+        (
+            lambda x: flow_files.write_flo(x / 'flow/alley_1/frame_0001.flo', FLOW[:, 1:]),
+            'frame_0001.flo: expected 7 x 5 pixels .*, got 6 x 5',
+        ),
+        (
+            lambda x: (x / 'flow/alley_1/frame_0001.flo').write_bytes(
+                b'PIEH' + struct.pack('<2i', WIDTH, HEIGHT) + FLOW.tobytes()[:-1]
+            ),
+            'frame_0001.flo: expected 292 bytes',
+        ),
+        (
+            lambda x: save(x / 'occlusions/alley_1/frame_0001.png', FIRST[:, 1:]),
+            'occlusions/alley_1/frame_0001.png: expected 7 x 5 .* got 6 x 5',
+        ),
     ],
 )
-def test_valid_flow_out_of_range_is_an_error(tmp_path, write, changed, message):
-    flow = FLOW.copy()
-    flow[0, :3, 1] = changed
-    with pytest.raises(ValueError, match=message):
-        write(tmp_path / 'a', flow)
-    assert list(tmp_path.iterdir()) == []
-    flow[2, 2], valid = 1, np.ones((5, 7), bool)
-    valid[0, :3] = False
-    write(tmp_path / 'a', flow, valid)  # elsewhere it does not matter
+def test_a_broken_file_names_itself(tmp_path, break_it, message):
+    make_sintel(tmp_path)
+    source = open_source('sintel_clean', tmp_path, 'evaluation')
+    break_it(tmp_path / 'sintel' / 'training')
+    with pytest.raises(BrokenExample, match=message):
+        source[0]
 
 
-@pytest.mark.parametrize(
-    'flow, valid, message',
-    [
-        (FLOW[..., :1], None, r'flow is \[height, width, 2\], got \(5, 7, 1\)'),
-        (FLOW[None], None, r'got \(1, 5, 7, 2\)'),
-        (FLOW[:0], None, r'got \(0, 7, 2\)'),
-        (FLOW, VALID.T, r'validity is bool \(5, 7\), got bool \(7, 5\)'),
-        (FLOW, VALID.astype(int), r'got int64 \(5, 7\)'),
-    ],
-)
-def test_shapes_that_do_not_fit_are_errors(tmp_path, flow, valid, message):
-    for write in (files.write_flo, files.write_kitti_flow):
-        with pytest.raises(ValueError, match=message):
-            write(tmp_path / 'a', flow, valid)
-    with pytest.raises(ValueError, match=message):
-        files.flow_picture(flow, valid)
-    assert list(tmp_path.iterdir()) == []
+def test_a_file_that_went_away_names_itself(tmp_path):
+    make_kitti(tmp_path)
+    source = open_source('kitti2015', tmp_path, 'evaluation')
+    (tmp_path / 'kitti2015/training/flow_occ/000003_10.png').unlink()
+    with pytest.raises(BrokenExample, match='flow_occ/000003_10.png: No such file'):
+        source[0]
 
 
-def test_the_colours_are_middleburys():
-    difference = files.flow_picture(FLOW).astype(int) - flow_vis.flow_to_color(FLOW)
-    assert np.abs(difference).max() <= 1  # flow_vis divides by a little more than the longest
-    compass = np.array([[[7, 0], [0, 7], [-7, 0], [0, -7], [0, 0]]])  # right, down, left, up
-    assert files.flow_picture(compass)[0].tolist() == [
-        [255, 0, 0],
-        [255, 229, 0],
-        [0, 209, 255],
-        [88, 0, 255],
-        [255, 255, 255],
-    ]
-
-
-def test_length_saturates_up_to_the_largest():
-    right = np.array([[[5.5, 0], [11, 0], [22, 0]]])
-    assert files.flow_picture(right, largest=11)[0].tolist() == [
-        [255, 127, 127],
-        [255, 0, 0],
-        [255, 0, 0],
-    ]
-    assert files.flow_picture(right)[0, 1].tolist() == [255, 127, 127]
-    assert (files.flow_picture(0 * right) == 255).all()
-    with pytest.raises(ValueError, match='largest: expected a positive length in pixels, got 0'):
-        files.flow_picture(right, largest=0)
-
-
-def test_invalid_pixels_are_black_and_scale_nothing():
-    flow = np.array([[[3.0, 0], [1e10, np.nan]]])
-    valid = np.array([[True, False]])
-    assert files.flow_picture(flow, valid)[0].tolist() == [[255, 0, 0], [0, 0, 0]]
+def test_what_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="flow data must be one of .*'scenes'.*, got 'sintel'"):
+        open_source('sintel', tmp_path, 'train')
+    with pytest.raises(ValueError, match=r"split must be one of .*, got 'validation'"):
+        open_source('autoflow', tmp_path, 'validation')
+    with pytest.raises(ValueError, match="'autoflow' lies in .*/autoflow, and there is no such"):
+        open_source('autoflow', tmp_path, 'train')
+    (tmp_path / 'autoflow').mkdir()
+    with pytest.raises(ValueError, match='/autoflow has no pairs of frames laid out as those of'):
+        open_source('autoflow', tmp_path, 'train')
+    make_sintel(tmp_path)
+    (tmp_path / 'sintel/training/flow/alley_1/frame_0002.flo').unlink()
+    with pytest.raises(ValueError, match='flow/alley_1/frame_0002 is missing'):
+        open_source('sintel_clean', tmp_path, 'evaluation')
+    with pytest.raises(ValueError, match="flow is submitted for .*, not for 'middlebury'"):
+        write_submission(tmp_path, 'middlebury', 'RubberWhale', FLOW)

@@ -8,6 +8,7 @@ from perceiver_jax.attention import record_attention
 from perceiver_jax.decoder import (
     AverageDecoder,
     ClassQueryDecoder,
+    FlowUpsample,
     QueryDecoder,
     decode_in_chunks,
 )
@@ -99,3 +100,19 @@ def test_chunks_decode_to_the_same(chunk_size):
     outputs, weights = model.apply(params, None, LATENTS, chunk_size)
     assert len(weights) == (chunk_size in (3, 7, None))  # nothing of a loop's iterations
     np.testing.assert_allclose(outputs, whole, atol=1e-5)
+
+
+def test_flow_is_upsampled_by_weights_over_nine_cells():
+    features = np.random.default_rng(0).normal(size=(2, 3, 5, 7)).astype(np.float32)
+    model = hk.transform(lambda x: FlowUpsample(2, name='upsampling')(x))
+    params = model.init(jax.random.key(0), features)
+    full = model.apply(params, None, features)
+    assert full.shape == (2, 6, 10, 2)
+    w = {name: params[f'upsampling/{name}']['w'] for name in ('flow', 'weights')}
+    flow = np.pad(features @ w['flow'], ((0, 0), (1, 1), (1, 1), (0, 0)), mode='edge')
+    logits = (features @ w['weights']).reshape(2, 3, 5, 2, 2, 9)
+    for row, column, y, x in ((0, 0, 0, 1), (1, 3, 1, 0), (2, 4, 1, 1)):
+        weights = np.exp(logits[1, row, column, y, x])
+        around = flow[1, row : row + 3, column : column + 3].reshape(9, 2)
+        expected = (weights / weights.sum()) @ around
+        np.testing.assert_allclose(full[1, 2 * row + y, 2 * column + x], expected, rtol=1e-4)

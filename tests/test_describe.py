@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import audioset, imagenet, modelnet40
+from configs import audioset, flow, imagenet, modelnet40
 from experiments.describe import count_flops
 from experiments.tasks import TASKS
 
@@ -64,7 +64,21 @@ MODELNET40 = {
     'small': ([512, 99], 466_218, 101_464_064),
     'demo': ([256, 99], 232_972, 47_083_392),
 }
-TABLES = ((imagenet, IMAGENET), (audioset, AUDIOSET), (modelnet40, MODELNET40))
+FLOW = {
+    'main': ([182528, 322], 41_057_134, 1_886_745_225_216),
+    'main,frames=separate': ([365056, 451], 41_720_272, 3_096_973_817_856),
+    'main,patch=1': ([182528, 322], 41_054_062, 1_885_623_773_184),
+    'main,patch=1,frames=separate': ([365056, 451], 41_718_736, 3_095_852_365_824),
+    'conv': ([11408, 322], 41_102_074, 463_756_572_160),
+    'conv,frames=separate': ([22816, 451], 41_765_530, 540_085_590_208),
+    'conv,size=small': ([11408, 322], 27_953_914, 147_085_440_512),
+}
+TABLES = (
+    (imagenet, IMAGENET),
+    (audioset, AUDIOSET),
+    (modelnet40, MODELNET40),
+    (flow, FLOW),
+)
 EXPECTED = {
     (configs, variant): sizes for configs, variants in TABLES for variant, sizes in variants.items()
 }
@@ -74,6 +88,8 @@ KNOWN_DIFFERENCES = {
     ('io_learned', 'flops'): 'those of io_fourier',
     ('io_learned,decoder=average', 'flops'): 'those of io_fourier',
     ('io_mel_video', 'parameters'): '1.6M more, which no part of the model accounts for',
+    ('main', 'parameters'): 'of 16 self-attends and 1,024 latents',
+    ('main', 'flops'): 'of 16 self-attends and 1,024 latents',
 }
 
 
@@ -99,6 +115,19 @@ def test_every_row_of_the_papers_tables_is_built():
     }
     tables = [x for configs in (imagenet, audioset) for x in (configs.ICML, configs.IO)]
     assert {(source, value) for table in tables for source, value, *_ in table.values()} <= rows
+
+
+def test_the_papers_figure_for_flow_is_that_of_fewer_latents_and_layers():
+    config = flow.get_config('main').unlock()
+    config.model.encoder.update(num_latents=1024, num_self_attends_per_block=16)
+    description = TASKS[config.task](config).describe()
+    assert description['parameters'] == pytest.approx(config.paper.parameters, rel=0.001)
+    assert description['forward_flops'] == pytest.approx(config.paper.flops, rel=0.002)
+
+
+def test_every_row_of_the_flow_table_is_built():
+    rows = [flow.get_config(variant).paper.epe.to_dict() for variant in FLOW]
+    assert rows == [*flow.EPE.values()]
 
 
 def test_flops_of_products_convolutions_and_loops():

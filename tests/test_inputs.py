@@ -216,7 +216,7 @@ def test_flow_inputs_project_the_patches_of_both_frames():
     frames = np.random.default_rng(0).normal(size=(2, 2, 7, 5, 3)).astype(np.float32)
 
     def forward(x):
-        return FlowInputs(channels=11, name='inputs', **FOURIER)(x)
+        return FlowInputs(channels=11, name='inputs', **FOURIER)(x, is_training=False)
 
     model = hk.transform(forward)
     params = model.init(jax.random.key(0), frames)
@@ -228,6 +228,52 @@ def test_flow_inputs_project_the_patches_of_both_frames():
     np.testing.assert_allclose(elements[1, 2 * 5 + 4, :11], expected, atol=1e-5)
     with pytest.raises(ValueError, match=r'\[B, 2, height, width, channels\]; got \(2, 7, 5, 3\)'):
         model.apply(params, None, frames[:, 0])
+
+
+def flow_elements(frames, **fields):
+    def forward(x):
+        return FlowInputs(channels=11, num_bands=2, name='inputs', **fields)(x, is_training=False)
+
+    model = hk.transform_with_state(forward)
+    params, state = model.init(jax.random.key(0), frames)
+    return model.apply(params, state, None, frames)[0], params
+
+
+@pytest.mark.parametrize('contents', ['patches', 'conv7x7'])
+def test_separate_frames_come_one_after_the_other_with_their_time(contents):
+    frames = np.random.default_rng(0).normal(size=(2, 2, 7, 5, 3)).astype(np.float32)
+    grid = (7, 5) if contents == 'patches' else (2, 2)
+    fields = dict(contents=contents, concatenate_frames=False, max_resolution=(2, *grid))
+    elements, _ = flow_elements(frames, **fields)
+    count = grid[0] * grid[1]
+    assert elements.shape == (2, 2 * count, 11 + 3 * 5)
+    np.testing.assert_array_equal(elements[0, :count, 11], np.full(count, -1))  # raw time
+    np.testing.assert_array_equal(elements[0, count:, 11], np.full(count, 1))
+    # The second frame as the first one has the same contents.
+    swapped, _ = flow_elements(frames[:, ::-1], **fields)
+    np.testing.assert_allclose(swapped[:, :count, :11], elements[:, count:, :11], atol=1e-6)
+    positions = fourier_features(grid_positions((2, *grid)), 2, (2, *grid))
+    np.testing.assert_allclose(elements[1, :, 11:], positions.reshape(-1, 15), atol=1e-6)
+
+
+def test_flow_inputs_through_a_convolution_are_a_quarter_of_either_side():
+    frames = np.random.default_rng(0).normal(size=(2, 2, 13, 8, 3)).astype(np.float32)
+    elements, params = flow_elements(frames, contents='conv7x7', max_resolution=(4, 2))
+    assert elements.shape == (2, 4 * 2, 11 + 2 * 5)
+    assert params['inputs/conv7x7']['w'].shape == (7, 7, 6, 11)
+
+
+@pytest.mark.parametrize(
+    'fields, message',
+    [
+        (dict(contents='pixels'), "must be 'patches' or 'conv7x7', not 'pixels'"),
+        (dict(max_resolution=(2, 3, 4)), r'has an entry for height and width.* \(2, 3, 4\)'),
+        (dict(concatenate_frames=False), r'where frames are separate; got \(368, 496\)'),
+    ],
+)
+def test_flow_inputs_that_mean_nothing_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        flow_elements(np.zeros((1, 2, 3, 3, 3)), **fields)
 
 
 def test_text_inputs_add_positions_to_embeddings():

@@ -111,6 +111,83 @@ def test_flow_starts_at_zero_and_runs_at_any_size():
     np.testing.assert_allclose(wider, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize('frames_are', ['concatenated', 'separate'])
+def test_flow_by_convolution_is_upsampled_to_any_size(frames_are):
+    separate = frames_are == 'separate'
+    inputs = dict(
+        contents='conv7x7',
+        concatenate_frames=not separate,
+        channels=5,
+        num_bands=2,
+        max_resolution=(2, 3, 4) if separate else (3, 4),
+    )
+    model = hk.transform_with_state(
+        lambda frames, is_training=False: optical_flow(
+            frames,
+            is_training=is_training,
+            inputs=inputs,
+            encoder=ENCODER,
+            decoder=dict(use_query_residual=False),
+            upsampling=dict(factor=4, zero_init_output=True),
+        )
+    )
+    frames = np.random.default_rng(0).normal(size=(2, 2, 11, 13, 3)).astype(np.float32)
+    params, state = jax.jit(model.init)(jax.random.key(0), frames)
+    apply = jax.jit(model.apply, static_argnames='is_training')
+    kernel = params['inputs/conv7x7']['w']
+    assert kernel.shape == (7, 7, 3 if separate else 6, 5)
+    flow, _ = apply(params, state, None, frames)
+    np.testing.assert_array_equal(flow, np.zeros((2, 11, 13, 2)))
+    params['upsampling/flow']['b'] += np.array([100.0, -5.0])  # the weights add up to 1
+    flow, new_state = apply(params, state, None, frames, is_training=True)
+    np.testing.assert_allclose(flow, np.broadcast_to([20.0, -1.0], (2, 11, 13, 2)), rtol=1e-5)
+    assert new_state['inputs/conv7x7/batch_norm']['counter'] == 1
+
+
+@pytest.mark.parametrize(
+    'inputs, upsampling', [(dict(contents='conv7x7'), None), ({}, dict(factor=4))]
+)
+def test_flow_is_upsampled_where_it_was_downsampled(inputs, upsampling):
+    model = hk.transform_with_state(
+        lambda x: optical_flow(
+            x,
+            is_training=False,
+            inputs=inputs,
+            encoder=ENCODER,
+            decoder={},
+            upsampling=upsampling,
+        )
+    )
+    with pytest.raises(ValueError, match='upsampling goes with contents that are downsampled'):
+        jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 2, 8, 8, 3), np.float32))
+
+
+def test_separate_frames_are_told_apart_by_time_alone():
+    """Two frames that are swapped, with the positions in time swapped, are the same inputs."""
+    model = jitted(
+        lambda frames: optical_flow(
+            frames,
+            is_training=False,
+            inputs=dict(
+                channels=5, num_bands=2, max_resolution=(2, 5, 7), concatenate_frames=False
+            ),
+            encoder=ENCODER,
+            decoder=dict(use_query_residual=False),
+        )
+    )
+    frames = np.random.default_rng(0).normal(size=(1, 2, 5, 7, 3)).astype(np.float32)
+    params = model.init(jax.random.key(0), frames)
+    assert params['inputs/projection']['w'].shape == (27, 5)
+    flow = model.apply(params, None, frames)
+    assert flow.shape == (1, 5, 7, 2)
+    swapped = model.apply(params, None, frames[:, ::-1])
+    assert np.abs(flow - swapped).max() > 1e-4
+    same = np.stack([frames[:, 0]] * 2, axis=1)
+    np.testing.assert_allclose(
+        model.apply(params, None, same), model.apply(params, None, same[:, ::-1])
+    )
+
+
 LANGUAGE = dict(
     inputs=dict(vocabulary_size=11, channels=6, max_length=13),
     encoder=ENCODER,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import pictures
-from experiments.data.flow import flow_picture
+from experiments.data.flow_files import flow_picture
 
 RNG = np.random.default_rng(0)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from experiments import predict
-from experiments.data.flow import read_flo, read_kitti_flow, write_flo
+from experiments.data.flow_files import read_flo, read_kitti_flow, write_flo
 from perceiver_jax.front_ends import MASK, prepare_image, read_video, write_clip
 from perceiver_jax.pretrained import Pretrained
 

@@ -1,7 +1,15 @@
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perceiver_jax.tiling import deepmind_tiles, even_tiles, tiled
+from perceiver_jax.tiling import (
+    deepmind_tiles,
+    even_tiles,
+    flow_of_tiles,
+    tile_corners,
+    tiled,
+)
 
 
 def positions(height, width):
@@ -128,3 +136,42 @@ def test_a_function_of_something_else_is_refused(shape):
 def test_a_tile_has_two_sides():
     with pytest.raises(ValueError, match=r'tile must be \(height, width\), got \(4,\)'):
         tiled(lambda frames: frames, np.zeros((2, 4, 5, 3)), (4,))
+
+
+def test_corners_are_row_by_row():
+    expected = [(0, 0), (0, 476), (0, 528), (68, 0), (68, 476), (68, 528)]
+    assert tile_corners((436, 1024), (368, 496), 'deepmind') == expected
+    assert tile_corners((11, 13), (11, 13), min_overlap=3) == [(0, 0)]
+    with pytest.raises(ValueError, match="placement must be one of .*, got 'odd'"):
+        tile_corners((436, 1024), (368, 496), 'odd')
+
+
+@pytest.mark.parametrize('tiles_at_once', [1, 2, 5])
+def test_frames_of_several_sizes_in_one_compiled_function(tiles_at_once):
+    """A batch of frames filled up to one size gives what each of them gives alone."""
+    tile, sizes, largest = (41, 43), [(47, 97), (61, 71), (41, 43)], (61, 101)
+    rng = np.random.default_rng(0)
+    pairs = [rng.normal(size=(2, *size, 3)).astype(np.float32) for size in sizes]
+
+    def flow(frames):  # depends on all of the tile, and on where in it a pixel is
+        ramp = jnp.linspace(0, 1, tile[1])[:, None] * jnp.linspace(1, 2, tile[0])[:, None, None]
+        return frames[:, 0, ..., :2] * ramp + frames[:, 1].mean((1, 2, 3))[:, None, None, None]
+
+    corners = [tile_corners(size, tile) for size in sizes]
+    count = len(tile_corners(largest, tile))
+    batch = np.zeros((3, 2, *largest, 3), np.float32)
+    for i, pair in enumerate(pairs):
+        batch[i, :, : sizes[i][0], : sizes[i][1]] = pair
+    got = jax.jit(flow_of_tiles, static_argnums=(0, 4, 5))(
+        flow,
+        batch,
+        np.array([x + (count - len(x)) * x[-1:] for x in corners]),
+        np.array([np.arange(count) < len(x) for x in corners]),
+        tile,
+        tiles_at_once,
+    )
+    for i, (pair, (height, width)) in enumerate(zip(pairs, sizes, strict=True)):
+        np.testing.assert_allclose(
+            got[i, :height, :width], tiled(flow, pair, tile), rtol=1e-5, atol=1e-5
+        )
+        assert not np.asarray(got[i, height:]).any() and not np.asarray(got[i, :, width:]).any()

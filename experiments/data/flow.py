@@ -1,192 +1,334 @@
-"""Optical flow: its files and its colours.
+"""Where pairs of frames with flow are read from: the official archives, unpacked, or generated.
 
-Flow is float32 [height, width, 2]: (u, v), to the right and down, in pixels of the first frame.
-Validity is bool [height, width], true where the flow is known; elsewhere readers give zeros.
+Every source yields {
+  'frames': uint8 [2, height, width, 3] RGB,
+  'flow': float32 [height, width, 2], (u, v) to the right and down, in pixels of the frames,
+  'valid': bool [height, width], where the flow is known (elsewhere it is 0),
+  'matched', 'unmatched': bool [height, width], valid pixels that the second frame shows, and does
+    not show; both false where the data does not tell,
+  'name': as the benchmarks' servers call it, such as 'alley_1/frame_0001' or '000000_10'}.
 """
 
+import bisect
+import itertools
 import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import cv2
-import flow_vis
 import numpy as np
 
-from perceiver_jax.files import write_whole
+from experiments.data.flow_files import read_flow, write_flo, write_kitti_flow
+from experiments.data.flow_scenes import MovingScenes
+from experiments.data.pipeline import BrokenExample, Source
+from perceiver_jax.front_ends import read_image
 
-_FLO_MAGIC = np.float32(202021.25)  # the bytes b'PIEH', where floats are little-endian
-_FLO_LARGEST = 1e9  # what is longer is unknown
-_FLO_UNKNOWN = 1e10
+SPLITS = ('train', 'evaluation', 'test')
+_FLOW_ENDINGS = ('.flo', '.pfm', '.png')
+_IMAGE_ENDINGS = ('.png', '.ppm', '.jpg', '.jpeg', '.webp')
 
 
-def read_flow(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a Middlebury .flo or a KITTI .png, by its name.
+def open_source(
+    kind: str, path: str | os.PathLike, split: str, scenes: Mapping[str, Any] | None = None
+) -> Source:
+    """Opens one data set.
 
     Args:
-      path: the file.
+      kind: what is in the folder `path`/<name>, as the official archives unpack:
+        'autoflow'                     autoflow         folders with im0.png, im1.png, forward.flo
+        'sintel_clean', 'sintel_final' sintel           training/{clean,final,flow,occlusions,...}
+        'kitti2012', 'kitti2015'       of that name     training/{image_2,flow_occ,flow_noc}
+        'flyingchairs'                 flyingchairs     <x>_img1.ppm, <x>_img2.ppm, <x>_flow.flo
+        'flyingthings_clean', '_final' flyingthings3d   frames_cleanpass/TRAIN/..., optical_flow/...
+        'middlebury'                   middlebury       other-data/..., other-gt-flow/...
+        'pairs'                        pairs            named as FlyingChairs', in any folders
+        Flow may be .flo, .pfm or KITTI's .png everywhere. 'scenes' are generated.
+      path: the folder that holds the data sets; '~' is the home folder.
+      split: 'train', 'evaluation', or 'test': what the servers of Sintel and KITTI want flow for,
+        without any. To evaluate models trained on other data, as the field does, is to use the
+        public (training) part of Sintel and KITTI; trained on, it is less Sintel's invalid pixels.
+        FlyingChairs is split by its FlyingChairs_train_val.txt, if that is there.
+      scenes: arguments of `MovingScenes` but the split.
 
     Returns:
-      flow float32 [height, width, 2] and validity bool [height, width].
+      Source of the examples above, its `repr` says what was opened.
 
     Raises:
-      ValueError: the name ends in neither, or the file is not what its name says.
+      ValueError: there is no such data, or a part of it is missing.
     """
-    readers = {'.flo': read_flo, '.png': read_kitti_flow}
-    suffix = Path(path).suffix.lower()
-    if suffix not in readers:
-        raise ValueError(f"{path}: expected a flow file in .flo or KITTI's .png, not {suffix!r}")
-    return readers[suffix](path)
+    if split not in SPLITS:
+        raise ValueError(f'split must be one of {SPLITS}, got {split!r}')
+    if kind == 'scenes':
+        return MovingScenes(split, **(scenes or {}))
+    if kind not in _KINDS:
+        raise ValueError(f'flow data must be one of {[*_KINDS, "scenes"]}, got {kind!r}')
+    name, list_pairs = _KINDS[kind]
+    folder = Path(path).expanduser() / name
+    if not folder.is_dir():
+        raise ValueError(f'flow data {kind!r} lies in {folder}, and there is no such folder')
+    pairs = list_pairs(folder, split)
+    if not pairs:
+        raise ValueError(f'{folder} has no pairs of frames laid out as those of {kind}, {split}')
+    return _Pairs(pairs, f'{folder}, {kind}, {split}')
 
 
-def read_flo(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a Middlebury .flo file; Sintel's and FlyingChairs' are of this kind too.
+def write_submission(path: str | os.PathLike, kind: str, name: str, flow: np.ndarray) -> Path:
+    """Writes flow of a test pair where the benchmark's server looks for it.
 
     Args:
-      path: the file.
+      path: the folder to zip (KITTI) or to give to Sintel's bundler.
+      kind: 'sintel_clean', 'sintel_final', 'kitti2012' or 'kitti2015'.
+      name: of the pair, as the source has it.
+      flow: [height, width, 2]; for KITTI it is clipped to what its files hold.
 
     Returns:
-      flow float32 [height, width, 2] and validity bool [height, width].
+      The file.
 
     Raises:
-      ValueError: the file is cut short or too long, or is no .flo file.
-
-    Source: Baker et al., A Database and Evaluation Methodology for Optical Flow, 2011; flowIO.cpp.
+      ValueError: a kind without a server.
     """
-    content = Path(path).read_bytes()
-    if len(content) < 12 or np.frombuffer(content, '<f4', 1)[0] != _FLO_MAGIC:
-        raise ValueError(
-            f"{path}: expected a .flo file, which begins with b'PIEH', width and height; "
-            f'it begins with {content[:4]}, {len(content)} bytes in all'
+    layouts = {
+        'sintel_clean': f'clean/{name}.flo',
+        'sintel_final': f'final/{name}.flo',
+        'kitti2012': f'{name}.png',
+        'kitti2015': f'flow/{name}.png',
+    }
+    if kind not in layouts:
+        raise ValueError(f'flow is submitted for {[*layouts]}, not for {kind!r}')
+    file = Path(path, layouts[kind])
+    if kind.startswith('sintel'):
+        write_flo(file, flow)
+    else:
+        write_kitti_flow(file, np.clip(flow, -512, 511.984375))
+    return file
+
+
+class Several:
+    """Sources one after the other; 'data' int32 of an example is the place of its source."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self._sources = list(sources)
+        self.lengths = [len(source) for source in sources]
+        self._ends = [*itertools.accumulate(self.lengths)]
+
+    def __repr__(self) -> str:
+        return ' and '.join(map(repr, self._sources))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict:
+        number = bisect.bisect(self._ends, index)
+        example = self._sources[number][index - self._ends[number] + self.lengths[number]]
+        return {**example, 'data': np.int32(number)}
+
+
+class Pair(NamedTuple):
+    """The files of one example; '' where there is none."""
+
+    name: str
+    first: str
+    second: str
+    flow: str = ''
+    occluded: str = ''  # a picture, not black where the second frame does not show the pixel
+    non_occluded: str = ''  # the flow again, valid only where the second frame shows the pixel
+    invalid: str = ''  # a picture, not black where the flow is not to be relied on
+
+
+class _Pairs:
+    def __init__(self, pairs: Sequence[Pair], name: str):
+        self._pairs, self._name = list(pairs), name
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> dict:
+        pair = self._pairs[index]
+        frames = [_read(read_image, file) for file in (pair.first, pair.second)]
+        shape = frames[0].shape[:2]
+        _check_size(pair.second, frames[1].shape[:2], shape)
+        flow, valid = np.zeros((*shape, 2), np.float32), np.zeros(shape, bool)
+        if pair.flow:
+            flow, valid = _read(read_flow, pair.flow)
+            _check_size(pair.flow, valid.shape, shape)
+        if pair.invalid:
+            valid = valid & ~_mask(pair.invalid, shape)
+            flow = np.where(valid[..., None], flow, 0)
+        matched = unmatched = np.zeros(shape, bool)
+        if pair.occluded:
+            unmatched = _mask(pair.occluded, shape) & valid
+            matched = valid & ~unmatched
+        elif pair.non_occluded:
+            shown = _read(read_flow, pair.non_occluded)[1]
+            _check_size(pair.non_occluded, shown.shape, shape)
+            matched, unmatched = valid & shown, valid & ~shown
+        return {
+            'frames': np.stack(frames),
+            'flow': flow,
+            'valid': valid,
+            'matched': matched,
+            'unmatched': unmatched,
+            'name': pair.name,
+        }
+
+
+def _read(read: Callable, file: str) -> Any:
+    """Reads a file; BrokenExample names it."""
+    try:
+        return read(file)
+    except OSError as error:
+        raise BrokenExample(f'{file}: {error.strerror}') from error
+    except ValueError as error:
+        raise BrokenExample(str(error)) from error
+
+
+def _mask(file: str, shape: tuple[int, int]) -> np.ndarray:
+    """Where a picture is not black, bool [height, width]."""
+    mask = _read(lambda path: read_image(path, channels=1), file)[..., 0]
+    _check_size(file, mask.shape, shape)
+    return mask > 0
+
+
+def _check_size(file: str, got: tuple[int, int], expected: tuple[int, int]) -> None:
+    if got != expected:
+        raise BrokenExample(
+            f'{file}: expected {expected[1]} x {expected[0]} pixels as in its first frame, '
+            f'got {got[1]} x {got[0]}'
         )
-    width, height = np.frombuffer(content, '<i4', 2, offset=4).tolist()
-    if width < 1 or height < 1 or len(content) != 12 + 8 * width * height:
-        raise ValueError(
-            f'{path}: expected {12 + 8 * width * height} bytes for {width} x {height} pixels, '
-            f'got {len(content)}'
-        )
-    flow = np.frombuffer(content, '<f4', offset=12).reshape(height, width, 2).astype(np.float32)
-    valid = (np.abs(flow) <= _FLO_LARGEST).all(-1)  # neither is NaN
-    flow[~valid] = 0
-    return flow, valid
 
 
-def write_flo(path: str | os.PathLike, flow: np.ndarray, valid: np.ndarray | None = None) -> None:
-    """Writes a Middlebury .flo file, whole or not at all.
-
-    Args:
-      path: the file.
-      flow: [height, width, 2].
-      valid: bool [height, width]; None: everywhere.
-
-    Raises:
-      ValueError: the shapes do not fit, or valid flow is beyond 1e9 pixels, which means unknown.
-    """
-    flow, valid = _check(path, flow, valid)
-    _check_range(path, flow[valid], -_FLO_LARGEST, _FLO_LARGEST)
-    height, width = valid.shape
-    content = np.where(valid[..., None], flow, _FLO_UNKNOWN).astype('<f4')
-    header = np.array(_FLO_MAGIC, '<f4').tobytes() + np.array([width, height], '<i4').tobytes()
-    write_whole(path, header + content.tobytes())
+# How each data set lies in its folder.
 
 
-def read_kitti_flow(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Reads KITTI's flow: a PNG of three 16-bit channels, u, v and validity.
-
-    Args:
-      path: the file.
-
-    Returns:
-      flow float32 [height, width, 2], in steps of 1/64 pixel, and validity bool [height, width].
-
-    Raises:
-      ValueError: the file is no whole image, or not of three 16-bit channels.
-
-    Source: the development kit of KITTI 2015, Menze and Geiger.
-    """
-    encoded = Path(path).read_bytes()
-    image = None
-    if encoded:  # OpenCV fails an assertion on nothing, and returns None for everything else
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise ValueError(f'{path}: expected a 16-bit PNG, got no whole image')
-    if image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:
-        channels = 1 if image.ndim == 2 else image.shape[2]
-        raise ValueError(
-            f"{path}: KITTI's flow has 3 channels of 16 bits, got {channels} of "
-            f'{8 * image.itemsize}'
-        )
-    valid = image[..., 0] > 0  # OpenCV gives the channels in reverse: validity, v, u
-    flow = (image[..., :0:-1].astype(np.float32) - 32768) / 64
-    flow[~valid] = 0
-    return flow, valid
+def _autoflow(folder: Path, split: str) -> list[Pair]:
+    pairs = []
+    for flow in sorted(folder.rglob('forward.flo')):
+        first, second = (str(flow.with_name(name)) for name in ('im0.png', 'im1.png'))
+        pairs.append(Pair(flow.parent.relative_to(folder).as_posix(), first, second, str(flow)))
+    return pairs
 
 
-def write_kitti_flow(
-    path: str | os.PathLike, flow: np.ndarray, valid: np.ndarray | None = None
-) -> None:
-    """Writes KITTI's flow PNG, whole or not at all; rounds to 1/64 pixel.
+def _sintel(rendering: str) -> Callable[[Path, str], list[Pair]]:
+    def list_pairs(folder: Path, split: str) -> list[Pair]:
+        part = folder / ('test' if split == 'test' else 'training')
+        if not part.is_dir() and split != 'test':
+            part = folder
+        pairs = []
+        for sequence in _subfolders(part / rendering):
+            for first, second in itertools.pairwise(sorted(sequence.glob('frame_*.png'))):
+                name = f'{sequence.name}/{first.stem}'
+                flow = occluded = invalid = ''
+                if split != 'test':
+                    flow = _with_ending(part / 'flow' / name, _FLOW_ENDINGS)
+                    occluded = _if_there(part / 'occlusions' / f'{name}.png')
+                if split == 'train':
+                    invalid = _if_there(part / 'invalid' / f'{name}.png')
+                pairs.append(
+                    Pair(name, str(first), str(second), flow, occluded=occluded, invalid=invalid)
+                )
+        return pairs
 
-    Args:
-      path: the file.
-      flow: [height, width, 2].
-      valid: bool [height, width]; None: everywhere.
-
-    Raises:
-      ValueError: the shapes do not fit, or valid flow is out of the format's -512..511.98 pixels.
-    """
-    flow, valid = _check(path, flow, valid)
-    _check_range(path, flow[valid], -512, 511.984375)
-    u, v = np.moveaxis(np.rint(np.where(valid[..., None], flow, 0) * 64) + 32768, -1, 0)
-    _, encoded = cv2.imencode('.png', np.stack([valid, v, u], -1).astype(np.uint16))
-    write_whole(path, encoded.tobytes())
-
-
-def flow_picture(
-    flow: np.ndarray, valid: np.ndarray | None = None, largest: float | None = None
-) -> np.ndarray:
-    """Colours flow by Middlebury's wheel: direction is hue, length is saturation.
-
-    Args:
-      flow: [height, width, 2].
-      valid: bool [height, width], the rest becomes black; None: everywhere.
-      largest: length in pixels that is fully saturated, longer flow as if it were that long. None:
-        the longest valid flow's, as most papers do. To compare pictures, give both the same.
-
-    Returns:
-      uint8 [height, width, 3] RGB, white where nothing moves.
-
-    Raises:
-      ValueError: the shapes do not fit, valid flow is not finite, or `largest` is not positive.
-    """
-    flow, valid = _check('flow_picture', flow, valid)
-    _check_range('flow_picture', flow[valid], -np.finfo(np.float32).max, np.finfo(np.float32).max)
-    if largest is not None and not largest > 0:
-        raise ValueError(f'largest: expected a positive length in pixels, got {largest}')
-    flow = np.where(valid[..., None], flow, 0).astype(np.float64)
-    length = np.hypot(flow[..., 0], flow[..., 1])
-    unit = flow / np.maximum(length, largest or length.max() or 1.0)[..., None]
-    picture = flow_vis.flow_uv_to_colors(unit[..., 0], unit[..., 1])
-    picture[~valid] = 0
-    return picture
+    return list_pairs
 
 
-def _check(name, flow, valid) -> tuple[np.ndarray, np.ndarray]:
-    """Gives flow, and validity for all of it; refuses shapes that do not fit."""
-    flow = np.asarray(flow)
-    if flow.ndim != 3 or flow.shape[2] != 2 or flow.size == 0:
-        raise ValueError(f'{name}: flow is [height, width, 2], got {flow.shape}')
-    valid = np.ones(flow.shape[:2], bool) if valid is None else np.asarray(valid)
-    if valid.shape != flow.shape[:2] or valid.dtype != bool:
-        raise ValueError(
-            f'{name}: validity is bool {flow.shape[:2]}, got {valid.dtype} {valid.shape}'
-        )
-    return flow, valid
+def _kitti(*images: str) -> Callable[[Path, str], list[Pair]]:
+    def list_pairs(folder: Path, split: str) -> list[Pair]:
+        part = folder / ('testing' if split == 'test' else 'training')
+        frames = next((part / name for name in images if (part / name).is_dir()), part / images[0])
+        flows = part / 'flow_occ' if (part / 'flow_occ').is_dir() else part / 'flow'
+        pairs = []
+        for first in sorted(frames.glob('*_10.png')):
+            second = first.with_name(first.name.replace('_10', '_11'))
+            flow = non_occluded = ''
+            if split != 'test':
+                flow = str(flows / first.name)
+                non_occluded = _if_there(part / 'flow_noc' / first.name)
+            pairs.append(Pair(first.stem, str(first), str(second), flow, non_occluded=non_occluded))
+        return pairs
+
+    return list_pairs
 
 
-def _check_range(name, flow, low: float, high: float) -> None:
-    """Refuses flow [n, 2] outside, or that is no number."""
-    wrong = ~((flow >= low) & (flow <= high))
-    if wrong.any():
-        raise ValueError(
-            f'{name}: expected flow in {low:g}..{high:g} pixels, got {flow[wrong][0]:g} '
-            f'and {wrong.sum() - 1} more like it'
-        )
+def _named_pairs(folder: Path, split: str) -> list[Pair]:
+    pairs = []
+    for flow in sorted(x for x in folder.rglob('*_flow.*') if x.suffix in _FLOW_ENDINGS):
+        stem = flow.with_name(flow.stem.removesuffix('_flow'))
+        frames = [_with_ending(f'{stem}_img{i}', _IMAGE_ENDINGS) for i in (1, 2)]
+        pairs.append(Pair(stem.relative_to(folder).as_posix(), *frames, str(flow)))
+    return pairs
+
+
+def _flyingchairs(folder: Path, split: str) -> list[Pair]:
+    pairs = _named_pairs(folder, split)
+    for table in folder.rglob('FlyingChairs_train_val.txt'):
+        parts = table.read_text().split()
+        if len(parts) != len(pairs) or not set(parts) <= {'1', '2'}:
+            raise ValueError(
+                f'{table}: expected 1 (training) or 2 (validation) for each of {len(pairs)} '
+                f'pairs, got {len(parts)} entries, of {sorted(set(parts))[:5]}'
+            )
+        wanted = {'train': '1', 'evaluation': '2'}
+        return [x for x, y in zip(pairs, parts, strict=True) if y == wanted.get(split)]
+    return pairs
+
+
+def _flyingthings(rendering: str) -> Callable[[Path, str], list[Pair]]:
+    def list_pairs(folder: Path, split: str) -> list[Pair]:
+        part = 'TRAIN' if split == 'train' else 'TEST'
+        pairs = []
+        for flow in sorted((folder / 'optical_flow' / part).rglob('OpticalFlowInto*.pfm')):
+            scene = flow.parents[2].relative_to(folder / 'optical_flow')
+            number = flow.stem.split('_')[1]
+            step = 1 if flow.parents[1].name == 'into_future' else -1
+            frames = folder / f'frames_{rendering}pass' / scene / flow.parent.name
+            first = _with_ending(frames / number, _IMAGE_ENDINGS)
+            second = Path(first).with_stem(f'{int(number) + step:0{len(number)}}')
+            if second.exists():  # the first and last frame of a scene have flow to frames outside
+                name = flow.with_suffix('').relative_to(folder / 'optical_flow').as_posix()
+                pairs.append(Pair(name, first, str(second), str(flow)))
+        return pairs
+
+    return list_pairs
+
+
+def _middlebury(folder: Path, split: str) -> list[Pair]:
+    pairs = []
+    for flow in sorted(x for x in folder.rglob('flow10.*') if x.suffix in _FLOW_ENDINGS):
+        name, beside = flow.parent.name, flow.parent.parent.parent / 'other-data'
+        frames = flow.parent if (flow.parent / 'frame10.png').exists() else beside / name
+        first, second = (str(frames / f'frame{i}.png') for i in (10, 11))
+        pairs.append(Pair(name, first, second, str(flow)))
+    return pairs
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(x for x in folder.iterdir() if x.is_dir()) if folder.is_dir() else []
+
+
+def _if_there(file: Path) -> str:
+    return str(file) if file.exists() else ''
+
+
+def _with_ending(stem: str | Path, endings: Sequence[str]) -> str:
+    """The file of that name with one of the endings."""
+    for ending in endings:
+        if os.path.exists(f'{stem}{ending}'):
+            return f'{stem}{ending}'
+    raise ValueError(f'{stem} is missing: expected it with one of the endings {endings}')
+
+
+_KINDS = {  # kind -> its folder, and (folder, split) -> its pairs
+    'autoflow': ('autoflow', _autoflow),
+    'sintel_clean': ('sintel', _sintel('clean')),
+    'sintel_final': ('sintel', _sintel('final')),
+    'kitti2012': ('kitti2012', _kitti('colored_0', 'image_0')),
+    'kitti2015': ('kitti2015', _kitti('image_2')),
+    'flyingchairs': ('flyingchairs', _flyingchairs),
+    'flyingthings_clean': ('flyingthings3d', _flyingthings('clean')),
+    'flyingthings_final': ('flyingthings3d', _flyingthings('final')),
+    'middlebury': ('middlebury', _middlebury),
+    'pairs': ('pairs', _named_pairs),
+}

@@ -1,0 +1,234 @@
+"""Optical flow, trained on AutoFlow (Perceiver IO, section 4.2 and appendix H).
+
+End-point error in pixels that the paper states, on the public pairs of Sintel and KITTI 2015:
+
+    variant                        Sintel clean   Sintel final   KITTI
+    main                           1.81           2.42           4.98
+    main,frames=separate           1.78           2.70           6.19
+    main,patch=1                   1.91           2.56           5.39
+    main,patch=1,frames=separate   1.72           2.63           5.93
+    conv                           1.84           2.52           4.83
+    conv,frames=separate           1.90           2.53           6.66
+    conv,size=small                2.06           2.67           6.12
+    small                          two CPU cores; learns from generated scenes
+    demo                           generated scenes; minutes on two CPU cores
+
+Parameters and cost: the paper's 27.9M and 987B are those of 16 self-attends and 1,024 latents; the
+main model has 41.1M (so has the released checkpoint) and 1,887B. Hardware and time are not stated:
+375,000 steps of batch 512, which is 480 epochs of 400,000 pairs, of which 40,000 are public.
+
+    python -m experiments.launch --config=configs/flow.py:main --workdir=runs/flow \\
+        --config.data.path=~/flow_data
+
+Where the data sets lie in that folder: `experiments.data.flow.open_source`. On fewer devices raise
+`--config.train.accumulate_steps`: the result stays that of batch 512 (but for conv, whose batch
+statistics are then those of each part).
+"""
+
+import ml_collections
+
+from configs import common
+
+VARIANTS = ('main', 'conv', 'small', 'demo')
+OPTIONS = {
+    'patch': {'1': 1, '3': 3},
+    'frames': {'concatenated': True, 'separate': False},
+    'size': {'large': (24, 2048), 'small': (16, 1024)},  # self-attends, latents
+}
+OPTIONS_OF = {'main': ('patch', 'frames'), 'conv': ('frames', 'size')}
+
+# IO table 3, by (patch or conv, frames concatenated, self-attends, latents).
+EPE = {
+    (3, True, 24, 2048): dict(sintel_clean=1.81, sintel_final=2.42, kitti2015=4.98),
+    (3, False, 24, 2048): dict(sintel_clean=1.78, sintel_final=2.70, kitti2015=6.19),
+    (1, True, 24, 2048): dict(sintel_clean=1.91, sintel_final=2.56, kitti2015=5.39),
+    (1, False, 24, 2048): dict(sintel_clean=1.72, sintel_final=2.63, kitti2015=5.93),
+    ('conv', True, 24, 2048): dict(sintel_clean=1.84, sintel_final=2.52, kitti2015=4.83),
+    ('conv', False, 24, 2048): dict(sintel_clean=1.90, sintel_final=2.53, kitti2015=6.66),
+    ('conv', True, 16, 1024): dict(sintel_clean=2.06, sintel_final=2.67, kitti2015=6.12),
+}
+NO_EPE = dict(sintel_clean=None, sintel_final=None, kitti2015=None)
+
+
+def get_config(variant: str = 'main') -> ml_collections.ConfigDict:
+    """The config of a variant, such as 'main' or 'conv,frames=separate'."""
+    variant, options = common.parse_variant(variant, VARIANTS, OPTIONS)
+    for option in options:
+        if option not in OPTIONS_OF.get(variant, ()):
+            raise ValueError(f'Variant {variant!r} has no option {option!r}.')
+
+    config = ml_collections.ConfigDict()
+    config.task = 'flow'
+    config.seed = 42
+    config.parallel = 'jit'  # or 'pmap'
+
+    config.data = dict(
+        train='autoflow',  # names of data sets: see experiments/data/flow.py
+        evaluate=('sintel_final', 'sintel_clean', 'kitti2015'),  # the first is the headline
+        path='~/flow_data',  # the folder that holds them
+        on_broken='stop',  # an unreadable pair: 'stop', or 'skip' and count
+        num_workers=8,  # processes that read and augment; 0: a thread of this one
+    )
+    config.scenes = dict(  # generated pairs, where data names 'scenes'; all our choice
+        num_pairs=400_000,
+        num_evaluation_pairs=64,
+        frame_size=(448, 576),  # AutoFlow's
+        num_shapes=(4, 12),
+        motion=12.0,  # pixels
+        turn=4.0,  # degrees
+        zoom=0.05,
+        perspective=0.1,
+        bend=6.0,  # pixels
+        blur=0.3,
+        fog=0.3,
+        noise=0.04,
+        textures='',  # a folder of images, or procedural ones
+    )
+    # RAFT's, which the paper reuses: these are of RAFT's public code, not those that were tuned for
+    # AutoFlow, which are not at hand. Turns and what moves the second frame alone are ours.
+    config.augmentation = dict(
+        crop_size=(368, 496),
+        brightness=0.4,
+        contrast=0.4,
+        saturation=0.4,
+        hue=0.5 / 3.14,
+        asymmetric_probability=0.2,
+        eraser_probability=0.5,
+        eraser_sides=(50, 100),
+        spatial_probability=0.8,
+        log2_scale=(-0.2, 0.5),
+        stretch_probability=0.8,
+        log2_stretch=0.2,
+        rotation=0.0,
+        relative_rotation=0.0,
+        relative_log2_scale=0.0,
+        relative_translation=0.0,
+        flip_left_right=0.5,
+        flip_up_down=0.1,
+    )
+    # Our choice of order and lengths; the paper tells of both phases.
+    config.curriculum = dict(
+        both_directions_fraction=0.1,  # of the steps: no augmentation, each pair in reverse too
+        ramp_fraction=0.4,  # of the steps: the strength of the augmentation grows
+        num_stages=10,
+    )
+    config.loss = dict(epsilon=0.01)  # pixels; our choice
+    config.model = dict(
+        inputs=dict(
+            channels=64,
+            patch_size=3,
+            num_bands=64,
+            max_resolution=(368, 496),
+            contents='patches',
+            concatenate_frames=True,
+        ),
+        encoder=dict(
+            num_latents=2048,
+            latent_channels=512,
+            num_blocks=1,
+            num_self_attends_per_block=24,
+            num_self_attend_heads=16,
+            latent_init_std=0.02,
+            remat_cross_attends=False,  # less memory for more computation; see Encoder
+            remat_blocks=False,
+        ),
+        decoder=dict(use_query_residual=False, zero_init_output=True),
+        output_divisor=100.0,
+        flow_scale=20.0,
+        dtype='float32',  # of the computation; or 'bfloat16'
+        implementation='auto',  # of attention; or 'plain', 'chunked'
+    )
+    config.optimizer = common.lamb(
+        learning_rate=4e-4, schedule=dict(kind='cosine', warmup_steps=0)
+    )  # decay, clipping and no warm-up are our choice: those of IO on ImageNet
+    config.train = dict(
+        batch_size=512,
+        accumulate_steps=1,  # parts that a batch is computed in, one after the other
+        epochs=ml_collections.config_dict.placeholder(float),  # instead of steps
+        steps=375_000,  # 480 epochs of 400,000 pairs, however many there are
+        log_every_steps=50,
+        evaluate_every_steps=10_000,
+        checkpoint_every_steps=1000,
+        keep_checkpoints=3,
+    )
+    config.evaluation = dict(
+        batch_size=8,  # pairs
+        frame_size=(436, 1242),  # what all frames are filled up to; Sintel's and KITTI's fit
+        placement='even',  # of tiles of the crop's size; or 'deepmind', as the released notebook
+        tiles_at_once=1,  # of each pair
+    )
+
+    if variant == 'main':
+        paper = _main(config, **options)
+    elif variant == 'conv':
+        paper = _conv(config, **options)
+    else:
+        paper = None
+        (_small if variant == 'small' else _demo)(config)
+    epe = EPE[paper] if paper else NO_EPE
+    is_main = paper == (3, True, 24, 2048)
+    config.paper = dict(
+        source='IO table 3' if paper else None,
+        metric='epe_sintel_final',
+        value=epe['sintel_final'],
+        epe=epe,
+        parameters=27.9e6 if is_main else None,  # appendix H gives one figure, of another model
+        flops=987e9 if is_main else None,
+    )
+    return config.lock()
+
+
+def _main(config, patch=3, frames=True):
+    config.model.inputs.patch_size = patch
+    _set_frames(config, frames)
+    return patch, frames, 24, 2048
+
+
+def _conv(config, frames=True, size=(24, 2048)):
+    config.model.inputs.update(contents='conv7x7', max_resolution=(92, 124))
+    _set_frames(config, frames)
+    config.model.decoder.zero_init_output = False  # it is followed by
+    config.model.upsampling = dict(factor=4, zero_init_output=True)
+    depth, num_latents = size
+    config.model.encoder.update(num_latents=num_latents, num_self_attends_per_block=depth)
+    return 'conv', frames, depth, num_latents
+
+
+def _set_frames(config, concatenated: bool) -> None:
+    config.model.inputs.concatenate_frames = concatenated
+    if not concatenated:  # our choice: as many samples in time as there are frames
+        config.model.inputs.max_resolution = (2, *config.model.inputs.max_resolution)
+
+
+def _small(config):
+    """A model for two CPU cores that learns from generated scenes; all our choice."""
+    config.data.update(train='scenes', evaluate=('scenes',), num_workers=2)
+    config.evaluation.frame_size = (96, 128)
+    config.scenes.update(frame_size=(96, 128), motion=4.0, bend=2.0, num_shapes=(2, 6))
+    config.augmentation.update(crop_size=(96, 128), eraser_sides=(12, 25), spatial_probability=0.0)
+    config.curriculum.update(both_directions_fraction=0.0, ramp_fraction=0.0, num_stages=1)
+    config.model.inputs.update(
+        channels=64, contents='conv7x7', num_bands=16, max_resolution=(24, 32)
+    )
+    config.model.encoder.update(
+        num_latents=128,
+        latent_channels=256,
+        num_self_attends_per_block=6,
+        num_self_attend_heads=8,
+    )
+    config.model.decoder.zero_init_output = False
+    config.model.upsampling = dict(factor=4, zero_init_output=True)
+    config.optimizer = common.lamb(learning_rate=4e-3, schedule=dict(kind='cosine', warmup_steps=0))
+    config.train.update(
+        batch_size=16,
+        steps=3000,
+        log_every_steps=20,
+        evaluate_every_steps=500,
+        checkpoint_every_steps=500,
+    )
+    config.evaluation.update(batch_size=8, tiles_at_once=1)
+
+
+def _demo(config):
+    """The small model for some minutes."""
+    _small(config)

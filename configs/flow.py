@@ -218,10 +218,12 @@ def _small(config):
     )
     config.model.decoder.zero_init_output = False
     config.model.upsampling = dict(factor=4, zero_init_output=True)
-    config.optimizer = common.lamb(learning_rate=4e-3, schedule=dict(kind='cosine', warmup_steps=0))
+    config.optimizer = common.adamw(
+        learning_rate=5e-4, schedule=dict(kind='cosine', warmup_steps=100)
+    )
     config.train.update(
         batch_size=16,
-        steps=3000,
+        steps=2500,
         log_every_steps=20,
         evaluate_every_steps=500,
         checkpoint_every_steps=500,
@@ -230,5 +232,12 @@ def _small(config):
 
 
 def _demo(config):
-    """The small model for some minutes."""
+    """The small model for some minutes; everything here is our choice."""
     _small(config)
+    config.data.num_workers = 0
+    config.scenes.update(num_pairs=256, num_evaluation_pairs=16, frame_size=(48, 64), motion=2.0)
+    config.augmentation.update(crop_size=(48, 64), eraser_probability=0.0)
+    config.evaluation.frame_size = (48, 64)
+    config.model.inputs.update(channels=32, num_bands=8, max_resolution=(12, 16))
+    config.model.encoder.update(num_latents=64, latent_channels=128, num_self_attends_per_block=3)
+    config.train.update(steps=600, evaluate_every_steps=100, checkpoint_every_steps=100)

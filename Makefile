@@ -1,7 +1,7 @@
 # PYTHON is tried in this order, and only while .venv is not yet made; to change it later,
-# remove .venv first. FLAGS goes to pytest, e.g. make test FLAGS='-n 2 -k attention'.
+# remove .venv first. FLAGS goes to pytest, e.g. make test FLAGS='-k attention'.
 PYTHON ?= python3 python3.13 python3.12 python3.11
-FLAGS ?=
+FLAGS ?= -n 2
 
 .PHONY: help test demo table bench bench-gpu
 help:

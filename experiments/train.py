@@ -200,9 +200,12 @@ def update_step(
         )
         return (jax.tree.map(jnp.add, gradients, more), state), {'loss': value, **metrics}
 
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    (gradients, state), metrics = jax.lax.scan(add_micro_batch, (zeros, train_state.state), batch)
-    num_micro_batches = metrics['loss'].shape[0]
+    carry = jax.tree.map(jnp.zeros_like, params), train_state.state
+    num_micro_batches = jax.tree.leaves(batch)[0].shape[0]
+    if num_micro_batches == 1:  # a loop of one round would be a loop: slow convolutions on CPUs
+        (gradients, state), metrics = add_micro_batch(carry, jax.tree.map(lambda x: x[0], batch))
+    else:
+        (gradients, state), metrics = jax.lax.scan(add_micro_batch, carry, batch)
     gradients = jax.tree.map(lambda x: x / num_micro_batches, gradients)
     metrics = jax.tree.map(jnp.mean, metrics)
     if 'broken' in batch:

@@ -10,8 +10,8 @@ End-point error in pixels that the paper states, on the public pairs of Sintel a
     conv                           1.84           2.52           4.83
     conv,frames=separate           1.90           2.53           6.66
     conv,size=small                2.06           2.67           6.12
-    small                          two CPU cores; learns from generated scenes
-    demo                           generated scenes; minutes on two CPU cores
+    small                          generated scenes; has not left zero flow's error in minutes on a CPU
+    demo                           generated scenes; shows in a minute that all of the task runs
 
 Parameters and cost: the paper's 27.9M and 987B are those of 16 self-attends and 1,024 latents; the
 main model has 41.1M (so has the released checkpoint) and 1,887B. Hardware and time are not stated:
@@ -201,7 +201,7 @@ def _set_frames(config, concatenated: bool) -> None:
 
 
 def _small(config):
-    """A model for two CPU cores that learns from generated scenes; all our choice."""
+    """A light model on generated scenes; all our choice. It fits one real pair to 0.35 pixels."""
     config.data.update(train='scenes', evaluate=('scenes',), num_workers=2)
     config.evaluation.frame_size = (96, 128)
     config.scenes.update(frame_size=(96, 128), motion=4.0, bend=2.0, num_shapes=(2, 6))
@@ -219,7 +219,7 @@ def _small(config):
     config.model.decoder.zero_init_output = False
     config.model.upsampling = dict(factor=4, zero_init_output=True)
     config.optimizer = common.adamw(
-        learning_rate=5e-4, schedule=dict(kind='cosine', warmup_steps=100)
+        learning_rate=5e-4, schedule=dict(kind='cosine', warmup_steps=0)
     )
     config.train.update(
         batch_size=16,
@@ -232,7 +232,7 @@ def _small(config):
 
 
 def _demo(config):
-    """The small model for some minutes; everything here is our choice."""
+    """A minute of a smaller one: it fits eight scenes, but learns nothing of others."""
     _small(config)
     config.data.num_workers = 0
     config.scenes.update(num_pairs=256, num_evaluation_pairs=16, frame_size=(48, 64), motion=2.0)

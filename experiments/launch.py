@@ -189,10 +189,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     path = flags.FLAGS['config'].config_filename.partition(':')[0]
     if not Path(path).is_file():
         configs = Path(__file__).resolve().parent.parent / 'configs'
-        known = [
-            f'configs/{x.name}' for x in sorted(configs.glob('[!_]*.py')) if x.stem != 'common'
-        ]
-        raise flags.Error(f'No config file {path!r}. {near_misses(path, known)}')
+        known = [x.stem for x in sorted(configs.glob('[!_]*.py')) if x.stem != 'common']
+        raise flags.Error(f'No config file {path!r}. {near_misses(Path(path).stem, known)}')
     return rest
 
 

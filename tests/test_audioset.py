@@ -5,7 +5,6 @@ import math
 
 import jax
 import numpy as np
-import optax
 import pytest
 import soundfile
 from matplotlib.figure import Figure
@@ -16,6 +15,7 @@ from experiments.audioset import AudioSet
 from experiments.data.audioset import prepare
 from perceiver_jax.front_ends import write_clip
 from perceiver_jax.pretrained import load
+from tests.one_update import assert_same_update, one_update
 
 NAMES = ['Speech', 'Dog', 'Rain']
 
@@ -134,43 +134,13 @@ def updated(prepared, kind, num_devices):
     """State and metrics after one update with every augmentation that is drawn on the device."""
     changes = {'augmentation.drop_video': 0.5, 'augmentation.drop_sound': 0.5, 'parallel': kind}
     config = get_config(prepared, **changes)
-    task = AudioSet(config)
-    optimizer = optax.sgd(0.1)
-    with pytest.MonkeyPatch.context() as patch:
-        chosen = jax.devices()[:num_devices]
-        patch.setattr(jax, 'devices', lambda *_: chosen)
-        patch.setattr(jax, 'local_devices', lambda *_: chosen)
-        patch.setattr(jax, 'local_device_count', lambda *_: num_devices)
-        devices = parallel.make(kind)
-        state = jax.device_get(train.init(0, task, optimizer))
-        state.params['decoder/output'] = random_head(config)['decoder/output']
-        update = devices.compile_update(
-            functools.partial(
-                train.update_step,
-                task.loss,
-                optimizer,
-                seed=0,
-                batch_size=8,
-                average=devices.average,
-            )
-        )
-        batches = task.train_batches(0)
-        batch = devices.put_micro_batches(next(batches), count=1)
-        state, metrics = update(devices.replicate(state), batch)
-        batches.close()
-        return devices.fetch(state), devices.fetch(metrics)
+    head = {'decoder/output': random_head(config)['decoder/output']}
+    return one_update(AudioSet(config), num_devices, learning_rate=0.1, params=head)
 
 
 @pytest.mark.parametrize('kind', ['jit', 'pmap'])
 def test_augmentation_on_eight_devices_equals_one(prepared, kind):
-    expected_state, expected_metrics = updated(prepared, 'jit', 1)
-    state, metrics = updated(prepared, kind, 8)
-    assert metrics['loss'] == pytest.approx(expected_metrics['loss'], rel=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5),
-        state.params,
-        expected_state.params,
-    )
+    assert_same_update(updated(prepared, kind, 8), updated(prepared, 'jit', 1))
 
 
 def seen_by_the_model(prepared, variant, count=64, **changes):

@@ -36,7 +36,7 @@ def run(*arguments):
         ),
         (
             ['--config=configs/imagnet.py:demo'],
-            "No config file 'configs/imagnet.py'. Did you mean configs/imagenet.py?",
+            "No config file 'configs/imagnet.py'. Did you mean imagenet?",
         ),
         (
             [DEMO, '--config.train.steps=few', '--workdir=x'],

@@ -1,0 +1,74 @@
+"""Estimates flow for a benchmark's test pairs, and writes it as its server wants it.
+
+    python -m experiments.submit runs/flow sintel_final --data ~/flow_data --out sintel
+    python -m experiments.submit optical_flow_checkpoint.pystate kitti2015 --data ~/flow_data
+
+MODEL is what `experiments.predict` takes. Sintel's folder (clean/ and final/, of two calls) goes to
+the bundler that comes with its data; KITTI's is to be zipped from within.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.errors import one_line_errors
+
+# What is slow to import is imported where it is used: a mistake is told at once.
+
+BENCHMARKS = ('sintel_clean', 'sintel_final', 'kitti2012', 'kitti2015')
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the flow of all test pairs, and says where."""
+    parser = argparse.ArgumentParser(
+        prog='python -m experiments.submit',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument('model', metavar='MODEL', help='weights: a file, a folder or a workdir')
+    parser.add_argument('benchmark', choices=BENCHMARKS)
+    parser.add_argument('--data', default='~/flow_data', help='of the data sets (%(default)s)')
+    parser.add_argument('--out', default='submission', help='folder to write to (%(default)s)')
+    parser.add_argument('--tiles', choices=['even', 'deepmind'], default='even')
+    parser.add_argument('--best', action='store_true', help="of a workdir's checkpoints the best")
+    arguments = parser.parse_args(argv)
+
+    from experiments.data.flow import open_source
+    from experiments.pretrained import open_model
+
+    source = open_source(arguments.benchmark, arguments.data, 'test')
+    model = open_model(arguments.model, best=arguments.best)
+    if model.function != 'optical_flow':
+        raise ValueError(f'{arguments.model} is a model for {model.function}, not for flow')
+    submit(model, source, arguments.benchmark, arguments.out, arguments.tiles)
+    print(f'{len(source):,} files are in {arguments.out}')
+
+
+def submit(model, source, benchmark: str, out: str | Path, tiles: str = 'even') -> None:
+    """Estimates and writes the flow of every pair of a source.
+
+    Args:
+      model: a `Pretrained` for flow.
+      source: of `experiments.data.flow.open_source`.
+      benchmark: one of BENCHMARKS.
+      out: the folder.
+      tiles: where to cut large frames, 'even' or 'deepmind'.
+    """
+    from experiments.data.flow import write_submission
+    from experiments.predict import Progress
+    from perceiver_jax.front_ends import prepare_frames
+    from perceiver_jax.tiling import tiled
+
+    progress = Progress('pair')
+    for i in range(len(source)):
+        pair = source[i]
+        frames = prepare_frames(*pair['frames'])
+        flow = tiled(model, frames, tuple(model.front_end['tile']), placement=tiles)
+        write_submission(out, benchmark, pair['name'], flow)
+        progress(i + 1, len(source))
+
+
+if __name__ == '__main__':
+    with one_line_errors():
+        main()

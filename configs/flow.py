@@ -225,7 +225,7 @@ def _small(config):
     )
     config.model.decoder.zero_init_output = False
     config.model.upsampling = dict(factor=4, zero_init_output=True)
-    # Unlike the papers' model: with both it learns in a third of the steps.
+    # Unlike the paper's: it learns in fewer steps.
     config.model.decoder.use_query_residual = True
     config.model.output_divisor = 1.0
     config.optimizer = common.adamw(
@@ -246,7 +246,7 @@ def _demo(config):
     """Two minutes on smaller and slower scenes."""
     _small(config)
     config.data.num_workers = 0
-    config.scenes.update(frame_size=(48, 64), motion=2.5, zoom=0.03, perspective=0.03, bend=1.0)
+    config.scenes.update(frame_size=(48, 64), motion=2.5, perspective=0.03, bend=1.0)
     config.augmentation.crop_size = (48, 64)
     config.evaluation.frame_size = (48, 64)
     config.model.inputs.update(channels=64, max_resolution=(12, 16))

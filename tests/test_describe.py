@@ -128,7 +128,8 @@ def test_the_papers_figure_for_flow_is_that_of_fewer_latents_and_layers():
 
 
 def test_every_row_of_the_flow_table_is_built():
-    rows = [flow.get_config(variant).paper.epe.to_dict() for variant in FLOW]
+    papers = [flow.get_config(variant).paper for variant in FLOW]
+    rows = [paper.epe.to_dict() for paper in papers if paper.source]
     assert rows == [*flow.EPE.values()]
 
 

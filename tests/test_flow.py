@@ -260,6 +260,7 @@ def test_several_devices_equal_one(kind, num_devices):
 
 def test_two_steps_an_evaluation_and_a_report(tmp_path):
     config = get_config('demo')
+    config.optimizer.schedule.warmup_steps = 0
     config.train.update(steps=2, log_every_steps=1)
     result = train.train(config, OpticalFlow(config), tmp_path, 'demo')
     rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]

@@ -11,11 +11,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.data.flow import SUBMISSIONS, open_source, write_submission
 from experiments.errors import one_line_errors
-
-# What is slow to import is imported where it is used: a mistake is told at once.
-
-BENCHMARKS = ('sintel_clean', 'sintel_final', 'kitti2012', 'kitti2015')
+from experiments.predict import Progress
+from experiments.pretrained import open_model
+from perceiver_jax.front_ends import prepare_frames
+from perceiver_jax.tiling import tiled
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -27,15 +28,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         allow_abbrev=False,
     )
     parser.add_argument('model', metavar='MODEL', help='weights: a file, a folder or a workdir')
-    parser.add_argument('benchmark', choices=BENCHMARKS)
+    parser.add_argument('benchmark', choices=SUBMISSIONS)
     parser.add_argument('--data', default='~/flow_data', help='of the data sets (%(default)s)')
     parser.add_argument('--out', default='submission', help='folder to write to (%(default)s)')
     parser.add_argument('--tiles', choices=['even', 'deepmind'], default='even')
     parser.add_argument('--best', action='store_true', help="of a workdir's checkpoints the best")
     arguments = parser.parse_args(argv)
-
-    from experiments.data.flow import open_source
-    from experiments.pretrained import open_model
 
     source = open_source(arguments.benchmark, arguments.data, 'test')
     model = open_model(arguments.model, best=arguments.best)
@@ -51,15 +49,10 @@ def submit(model, source, benchmark: str, out: str | Path, tiles: str = 'even') 
     Args:
       model: a `Pretrained` for flow.
       source: of `experiments.data.flow.open_source`.
-      benchmark: one of BENCHMARKS.
+      benchmark: a key of `SUBMISSIONS`.
       out: the folder.
       tiles: where to cut large frames, 'even' or 'deepmind'.
     """
-    from experiments.data.flow import write_submission
-    from experiments.predict import Progress
-    from perceiver_jax.front_ends import prepare_frames
-    from perceiver_jax.tiling import tiled
-
     progress = Progress('pair')
     for i in range(len(source)):
         pair = source[i]

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from experiments import pretrained, submit
+from experiments import submit
 from experiments.data.flow_files import read_flow
 
 
@@ -44,7 +44,7 @@ def data(tmp_path):
     ],
 )
 def test_every_test_pair_is_where_the_server_looks(data, monkeypatch, capsys, benchmark, files):
-    monkeypatch.setattr(pretrained, 'open_model', lambda path, best: Brightness())
+    monkeypatch.setattr(submit, 'open_model', lambda path, best: Brightness())
     out = data / 'out'
     submit.main(['weights', benchmark, '--data', str(data), '--out', str(out)])
     written = sorted(x.relative_to(out).as_posix() for x in out.rglob('*') if x.is_file())
@@ -58,6 +58,6 @@ def test_every_test_pair_is_where_the_server_looks(data, monkeypatch, capsys, be
 
 def test_another_kind_of_model_is_refused(data, monkeypatch):
     other = Brightness('image_classifier')
-    monkeypatch.setattr(pretrained, 'open_model', lambda path, best: other)
+    monkeypatch.setattr(submit, 'open_model', lambda path, best: other)
     with pytest.raises(ValueError, match='weights is a model for image_classifier, not for flow'):
         submit.main(['weights', 'sintel_final', '--data', str(data)])

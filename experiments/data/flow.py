@@ -24,6 +24,12 @@ from experiments.data.pipeline import BrokenExample, Source
 from perceiver_jax.front_ends import read_image
 
 SPLITS = ('train', 'evaluation', 'test')
+SUBMISSIONS = {  # where a benchmark's server looks for the flow of a pair
+    'sintel_clean': 'clean/{}.flo',
+    'sintel_final': 'final/{}.flo',
+    'kitti2012': '{}.png',
+    'kitti2015': 'flow/{}.png',
+}
 _FLOW_ENDINGS = ('.flo', '.pfm', '.png')
 _IMAGE_ENDINGS = ('.png', '.ppm', '.jpg', '.jpeg', '.webp')
 
@@ -77,7 +83,7 @@ def write_submission(path: str | os.PathLike, kind: str, name: str, flow: np.nda
 
     Args:
       path: the folder to zip (KITTI) or to give to Sintel's bundler.
-      kind: 'sintel_clean', 'sintel_final', 'kitti2012' or 'kitti2015'.
+      kind: a key of SUBMISSIONS.
       name: of the pair, as the source has it.
       flow: [height, width, 2]; for KITTI it is clipped to what its files hold.
 
@@ -87,15 +93,9 @@ def write_submission(path: str | os.PathLike, kind: str, name: str, flow: np.nda
     Raises:
       ValueError: a kind without a server.
     """
-    layouts = {
-        'sintel_clean': f'clean/{name}.flo',
-        'sintel_final': f'final/{name}.flo',
-        'kitti2012': f'{name}.png',
-        'kitti2015': f'flow/{name}.png',
-    }
-    if kind not in layouts:
-        raise ValueError(f'flow is submitted for {[*layouts]}, not for {kind!r}')
-    file = Path(path, layouts[kind])
+    if kind not in SUBMISSIONS:
+        raise ValueError(f'flow is submitted for {[*SUBMISSIONS]}, not for {kind!r}')
+    file = Path(path, SUBMISSIONS[kind].format(name))
     if kind.startswith('sintel'):
         write_flo(file, flow)
     else:

@@ -22,7 +22,7 @@ def matmul(size: int) -> dict[str, Program]:
 def forward_flops(variant: str) -> int:
     """Operations of a model of configs/imagenet.py on one image."""
     from configs import imagenet
-    from experiments.imagenet import ImageNet
+    from experiments.imagenet.task import ImageNet
 
     return ImageNet(imagenet.get_config(variant)).describe()['forward_flops']
 

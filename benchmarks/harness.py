@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from experiments.workdir import write_json
+from experiments.training.workdir import write_json
 
 RESULTS = Path(__file__).parent / 'results'
 PACKAGES = ('jax', 'jaxlib', 'dm-haiku', 'numpy', 'torch', 'transformers')

@@ -38,8 +38,8 @@ def build() -> dict[str, Program]:
 
     from configs import imagenet
     from experiments.data import pipeline
-    from experiments.data.image import EvalTransform, TrainTransform
-    from perceiver_jax.front_ends import decode_image
+    from experiments.imagenet.transforms import EvalTransform, TrainTransform
+    from perceiver_jax.front_ends.images import decode_image
 
     flags.FLAGS(['benchmark'])  # Grain's workers ask for parsed flags
     config, source = imagenet.get_config('io_fourier'), Jpegs()

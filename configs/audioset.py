@@ -19,7 +19,7 @@ Expected mAP on the evaluation segments, and what the papers state of each model
 IO states 3.8 training steps a second for all four of its rows. The two that it calls Perceiver are
 Perceiver IO without the query: with two iterations there would be more parameters than it states.
 
-    python -m experiments.data.audioset --help       # prepares the data
+    python -m experiments.audioset.builder --help       # prepares the data
     python -m experiments.launch --config=configs/audioset.py:mel_video --workdir=runs/mel_video
 
 `esc,input=raw_audio` hears the wave instead of its spectrogram. On fewer devices raise
@@ -87,7 +87,7 @@ def get_config(variant: str = 'raw_audio_video') -> ml_collections.ConfigDict:
     config.parallel = 'jit'  # or 'pmap'
 
     config.data = dict(
-        source='tfds',  # or 'folder', 'sounds'; see experiments/data/clips.py
+        source='tfds',  # or 'folder', 'sounds'; see experiments/audioset/sources.py
         path='~/tensorflow_datasets',
         on_broken='stop',  # an unreadable clip: 'stop', or 'skip' and count
         num_workers=8,  # processes that read and augment; 0: a thread of this one

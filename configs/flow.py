@@ -20,9 +20,9 @@ main model has 41.1M (so has the released checkpoint) and 1,887B. Hardware and t
     python -m experiments.launch --config=configs/flow.py:main --workdir=runs/flow \\
         --config.data.path=~/flow_data
 
-Where the data sets lie in that folder: `experiments.data.flow.open_source`. On fewer devices raise
-`--config.train.accumulate_steps`: the result stays that of batch 512 (but for conv, whose batch
-statistics are then those of each part).
+Where the data sets lie in that folder: `experiments.flow.sources.open_source`. On fewer devices
+raise `--config.train.accumulate_steps`: the result stays that of batch 512 (but for conv, whose
+batch statistics are then those of each part).
 """
 
 import ml_collections
@@ -63,7 +63,7 @@ def get_config(variant: str = 'main') -> ml_collections.ConfigDict:
     config.parallel = 'jit'  # or 'pmap'
 
     config.data = dict(
-        train='autoflow',  # names of data sets: see experiments/data/flow.py
+        train='autoflow',  # names of data sets: see experiments/flow/sources.py
         evaluate=('sintel_final', 'sintel_clean', 'kitti2015'),  # the first is the headline
         path='~/flow_data',  # the folder that holds them
         on_broken='stop',  # an unreadable pair: 'stop', or 'skip' and count

@@ -96,7 +96,7 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
     config.parallel = 'jit'  # or 'pmap'
 
     config.data = dict(
-        source='tfds',  # or 'tfrecord', 'folder', 'digits'; see experiments/data/imagenet.py
+        source='tfds',  # or 'tfrecord', 'folder', 'digits'; see experiments/imagenet/sources.py
         path='~/tensorflow_datasets',
         on_broken='stop',  # an unreadable image: 'stop', or 'skip' and count
         num_workers=8,  # processes that read and augment; 0: a thread of this one

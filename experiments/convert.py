@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.errors import one_line_errors
+from experiments.command_line import one_line_errors
 
 FORMATS = {
     '': 'a folder with weights.safetensors and model.json, for perceiver_jax.load',
@@ -51,8 +51,8 @@ def convert(
     Raises:
       ValueError: if the ending is unknown, or the model is not one the format has names for.
     """
-    from experiments.pretrained import open_model
-    from perceiver_jax import checkpoints
+    from experiments.open_model import open_model
+    from perceiver_jax.weights import foreign_files, translation
 
     if target.suffix not in FORMATS:
         raise ValueError(
@@ -69,12 +69,12 @@ def convert(
                 f'{target}: --conv_kernel=transformers writes the 7x7 kernel as transformers uses '
                 "it, --conv_kernel=hub as the hub's file has it: choose one"
             )
-        tensors = checkpoints.to_huggingface(
+        tensors = translation.to_huggingface(
             model.params, model.state, conv_kernel=conv_kernel or 'hub'
         )
-        checkpoints.write_huggingface(target, tensors)
+        foreign_files.write_huggingface(target, tensors)
     else:
-        checkpoints.write_deepmind(target, *checkpoints.to_deepmind(model.params, model.state))
+        foreign_files.write_deepmind(target, *translation.to_deepmind(model.params, model.state))
 
 
 if __name__ == '__main__':

@@ -7,7 +7,6 @@ On several machines, run it on each of them: SLURM, Open MPI and TPU pods need n
 otherwise give --coordinator=<host>:<port> --num_processes=<n> --process_id=<0..n-1>.
 """
 
-import functools
 import json
 import logging
 import re
@@ -17,7 +16,9 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from configs.common import near_misses
-from experiments.errors import fail, one_line_errors
+from experiments.command_line import fail, one_line_errors
+from experiments.training.describe import describe_table
+from experiments.training.evaluate import evaluate_checkpoint
 
 # Grain's workers import this file again: what is slow to import is imported where it is used.
 
@@ -49,8 +50,8 @@ def main(argv: list[str]) -> None:
     )
     replace_length(config, overrides)
 
-    from experiments import parallel
     from experiments.tasks import TASKS
+    from experiments.training import parallel
 
     if config.task not in TASKS:
         raise ValueError(f'Unknown task {config.task!r}. {near_misses(config.task, TASKS)}')
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> None:
         result = evaluate_checkpoint(config, task, Path(WORKDIR.value), name, best)
         say(f'{result["metric"]} {result["value"]:.4f} at step {result["step"]:,}')
     else:
-        from experiments.train import train
+        from experiments.training.loop import train
 
         result = train(config, task, WORKDIR.value, name)
         if result is not None:
@@ -72,55 +73,6 @@ def main(argv: list[str]) -> None:
             say(f'The curves and sample predictions are in {Path(WORKDIR.value, "report.png")}')
         else:
             say('Stopped by SIGTERM, after a checkpoint. The same command resumes.')
-
-
-def evaluate_checkpoint(config, task, workdir: Path, name: str, best: bool) -> dict:
-    """Evaluates a checkpoint of a run.
-
-    Args:
-      config: a config that makes the model of the run.
-      task: made from it.
-      workdir: the run's folder.
-      name: of the config.
-      best: take the best checkpoint by the headline metric instead of the newest.
-
-    Returns:
-      What evaluation.json holds: the headline metric, the step and all metrics. evaluation.png
-      shows sample predictions.
-
-    Raises:
-      ValueError: if there is no such checkpoint, or it is of another model.
-    """
-    import jax
-
-    from experiments import parallel
-    from experiments.checkpointing import check_fit, flatten, load_params
-    from experiments.checks import check_sizes
-    from experiments.report import write_samples
-    from experiments.train import compile_predict, evaluate
-    from experiments.workdir import write_json
-
-    check_sizes(config, parallel.num_devices())
-    params, state, step = load_params(workdir, best)
-    like = dict(zip(('params', 'state'), jax.eval_shape(task.init, jax.random.key(0)), strict=True))
-    check_fit(flatten({'params': params, 'state': state}), like, f'step {step} of {workdir}')
-    devices = parallel.make(config.parallel)
-    on_devices = devices.replicate((params, state))
-    metrics, predictions = evaluate(task, devices, compile_predict(task, devices), *on_devices)
-    result = {
-        'task': config.task,
-        'config': name,
-        'metric': task.metric,
-        'value': metrics[task.metric],
-        'checkpoint': 'best' if best else 'last',
-        'step': step,
-        'metrics': metrics,
-    }
-    if parallel.is_main_process():
-        write_json(workdir / 'evaluation.json', result)
-        draw = functools.partial(task.draw, params=params, state=state, predictions=predictions)
-        write_samples(workdir / 'evaluation.png', f'{name}, step {step:,}', draw)
-    return result
 
 
 def replace_length(config, overrides: dict) -> None:
@@ -139,35 +91,10 @@ def show(result: dict) -> None:
 
 def say(line: str) -> None:
     """Prints, in one process."""
-    from experiments import parallel
+    from experiments.training import parallel
 
     if parallel.is_main_process():
         print(line)
-
-
-def describe_table(sizes: dict) -> str:
-    """The sizes and cost of a model beside the paper's.
-
-    Args:
-      sizes: from a task's describe().
-    """
-    paper = sizes['paper']
-    rows = [
-        ('', 'here', f'paper ({paper["source"]})' if paper['source'] else 'paper'),
-        ('inputs (M x C)', '{:,} x {:,}'.format(*sizes['inputs']), ''),
-        ('latents (N x D)', '{:,} x {:,}'.format(*sizes['latents']), ''),
-        ('parameters', short(sizes['parameters']), short(paper['parameters'])),
-        ('forward FLOPs', short(sizes['forward_flops']), short(paper['flops'])),
-        (paper['metric'], '', '' if paper['value'] is None else f'{paper["value"]:.3f}'),
-    ]
-    return '\n'.join(f'{name:<16}{here:>16}  {other:<}'.rstrip() for name, here, other in rows)
-
-
-def short(count: float | None) -> str:
-    """44_912_254 -> '44.9M', 706_279_096_320 -> '706.3B'."""
-    if count is None:
-        return ''
-    return f'{count / 1e9:,.1f}B' if count >= 1e9 else f'{count / 1e6:,.1f}M'
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -11,11 +11,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.data.flow import SUBMISSIONS, open_source, write_submission
-from experiments.errors import one_line_errors
-from experiments.predict import Progress
-from experiments.pretrained import open_model
-from perceiver_jax.front_ends import prepare_frames
+from experiments.command_line import Progress, one_line_errors
+from experiments.flow.sources import SUBMISSIONS, open_source, write_submission
+from experiments.open_model import open_model
+from perceiver_jax.front_ends.images import prepare_frames
 from perceiver_jax.tiling import tiled
 
 
@@ -48,7 +47,7 @@ def submit(model, source, benchmark: str, out: str | Path, tiles: str = 'even') 
 
     Args:
       model: a `Pretrained` for flow.
-      source: of `experiments.data.flow.open_source`.
+      source: of `experiments.flow.sources.open_source`.
       benchmark: a key of `SUBMISSIONS`.
       out: the folder.
       tiles: where to cut large frames, 'even' or 'deepmind'.

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.report import metric_text
+from experiments.pictures.units import metric_text
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKS = BEGIN, END = '<!-- results:begin -->', '<!-- results:end -->'

@@ -8,11 +8,11 @@ import ml_collections
 import numpy as np
 from matplotlib.figure import SubFigure
 
-from experiments.audioset import AudioSet
-from experiments.flow import OpticalFlow
-from experiments.imagenet import ImageNet
-from experiments.modelnet40 import ModelNet40
-from perceiver_jax.pretrained import Pretrained
+from experiments.audioset.task import AudioSet
+from experiments.flow.task import OpticalFlow
+from experiments.imagenet.task import ImageNet
+from experiments.modelnet40.task import ModelNet40
+from perceiver_jax.weights.pretrained import Pretrained
 
 Batch = dict[str, np.ndarray]  # the leading axis is the examples
 Tree = dict[str, Any]  # Haiku parameters or state

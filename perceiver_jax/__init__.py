@@ -6,13 +6,7 @@ Building blocks are Haiku modules; whole models are functions to be called insid
 """
 
 from perceiver_jax import front_ends, tiling
-from perceiver_jax.attention import (
-    Attention,
-    CrossAttend,
-    Mlp,
-    SelfAttend,
-    record_attention,
-)
+from perceiver_jax.attention import Attention, CrossAttend, SelfAttend
 from perceiver_jax.decoder import (
     AverageDecoder,
     ClassQueryDecoder,
@@ -22,6 +16,7 @@ from perceiver_jax.decoder import (
 )
 from perceiver_jax.dot_product_attention import attend, attention_weights
 from perceiver_jax.encoder import Encoder, schedule
+from perceiver_jax.front_ends.spectrogram import log_mel
 from perceiver_jax.inputs import (
     FlowInputs,
     ImageInputs,
@@ -34,6 +29,7 @@ from perceiver_jax.inputs import (
     spectrogram_elements,
     video_elements,
 )
+from perceiver_jax.layers import Mlp
 from perceiver_jax.models import (
     audio_visual_classifier,
     image_classifier,
@@ -49,9 +45,9 @@ from perceiver_jax.position_encoding import (
     grid_positions,
     resample_positions,
 )
-from perceiver_jax.pretrained import Pretrained, initialise, load
-from perceiver_jax.released import RELEASED
-from perceiver_jax.spectrogram import log_mel
+from perceiver_jax.recording import record_attention
+from perceiver_jax.weights.pretrained import Pretrained, initialise, load
+from perceiver_jax.weights.released import RELEASED
 
 __all__ = [
     # Attention

@@ -14,149 +14,27 @@ Source: Perceiver (arXiv 2103.03206), section 3.1 and appendix C; Perceiver IO
 (arXiv 2107.14795), section 3 and appendix E (equations 1-6).
 """
 
-import contextlib
-import contextvars
 import dataclasses
-import functools
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
 
 import haiku as hk
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from perceiver_jax.dot_product_attention import attend, attention_weights
-
-LAYER_NORM_EPSILON = 1e-5
-
-
-# Attention and MLP layers: standard deviation 1/sqrt(in) after the truncation at two of them.
-LECUN_NORMAL = hk.initializers.VarianceScaling(1.0, 'fan_in', 'truncated_normal')
-
-
-class Linear(hk.Module):
-    """`x w + b` over the last axis; parameters `w` `[in, out]` and `b` `[out]`.
-
-    Initialised as Haiku's Linear unless `w_init` is given: standard deviation 1/sqrt(in),
-    truncated at two of them without a correction for it; zero bias.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        w_init: hk.initializers.Initializer | None = None,
-        name: str | None = None,
-    ):
-        super().__init__(name=name)
-        self.channels = channels
-        self.w_init = w_init
-
-    def __call__(self, x: Array) -> Array:
-        """`[..., in]` -> `[..., out]`."""
-        w, b = self.parameters(x.shape[-1])
-        return product(x, w) + b.astype(x.dtype)
-
-    def parameters(self, in_channels: int) -> tuple[Array, Array]:
-        """The parameters `w` and `b`, float32, for an input of that width."""
-        w_init = self.w_init or hk.initializers.TruncatedNormal(1 / math.sqrt(in_channels))
-        w = hk.get_parameter('w', (in_channels, self.channels), jnp.float32, w_init)
-        return w, hk.get_parameter('b', (self.channels,), jnp.float32, jnp.zeros)
-
-
-def product(x: Array, w: Array) -> Array:
-    """`[..., in]` times `[in, out]`, in the dtype of `x`."""
-    # In two dimensions: XLA on CPUs copies the operands of a three-dimensional product.
-    rows = x.reshape(-1, x.shape[-1]) @ w.astype(x.dtype)
-    return rows.reshape(*x.shape[:-1], w.shape[1])
-
-
-class Affine(NamedTuple):
-    """The second half of a LayerNorm: its parameters, `[C]` float32."""
-
-    scale: Array
-    offset: Array
-
-    def __call__(self, x: Array) -> Array:
-        return (x * self.scale + self.offset).astype(x.dtype)
-
-
-class LayerNorm(hk.Module):
-    """Layer normalisation over channels, parameters `scale` and `offset`, statistics in float32."""
-
-    def __call__(self, x: Array) -> Array:
-        """`[..., C]` -> `[..., C]`."""
-        return self.affine(x.shape[-1])(_normalise(x)).astype(x.dtype)
-
-    def affine(self, channels: int) -> Affine:
-        """What is to be done to `normalise(x)`."""
-        scale = hk.get_parameter('scale', (channels,), jnp.float32, jnp.ones)
-        return Affine(scale, hk.get_parameter('offset', (channels,), jnp.float32, jnp.zeros))
-
-
-def normalise(x: Array) -> Array:
-    """The first half of a LayerNorm, without parameters: mean 0 and variance 1 over channels."""
-    return _normalise(x).astype(x.dtype)
-
-
-@jax.checkpoint  # a quarter less memory in training, with that of GELU, in the same time
-def _normalise(x: Array) -> Array:
-    wide = x.astype(jnp.float32)
-    centred = wide - wide.mean(-1, keepdims=True)
-    variance = jnp.square(centred).mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
-
-
-def dropout(x: Array, rate: float, is_training: bool) -> Array:
-    """Dropout that asks for no random key, and costs nothing, at rate 0 or in evaluation."""
-    if rate == 0 or not is_training:
-        return x
-    return hk.dropout(hk.next_rng_key(), rate, x)
-
-
-def cheapest_fold(
-    rows: int, keys: int, *, inputs_q: int, inputs_kv: int, qk: int, v: int, output: int
-) -> str | None:
-    """Which side of a single-head attention need not be projected at all.
-
-    Scores are bilinear in the two inputs, and averaging commutes with a projection:
-
-        (Xq Wq) (Xkv Wk)^T = (Xq Wq Wk^T) Xkv^T = Xq (Xkv Wk Wq^T)^T
-        A (Xkv Wv) Wo      = (A Xkv) Wv Wo      = A (Xkv Wv Wo)
-
-    So the projections of the long side can be applied to the short one instead: with 512 latents
-    and 50,176 inputs of 261 channels a cross-attend takes 28 G instead of 41 G operations, and
-    reads one array of that length where it would write and read three.
-
-    Args:
-      rows: T.
-      keys: S.
-      inputs_q: Channels of the inputs that queries are made of.
-      inputs_kv: Channels of the inputs that keys and values are made of.
-      qk: Channels of queries and keys.
-      v: Channels of values.
-      output: Channels of the output.
-
-    Returns:
-      What takes the least arithmetic: 'keys' (keys and values are the inputs themselves, the
-      middle column), 'queries' (queries are the inputs themselves and values the outputs, the
-      right one), or None (nothing is folded, the left one).
-    """
-    if not (isinstance(rows, int) and isinstance(keys, int)):  # sizes of an exported program
-        return None
-    around_rows = rows * (inputs_q * qk + v * output)
-    around_keys = keys * inputs_kv * (qk + v)
-    products = {  # multiplications
-        None: around_rows + around_keys + rows * keys * (qk + v),
-        'keys': around_rows + rows * inputs_kv * (qk + v) + rows * keys * 2 * inputs_kv,
-        'queries': around_keys
-        + keys * (qk * inputs_q + v * output)
-        + rows * keys * (inputs_q + output),
-    }
-    return min(products, key=products.get)
-
+from perceiver_jax.dot_product_attention import attend
+from perceiver_jax.folding import cheapest_fold
+from perceiver_jax.layers import (
+    LECUN_NORMAL,
+    Affine,
+    LayerNorm,
+    Linear,
+    Mlp,
+    dropout,
+    normalise,
+    product,
+)
+from perceiver_jax.recording import _record
 
 # In place of a LayerNorm's, where there is none.
 _NO_AFFINE = Affine(np.ones((1,), np.float32), np.zeros((), np.float32))
@@ -275,28 +153,6 @@ class Attention(hk.Module):
         return attend(query, key, value, mask, **how, implementation=self.implementation)
 
 
-_gelu = jax.checkpoint(functools.partial(jax.nn.gelu, approximate=True))
-
-
-@dataclasses.dataclass
-class Mlp(hk.Module):
-    """Linear, GELU (the tanh approximation), Linear back to the input's width.
-
-    The papers use widening factor 1: "no bottleneck".
-    """
-
-    widening_factor: int = 1
-    dropout_rate: float = 0.0
-    name: str | None = None
-
-    def __call__(self, x: Array, *, is_training: bool) -> Array:
-        channels = x.shape[-1]
-        x = _gelu(Linear(channels * self.widening_factor, LECUN_NORMAL, name='hidden')(x))
-        return dropout(
-            Linear(channels, LECUN_NORMAL, name='output')(x), self.dropout_rate, is_training
-        )
-
-
 @dataclasses.dataclass
 class CrossAttend(hk.Module):
     """Queries look at inputs: x = [queries +] Attention(LN(queries), LN(inputs)); x + Mlp(LN(x)).
@@ -372,56 +228,3 @@ class SelfAttend(hk.Module):
         x = x + attention(normal, normal, is_training=is_training)
         mlp = Mlp(self.widening_factor, self.dropout_rate, name='mlp')
         return x + mlp(LayerNorm(name='norm_mlp')(x), is_training=is_training)
-
-
-# What is recorded in this thread: ends of module names, and where their weights go.
-_recordings: contextvars.ContextVar[tuple[tuple[str, list[Array]], ...]]
-_recordings = contextvars.ContextVar('recordings', default=())
-
-
-@contextlib.contextmanager
-def record_attention(module_name: str) -> Iterator[list[Array]]:
-    """Collects the attention weights of one module, which are not kept otherwise.
-
-    Use it inside the transformed function and return what it collected:
-
-        def forward(images):
-            with record_attention('encoder/cross_attend_1') as weights:
-                logits = image_classifier(images, is_training=False, **model)
-            return logits, weights[0]
-
-    Args:
-      module_name: The module that attends, by the end of its Haiku name.
-
-    Yields:
-      A list that receives `[B, H, T, S]` float32 each time the module is called.
-    """
-    collected: list[Array] = []
-    token = _recordings.set((*_recordings.get(), (f'{module_name}/attention', collected)))
-    try:
-        yield collected
-    finally:
-        _recordings.reset(token)
-
-
-@contextlib.contextmanager
-def no_recording() -> Iterator[None]:
-    """Records nothing: within a loop, the weights of one iteration cannot leave it."""
-    token = _recordings.set(())
-    try:
-        yield
-    finally:
-        _recordings.reset(token)
-
-
-def is_recording() -> bool:
-    """Whether weights may have to leave the modules that are called now."""
-    return bool(_recordings.get())
-
-
-def _record(
-    module_name: str, query: Array, key: Array, mask: Array | None, how: dict[str, Any]
-) -> None:
-    for suffix, collected in _recordings.get():
-        if f'/{module_name}'.endswith(f'/{suffix}'):
-            collected.append(attention_weights(query, key, mask, **how))

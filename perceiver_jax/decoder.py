@@ -13,8 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from perceiver_jax.attention import CrossAttend, Linear, no_recording
+from perceiver_jax.attention import CrossAttend
 from perceiver_jax.inputs import extract_patches
+from perceiver_jax.layers import Linear
+from perceiver_jax.recording import no_recording
 
 
 @dataclasses.dataclass

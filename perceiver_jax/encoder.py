@@ -14,7 +14,8 @@ import haiku as hk
 import jax.numpy as jnp
 from jax import Array
 
-from perceiver_jax.attention import CrossAttend, SelfAttend, is_recording
+from perceiver_jax.attention import CrossAttend, SelfAttend
+from perceiver_jax.recording import is_recording
 
 Step = tuple[str, int]  # 'cross_attend' or 'block', and its number: what has its own weights
 

@@ -12,7 +12,6 @@ import haiku as hk
 import jax.numpy as jnp
 from jax import Array
 
-from perceiver_jax.attention import Linear
 from perceiver_jax.decoder import (
     AverageDecoder,
     ClassQueryDecoder,
@@ -31,6 +30,7 @@ from perceiver_jax.inputs import (
     spectrogram_elements,
     video_elements,
 )
+from perceiver_jax.layers import Linear
 from perceiver_jax.position_encoding import LearnedPositions, grid_fourier_features
 
 

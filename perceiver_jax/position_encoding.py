@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from perceiver_jax.attention import Linear
+from perceiver_jax.layers import Linear
 
 
 def grid_positions(shape: Sequence[int]) -> np.ndarray:

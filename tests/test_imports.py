@@ -1,4 +1,4 @@
-"""Who may import whom; what README promises about the layers."""
+"""Who may import whom: the floors of the house, checked on every import statement."""
 
 import ast
 import subprocess
@@ -8,10 +8,32 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TASKS = sorted(
-    {path.stem for path in ROOT.glob('configs/*.py')}
-    & {path.stem for path in ROOT.glob('experiments/*.py')} - {'__init__'}
-)
+TASKS = ('audioset', 'flow', 'imagenet', 'kinetics', 'language', 'modelnet40')
+
+# From the top: each may import from the floors below, and from its own room. The rooms of a floor
+# stand side by side.
+FLOORS = [
+    ['launch', 'predict', 'convert', 'submit', 'table'],  # the commands
+    ['open_model'],
+    ['tasks'],
+    [*TASKS],
+    ['classes'],
+    ['data'],
+    ['training'],
+    ['pictures'],
+    ['command_line'],
+]
+
+# What a reader may use of perceiver_jax: nothing that builds a model.
+FOR_READERS = ('errors', 'files', 'front_ends', 'tiling')
+
+# Files of perceiver_jax that read and write formats, and what they import within functions.
+ONLY_WHERE_USED = {
+    'weights/foreign_files.py': ('safetensors', 'torch'),
+    'weights/pretrained.py': ('safetensors',),
+    'front_ends/images.py': ('cv2', 'scipy'),
+    'front_ends/media.py': ('av', 'cv2'),
+}
 
 
 def imported(path: Path) -> set[str]:
@@ -30,12 +52,17 @@ def imported(path: Path) -> set[str]:
 
 def files(folder: str) -> list[Path]:
     found = sorted((ROOT / folder).rglob('*.py'))
-    assert len(found) > 1, folder
+    assert found, folder
     return found
 
 
 def within(name: str, *packages: str) -> bool:
     return any(name == package or name.startswith(f'{package}.') for package in packages)
+
+
+def room_of(path: Path) -> str:
+    """The file or folder directly under experiments/: 'launch', 'flow'."""
+    return path.relative_to(ROOT / 'experiments').parts[0].removesuffix('.py')
 
 
 @pytest.mark.parametrize(
@@ -48,43 +75,61 @@ def within(name: str, *packages: str) -> bool:
 def test_a_package_imports_only(folder, allowed):
     allowed += tuple(sys.stdlib_module_names)
     for path in files(folder):
-        more = ONLY_WHERE_USED.get(path.name, ()) if folder == 'perceiver_jax' else ()
+        name = path.relative_to(ROOT / folder).as_posix()
+        more = ONLY_WHERE_USED.get(name, ()) if folder == 'perceiver_jax' else ()
         assert {x for x in imported(path) if not within(x, *allowed, *more)} == set(), path
-
-
-# Files of perceiver_jax that read and write formats, and what they import within functions.
-ONLY_WHERE_USED = {
-    'checkpoints.py': ('safetensors', 'torch'),
-    'pretrained.py': ('safetensors',),
-    'front_ends.py': ('av', 'cv2', 'scipy'),
-}
 
 
 def test_importing_the_package_imports_no_library_of_formats():
     script = 'import sys, perceiver_jax; print(*sys.modules)'
     done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
     loaded = done.stdout.split()
-    assert 'perceiver_jax.checkpoints' in loaded, done.stderr
+    assert 'perceiver_jax.weights.foreign_files' in loaded, done.stderr
     unwanted = {name for names in ONLY_WHERE_USED.values() for name in names} - {'scipy'}
     assert not unwanted & set(loaded)
 
 
-def test_data_imports_no_model_and_nothing_else_of_the_experiments():
-    for path in files('experiments/data'):
-        for name in imported(path):
-            if not within(name, *(f'perceiver_jax.{x}' for x in ('front_ends', 'files', 'tiling'))):
-                assert not within(name, 'perceiver_jax', 'haiku'), f'{path}: {name}'
-            # `from experiments import data` and `from experiments.data import x` are fine.
-            assert not within(name, 'experiments') or within(name, 'experiments.data'), path
+def test_every_room_stands_on_a_floor():
+    rooms = {room_of(path) for path in files('experiments')} - {'__init__'}
+    assert rooms == {room for floor in FLOORS for room in floor}
 
 
-def test_the_loop_names_no_task_and_a_task_no_other():
-    assert 'imagenet' in TASKS
-    modules = {task: f'experiments.{task}' for task in TASKS}
-    for name in ('train', *TASKS):
-        others = [module for task, module in modules.items() if task != name]
-        path = ROOT / 'experiments' / f'{name}.py'
-        assert {x for x in imported(path) if within(x, *others)} == set(), path
+def test_nothing_imports_upwards_and_no_room_imports_one_beside_it():
+    for number, floor in enumerate(FLOORS):
+        below = [f'experiments.{x}' for rooms in FLOORS[number + 1 :] for x in rooms]
+        for path in files('experiments'):
+            room = room_of(path)
+            if room in floor:
+                of_ours = {x for x in imported(path) if within(x, 'experiments')}
+                allowed = [f'experiments.{room}', *below]
+                assert {x for x in of_ours if not within(x, *allowed)} == set(), path
+
+
+def test_only_a_task_and_its_predictions_name_a_model():
+    readers = [
+        *files('experiments/data'),
+        *(
+            path
+            for task in TASKS
+            for path in files(f'experiments/{task}')
+            if path.name not in ('task.py', 'predict.py')
+        ),
+    ]
+    allowed = tuple(f'perceiver_jax.{name}' for name in FOR_READERS)
+    for path in readers:
+        models = {x for x in imported(path) if within(x, 'perceiver_jax', 'haiku')}
+        assert {x for x in models if not within(x, *allowed)} == set(), path
+
+
+def test_no_task_is_called_by_another_name_somewhere():
+    configs = {path.stem for path in files('configs')} - {'__init__', 'common'}
+    with_trainer = {path.parent.name for path in files('experiments') if path.name == 'task.py'}
+    assert configs == with_trainer <= set(TASKS)
+
+
+def test_packages_of_the_experiments_are_empty():
+    for path in files('experiments'):
+        assert path.name != '__init__.py' or not path.read_text(), path
 
 
 def test_nothing_imports_the_benchmarks_but_they_themselves():
@@ -92,6 +137,19 @@ def test_nothing_imports_the_benchmarks_but_they_themselves():
         x for folder in ('perceiver_jax', 'configs', 'experiments') for x in files(folder)
     ):
         assert not {x for x in imported(path) if within(x, 'benchmarks')}, path
+
+
+@pytest.mark.parametrize('task', ['audioset', 'flow', 'imagenet', 'modelnet40'])
+def test_a_process_that_reads_data_imports_no_more_than_it_needs(task):
+    script = (
+        f'import sys, experiments.{task}.sources, experiments.{task}.transforms;print(*sys.modules)'
+    )
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    loaded = set(done.stdout.split())
+    assert f'experiments.{task}.sources' in loaded, done.stderr
+    unwanted = {'matplotlib', 'tensorflow_datasets', 'experiments.training.loop'}
+    assert not unwanted & loaded
+    assert f'experiments.{task}.task' not in loaded
 
 
 def test_imported_sees_every_way_to_import(tmp_path, monkeypatch):

@@ -5,7 +5,8 @@ import cv2
 import numpy as np
 import pytest
 
-from perceiver_jax import RELEASED, checkpoints, initialise
+from perceiver_jax import RELEASED, initialise
+from perceiver_jax.weights import foreign_files, translation
 
 README = pathlib.Path(__file__).parent.parent / 'README.md'
 TEXT = README.read_text('utf-8')
@@ -32,8 +33,8 @@ def test_the_weights_example(tmp_path, monkeypatch):
     monkeypatch.setitem(RELEASED, 'imagenet_fourier', small)
     monkeypatch.chdir(tmp_path)
     model = initialise('image_classifier', small.arguments, small.front_end)
-    weights = checkpoints.to_deepmind(model.params, model.state)
-    checkpoints.write_deepmind('imagenet_fourier_position_encoding.pystate', *weights)
+    weights = translation.to_deepmind(model.params, model.state)
+    foreign_files.write_deepmind('imagenet_fourier_position_encoding.pystate', *weights)
     noise = np.random.default_rng(0).integers(256, size=(300, 400, 3), dtype=np.uint8)
     cv2.imwrite('photograph.jpg', noise)
     names = run(LOADING)

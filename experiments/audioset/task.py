@@ -1,0 +1,320 @@
+"""AudioSet's task: what is special about classifying clips of sound and video, and only that."""
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import SubFigure
+
+from experiments.audioset.metrics import average_precision, multi_label_metrics
+from experiments.audioset.mixing import drop_examples, mix_sounds, spec_augment
+from experiments.audioset.sources import open_source
+from experiments.audioset.transforms import ClipShape, EvalTransform, TrainTransform
+from experiments.data import pipeline
+from experiments.data.clip_files import FRAMES_PER_SECOND
+from experiments.pictures.panels import choose_to_draw, class_bars, clip_grid, short_name
+from experiments.training import parallel
+from experiments.training.describe import describe_model
+from experiments.training.losses import sigmoid_cross_entropy, softmax_cross_entropy
+from perceiver_jax.front_ends.spectrogram import log_mel
+from perceiver_jax.models import audio_visual_classifier
+from perceiver_jax.weights.pretrained import Pretrained
+
+# Videos disappear from YouTube: whoever has so many of them has the papers' data.
+PAPER_CLASSES = 527
+PAPER_EXAMPLES = (1_500_000, 15_000)  # training and evaluation clips, at least; our choice
+NUM_DRAWN = 6
+NUM_FRAMES_DRAWN = 5
+NUM_CLASSES_DRAWN = 8  # best ones and worst ones, each
+
+
+class AudioSet:
+    """Multi-label classification of clips; an `experiments.tasks.Task`."""
+
+    higher_is_better = True
+
+    def __init__(self, config):
+        self.config = config
+        self.metric = config.evaluation.metric
+        self.modalities = sorted(set(config.model.inputs) - {'min_padding'})
+        self.has_video = 'video' in self.modalities
+        self.mixes = config.augmentation.mixup_alpha > 0
+        if self.mixes and self.has_video:
+            raise ValueError('config.augmentation.mixup_alpha mixes sound, not video: set it to 0')
+        if self.has_video and config.clip.frames_per_second != FRAMES_PER_SECOND:
+            raise ValueError(
+                f'config.clip.frames_per_second is {config.clip.frames_per_second}, and videos are '
+                f'read at {FRAMES_PER_SECOND}'
+            )
+        size = config.clip.size if self.has_video else 0
+        self.shape = ClipShape(**{**config.clip, 'size': size})
+        augmentation = config.augmentation
+        on_host = {name: augmentation[name] for name in _ON_HOST}
+        self.train_transform = TrainTransform(
+            shape=self.shape, num_classes=config.model.num_classes, **on_host
+        )
+        self.eval_transform = EvalTransform(
+            shape=self.shape,
+            num_classes=config.model.num_classes,
+            num_windows=config.evaluation.num_windows,
+            clip_seconds=config.evaluation.clip_seconds,
+            crop_fraction=config.evaluation.crop_fraction,
+        )
+        self.model = hk.transform_with_state(self._forward)
+        if config.loss.kind not in _LOSSES:
+            raise ValueError(
+                f'config.loss.kind is {config.loss.kind!r}, it must be one of {[*_LOSSES]}'
+            )
+        self._scores, self._cross_entropy = _LOSSES[config.loss.kind]
+
+    def _forward(self, modalities, is_training: bool, **changes) -> jax.Array:
+        model = {**self.config.model, **changes}
+        return audio_visual_classifier(modalities, is_training=is_training, **model)
+
+    # Data
+
+    @functools.cached_property
+    def train_source(self):
+        return self._open('train')
+
+    @functools.cached_property
+    def eval_source(self):
+        return self._open('validation')
+
+    def _open(self, split: str):
+        data = self.config.data
+        source = open_source(
+            data.source,
+            data.path,
+            split,
+            with_frames=self.has_video,
+            sample_rate=self.config.clip.sample_rate,
+            table=data.table,
+        )
+        # A column without a class would never have positives: the number must be theirs.
+        if len(source.classes) != self.config.model.num_classes:
+            raise ValueError(
+                f'the {data.source} data has {len(source.classes)} classes, and '
+                f'config.model.num_classes is {self.config.model.num_classes}'
+            )
+        return source
+
+    @property
+    def num_train_examples(self) -> int:
+        return len(self.train_source)
+
+    @property
+    def data_name(self) -> str:
+        name = {'tfds': 'AudioSet', 'sounds': 'generated sounds'}.get(self.config.data.source)
+        name = name or self.config.data.table.csv_file
+        sizes = f'{len(self.train_source):,} training, {len(self.eval_source):,} evaluation clips'
+        return f'{name} ({sizes})'
+
+    @property
+    def paper_value(self) -> float | None:
+        sizes = len(self.train_source), len(self.eval_source)
+        is_the_papers = (
+            self.config.data.source == 'tfds'
+            and len(self.eval_source.classes) == PAPER_CLASSES
+            and all(size >= least for size, least in zip(sizes, PAPER_EXAMPLES, strict=True))
+        )
+        return self.config.paper.value if is_the_papers else None
+
+    def train_batches(self, start_step: int):
+        return pipeline.train_batches(
+            self.train_source,
+            self.train_transform,
+            batch_size=self.config.train.batch_size,
+            seed=self.config.seed,
+            start_step=start_step,
+            examples_per_item=2 if self.mixes else 1,
+            **parallel.data_options(self.config.data),
+        )
+
+    def eval_batches(self):
+        return pipeline.eval_batches(
+            self.eval_source,
+            self.eval_transform,
+            batch_size=self.config.evaluation.batch_size,
+            **parallel.data_options(self.config.data),
+        )
+
+    # Model
+
+    def init(self, rng):
+        inputs = jax.tree.map(lambda x: jnp.zeros(x.shape), self._window(batch=1))
+        return self.model.init(rng, inputs, is_training=False)
+
+    def loss(self, params, state, rng, batch):
+        settings, index = self.config.augmentation, batch['index']
+        purposes = ('mix', 'mask', 'video', 'sound', 'model')
+        keys = dict(zip(purposes, jax.random.split(rng, len(purposes)), strict=True))
+        sound, labels = batch['sound'], batch['labels']
+        if self.mixes:
+            sound, labels = mix_sounds(keys['mix'], sound, labels, index, settings.mixup_alpha)
+        inputs = self._inputs(sound, batch.get('video'))
+        if 'spectrogram' in inputs:
+            inputs['spectrogram'] = spec_augment(
+                keys['mask'], inputs['spectrogram'], index, **settings.spec_augment
+            )
+        for name in inputs:
+            rate = settings.drop_video if name == 'video' else settings.drop_sound
+            if rate:
+                key = keys['video' if name == 'video' else 'sound']
+                inputs[name] = drop_examples(key, inputs[name], index, rate)
+        logits, state = self.model.apply(params, state, keys['model'], inputs, is_training=True)
+        loss = self._cross_entropy(logits, labels).mean()
+        best = jnp.take_along_axis(labels, logits.argmax(-1)[:, None], axis=-1)
+        return loss, (state, {'top_label_is_right': (best > 0).mean()})
+
+    def predict(self, params, state, batch):
+        shape, labels = self.shape, batch['labels']
+
+        def cut(x, starts, length):  # [b, whole, ...] -> [b, length, ...]
+            return jax.vmap(lambda x, i: jax.lax.dynamic_slice_in_dim(x, i, length))(x, starts)
+
+        def of_window(starts):  # [b] frames
+            sound = cut(batch['sound'], starts * shape.samples_per_frame, shape.num_samples)
+            video = cut(batch['video'], starts, shape.num_frames) if self.has_video else None
+            inputs = self._inputs(sound, video)
+            logits, _ = self.model.apply(params, state, None, inputs, is_training=False)
+            return self._scores(logits), self._cross_entropy(logits, labels)
+
+        scores, losses = jax.lax.map(of_window, batch['starts'].T)  # one window after the other
+        # Our choice: probabilities are averaged, not logits; the papers say 'scores'.
+        return {'loss': losses.mean(0), 'scores': scores.mean(0), 'labels': labels}
+
+    def summarise(self, predictions):
+        numbers = multi_label_metrics(predictions['labels'], predictions['scores'])
+        if self.metric not in numbers:
+            raise ValueError(
+                f'config.evaluation.metric is {self.metric!r}, and of this data '
+                f'{sorted(numbers)} can be measured'
+            )
+        loss = float(np.mean(predictions['loss']))
+        return {'loss': loss, self.metric: numbers.pop(self.metric), **numbers}
+
+    def _inputs(self, sound: jax.Array, video: jax.Array | None) -> dict[str, jax.Array]:
+        """What the model takes of [b, samples] sound and [b, T, S, S, 3] uint8 video."""
+        settings = self.config.spectrogram
+        return model_inputs(sound, video, self.modalities, self.shape.sample_rate, settings)
+
+    def _window(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
+        shape = self.shape
+        sound = jax.ShapeDtypeStruct((batch, shape.num_samples), jnp.float32)
+        frames = (batch, shape.num_frames, shape.size, shape.size, 3)
+        video = jax.ShapeDtypeStruct(frames, jnp.uint8)
+        return jax.eval_shape(self._inputs, sound, video)
+
+    def pretrained(self, params, state):
+        try:
+            classes = list(self.eval_source.classes)
+        except (OSError, ValueError):  # the data need not be at hand to use the model
+            classes = None
+        settings = None
+        if 'spectrogram' in self.modalities:
+            settings = self.config.spectrogram.to_dict()
+        front_end = {
+            **self.config.clip.to_dict(),
+            'crop_fraction': self.config.evaluation.crop_fraction,
+            'modalities': list(self.modalities),
+            'log_mel': settings,
+        }
+        model = self.config.model.to_dict()
+        return Pretrained('audio_visual_classifier', model, front_end, params, state, classes)
+
+    # What people look at
+
+    def draw(self, subfigure: SubFigure, params, state, predictions) -> None:
+        """Evaluation clips, a third of them mistakes if there are, and which classes do well."""
+        labels, scores = predictions['labels'], predictions['scores']
+        right = np.take_along_axis(labels, scores.argmax(1)[:, None], 1)[:, 0] > 0
+        drawn = choose_to_draw(right, NUM_DRAWN)
+        clips = [self.eval_source[int(i)] for i in predictions['index'][drawn]]
+        examples = [self.eval_transform(clip) for clip in clips]
+        names = self.eval_source.classes
+        titles = []
+        for i in drawn:
+            best = scores[i].argsort()[::-1][:3]
+            said = (f'{short_name(names[k], 18)} {100 * scores[i, k]:.0f} %' for k in best)
+            true = (short_name(names[k]) for k in np.flatnonzero(labels[i])[:3])
+            titles.append((', '.join(said), ', '.join(true)))
+        left, side = subfigure.subfigures(1, 2, width_ratios=(2.6, 1))
+        clip_grid(
+            left,
+            [self._picture(example['sound']) for example in examples],
+            titles,
+            right[drawn],
+            [self._frames(example) for example in examples] if self.has_video else None,
+        )
+        precision = average_precision(labels, scores)
+        known = [k for k in np.argsort(-precision) if not np.isnan(precision[k])]
+        if len(known) > 2 * NUM_CLASSES_DRAWN:
+            known = known[:NUM_CLASSES_DRAWN] + known[-NUM_CLASSES_DRAWN:]
+        class_bars(side, [names[k] for k in known], precision[known], 'Average precision')
+
+    def _picture(self, sound: np.ndarray) -> np.ndarray:
+        """A spectrogram [frames, bins], or the wave [samples]: what the model hears."""
+        if 'spectrogram' not in self.modalities:
+            return sound
+        settings = self.config.spectrogram
+        whole = len(sound) - len(sound) % settings.hop
+        sample_rate = self.shape.sample_rate
+        return np.asarray(log_mel(jnp.asarray(sound[:whole]), sample_rate=sample_rate, **settings))
+
+    def _frames(self, example: dict) -> np.ndarray:
+        """Some frames of a clip, at equal distances."""
+        video = example['video']
+        return video[np.linspace(0, len(video) - 1, NUM_FRAMES_DRAWN).astype(int)]
+
+    def describe(self):
+        # As the papers count: every projection of every input element.
+        forward = functools.partial(self._forward, is_training=False, implementation='plain')
+        sizes = describe_model(forward, self._window(batch=1))
+        return {**sizes, 'paper': self.config.paper.to_dict()}
+
+
+def model_inputs(
+    sound: jax.Array,
+    video: jax.Array | None,
+    modalities: Sequence[str],
+    sample_rate: int,
+    spectrogram: Mapping | None,
+) -> dict[str, jax.Array]:
+    """What `audio_visual_classifier` takes of a batch of windows.
+
+    Args:
+      sound: [b, samples], from -1 to 1.
+      video: [b, T, S, S, 3] uint8; None where the model does not look.
+      modalities: those of the model.
+      sample_rate: of the sound, Hz.
+      spectrogram: the other arguments of `log_mel`, where the model takes one.
+
+    Returns:
+      The modalities by name, float32.
+    """
+    make = {
+        'audio': lambda: sound[..., None],
+        'spectrogram': lambda: log_mel(sound, sample_rate=sample_rate, **spectrogram),
+        'video': lambda: video.astype(jnp.float32) / 127.5 - 1,
+    }
+    return {name: make[name]() for name in modalities}
+
+
+_LOSSES = {  # logits -> scores, and (logits, labels) -> loss
+    'sigmoid': (jax.nn.sigmoid, sigmoid_cross_entropy),
+    'softmax': (jax.nn.softmax, softmax_cross_entropy),
+}
+_ON_HOST = (  # fields of TrainTransform
+    'crop_area',
+    'flip',
+    'brightness',
+    'contrast',
+    'saturation',
+    'hue',
+    'roll',
+    'gain_db',
+)

@@ -1,0 +1,397 @@
+"""Generated pairs of frames with exact flow: textured shapes that move over one another.
+
+AutoFlow's generator was never released. This one is ours, after its paper's description (Sun et al.
+2021): layers of textured shapes under random motion, with deformation, blur, fog and noise.
+
+A layer is a picture with transparency, the sprite. Its motion from a point x of the first frame to
+one of the second is H(D(x)): D bends, by two shears that vary along their axis, and H is a
+homography. Both have an inverse in closed form, so both frames are rendered by looking up the
+sprite, both flows are exact, and what lies in front decides what is seen.
+"""
+
+import dataclasses
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from perceiver_jax.front_ends.images import read_image
+
+# Many examples are made at once; threads within one would only fight over the cores.
+cv2.setNumThreads(1)
+
+_SPLITS = ('train', 'evaluation')
+_IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png')
+
+
+class MovingScenes:
+    """Source of examples as `flow.open_source` has them; pair i depends on i and the split alone.
+
+    An example also has the flow from the second frame to the first: 'backward' float32
+    [height, width, 2], known everywhere, and 'backward_matched' bool [height, width].
+    """
+
+    def __init__(
+        self,
+        split: str,
+        *,
+        num_pairs: int,  # of 'train'
+        num_evaluation_pairs: int,
+        frame_size: tuple[int, int],  # height, width
+        num_shapes: tuple[int, int],  # fewest and most, besides the background
+        motion: float,  # pixels, mean length of a translation; all of the background's is half
+        turn: float,  # degrees, standard deviation
+        zoom: float,  # standard deviation of the logarithm of the scale
+        perspective: float,  # largest change of depth from the middle of a layer to its rim
+        bend: float,  # pixels, largest
+        blur: float,  # share of the scenes that are taken with a long exposure
+        fog: float,  # share of the scenes with fog
+        noise: float,  # largest standard deviation, of images in 0..1
+        textures: str = '',  # a folder of images; '': procedural
+    ):
+        if split not in _SPLITS:
+            raise ValueError(f'scenes are generated for {_SPLITS}, not for {split!r}')
+        count = num_pairs if split == 'train' else num_evaluation_pairs
+        if count < 1 or min(frame_size) < 1 or not 0 <= num_shapes[0] <= num_shapes[1]:
+            raise ValueError(
+                'scenes need at least one pair, a frame size, and num_shapes as (fewest, most), '
+                f'got {count}, {tuple(frame_size)}, {tuple(num_shapes)}'
+            )
+        self._split, self._count = split, count
+        self._size, self._num_shapes = tuple(frame_size), tuple(num_shapes)
+        self._motion, self._turn, self._zoom = motion, math.radians(turn), zoom
+        self._perspective, self._bend = perspective, bend
+        self._blur, self._fog, self._noise = blur, fog, noise
+        self._textures = []
+        if textures:
+            folder = Path(textures).expanduser()
+            files = folder.rglob('*') if folder.is_dir() else ()
+            self._textures = sorted(str(x) for x in files if x.suffix.lower() in _IMAGE_ENDINGS)
+            if not self._textures:
+                raise ValueError(f'textures: {folder} holds no images of {_IMAGE_ENDINGS}')
+
+    def __repr__(self) -> str:
+        return f'generated scenes of {self._size[0]} x {self._size[1]}, {self._split}'
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < self._count:
+            raise IndexError(f'{self} are {self._count}, there is none of index {index}')
+        rng = np.random.default_rng((index, _SPLITS.index(self._split)))
+        layers = self._layers(rng)
+        exposure = rng.uniform(0.2, 0.8) if rng.random() < self._blur else 0.0
+        fog = _Fog(rng, self._size) if rng.random() < self._fog else None
+        rendered = [_render(layers, time, self._size, exposure, fog) for time in (0, 1)]
+        noise = rng.uniform(0, self._noise) if rng.random() < 0.5 else 0.0
+        frames = []
+        for colours, _, _ in rendered:
+            if noise:
+                grain = rng.standard_normal(colours.shape, np.float32)
+                colours = colours + (255 * noise) * grain
+            frames.append(np.clip(np.rint(colours), 0, 255).astype(np.uint8))
+        (_, flow, owner), (_, backward, other_owner) = rendered
+        matched = _is_shown(flow, owner, other_owner)
+        return {
+            'frames': np.stack(frames),
+            'flow': flow,
+            'valid': np.ones(self._size, bool),
+            'matched': matched,
+            'unmatched': ~matched,
+            'backward': backward,
+            'backward_matched': _is_shown(backward, other_owner, owner),
+            'name': f'{self._split}_{index:06d}',
+        }
+
+    def _layers(self, rng: np.random.Generator) -> list['_Layer']:
+        """The background, and shapes from the farthest to the nearest."""
+        height, width = self._size
+        around = 1.3  # of the background: beyond, it is reflected
+        texture = self._texture(rng, int(around * height), int(around * width))
+        sprite = np.dstack([texture, np.full(texture.shape[:2], 255, np.uint8)])
+        middle = (width - 1) / 2, (height - 1) / 2
+        place = _similarity(middle, (sprite.shape[1] / 2, sprite.shape[0] / 2), 0.0, 1.0)
+        camera = self._move(rng, middle, math.hypot(height, width) / 2, calm=0.5)
+        layers = [_Layer(sprite, place, camera, self._bends(rng, max(height, width)), True)]
+        for _ in range(rng.integers(self._num_shapes[0], self._num_shapes[1] + 1)):
+            # Most shapes are small; the largest span the shorter side.
+            side = int(min(height, width) * rng.uniform(0.3, 1.0) ** 2) + 8
+            texture = self._texture(rng, side, side)
+            sprite = np.dstack([texture, _shape(rng, side)])
+            centre = rng.uniform(0, width - 1), rng.uniform(0, height - 1)
+            zoom = rng.uniform(0.8, 1.25)  # resamples the first frame too: both are as soft
+            place = _similarity(centre, (side / 2, side / 2), rng.uniform(0, 2 * np.pi), zoom)
+            motion = camera
+            if rng.random() < 0.9:  # the others stand still in the scene
+                motion = self._move(rng, centre, side / 2)
+                if rng.random() < 0.7:
+                    motion = camera @ motion
+            layers.append(_Layer(sprite, place, motion, self._bends(rng, side), False))
+        return layers
+
+    def _texture(self, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+        if not self._textures:
+            return _procedural_texture(rng, height, width)
+        image = read_image(self._textures[rng.integers(len(self._textures))])
+        zoom = max(height / image.shape[0], width / image.shape[1], rng.uniform(0.5, 1.0))
+        image = cv2.resize(image, None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
+        image = cv2.copyMakeBorder(image, 0, 1, 0, 1, cv2.BORDER_REPLICATE)  # sizes are rounded
+        top = rng.integers(image.shape[0] - height + 1)
+        left = rng.integers(image.shape[1] - width + 1)
+        return image[top : top + height, left : left + width]
+
+    def _move(
+        self,
+        rng: np.random.Generator,
+        centre: tuple[float, float],
+        radius: float,
+        calm: float = 1.0,
+    ) -> np.ndarray:
+        """A random homography [3, 3] about a centre, less than usual if `calm` is below 1."""
+        length = calm * min(rng.exponential(self._motion), 5 * self._motion)
+        direction = rng.uniform(0, 2 * np.pi)
+        target = (
+            centre[0] + length * math.cos(direction),
+            centre[1] + length * math.sin(direction),
+        )
+        turn = rng.normal(0, calm * self._turn)
+        zoom = math.exp(rng.normal(0, calm * self._zoom))
+        tilt = np.eye(3)
+        tilt[2, :2] = rng.uniform(-1, 1, 2) * calm * self._perspective / radius / math.sqrt(2)
+        forth, back = np.eye(3), np.eye(3)
+        forth[:2, 2], back[:2, 2] = centre, np.negative(centre)
+        return _similarity(centre, target, turn, zoom) @ forth @ tilt @ back
+
+    def _bends(self, rng: np.random.Generator, side: int) -> list['_Bend']:
+        if rng.random() < 0.5:
+            return []
+        return [_Bend.draw(rng, self._bend, side) for _ in range(2)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Bend:
+    """Moves points along an axis, by a sine of where they are across it."""
+
+    along: tuple[float, float]  # unit vector (x, y)
+    amplitude: float  # pixels
+    wave_number: float  # radians a pixel
+    phase: float
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, largest: float, side: int) -> '_Bend':
+        angle, length = rng.uniform(0, 2 * np.pi), side * rng.uniform(0.5, 2)
+        wave_number = 2 * np.pi / length
+        amplitude = min(rng.uniform(0, largest), 0.3 / wave_number)  # no steeper than 0.3
+        return cls(
+            (math.cos(angle), math.sin(angle)), amplitude, wave_number, rng.uniform(0, 2 * np.pi)
+        )
+
+    def __call__(self, x, y, sign: float = 1.0):
+        """The moved points; with sign -1, the inverse."""
+        across = self.along[0] * y - self.along[1] * x  # stays as it is
+        by = (sign * self.amplitude) * np.sin(self.wave_number * across + self.phase)
+        return x + self.along[0] * by, y + self.along[1] * by
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layer:
+    """A sprite and how it moves. Points are x, y arrays, in pixels of frames or of the sprite."""
+
+    sprite: np.ndarray  # uint8 [height, width, 4], RGB and opacity
+    place: np.ndarray  # [3, 3] from the first frame to the sprite
+    motion: np.ndarray  # [3, 3] from the bent first frame to the second
+    bends: list[_Bend]
+    is_background: bool  # reflected beyond its border, instead of transparent
+
+    def forward(self, x, y):
+        """From the first frame to the second."""
+        for bend in self.bends:
+            x, y = bend(x, y)
+        return _transform(self.motion, x, y)
+
+    def backward(self, x, y):
+        """From the second frame to the first."""
+        x, y = _transform(np.linalg.inv(self.motion), x, y)
+        for bend in reversed(self.bends):
+            x, y = bend(x, y, -1.0)
+        return x, y
+
+    def box(self, time: int, size: tuple[int, int]) -> tuple[slice, slice] | None:
+        """Rows and columns of a frame that the sprite may cover; None: none."""
+        if self.is_background:
+            return slice(0, size[0]), slice(0, size[1])
+        height, width = self.sprite.shape[:2]
+        t = np.linspace(0, 1, 17)
+        x = np.concatenate([t, t, 0 * t, 0 * t + 1]) * (width - 1)
+        y = np.concatenate([0 * t, 0 * t + 1, t, t]) * (height - 1)
+        x, y = _transform(np.linalg.inv(self.place), x, y)
+        if time == 1:
+            x, y = self.forward(x, y)
+        top, bottom = np.clip([y.min() - 2, y.max() + 3], 0, size[0]).astype(int)
+        left, right = np.clip([x.min() - 2, x.max() + 3], 0, size[1]).astype(int)
+        if top >= bottom or left >= right:
+            return None
+        return slice(top, bottom), slice(left, right)
+
+
+class _Fog:
+    """A colour that hides distant layers more, and a still haze in front of all."""
+
+    def __init__(self, rng: np.random.Generator, size: tuple[int, int]):
+        self.colour = rng.uniform(120, 255, 3).astype(np.float32)
+        self.density = rng.uniform(0.2, 1.5)
+        haze = cv2.resize(rng.random((4, 5), np.float32), size[::-1], interpolation=cv2.INTER_CUBIC)
+        self.haze = (rng.uniform(0, 0.5) * np.clip(haze, 0, 1))[..., None]
+
+    def hide(self, colours: np.ndarray, depth: float) -> np.ndarray:
+        share = np.float32(1 - math.exp(-self.density * depth))
+        return colours + share * (self.colour - colours)
+
+
+def _render(layers, time: int, size: tuple[int, int], exposure: float, fog: _Fog | None):
+    """Paints one frame: colours float32 [h, w, 3] in 0..255, its flow, and who is seen where."""
+    height, width = size
+    colours = np.zeros((height, width, 3), np.float32)
+    flow = np.zeros((height, width, 2), np.float32)
+    owner = np.zeros(size, np.int32)
+    for number, layer in enumerate(layers):
+        box = layer.box(time, size)
+        if box is None:
+            continue
+        rows, columns = box
+        x, y = np.meshgrid(
+            np.arange(columns.start, columns.stop, dtype=np.float32),
+            np.arange(rows.start, rows.stop, dtype=np.float32),
+        )
+        there = layer.backward(x, y) if time else layer.forward(x, y)  # in the other frame
+        seen = _transform(layer.place, *(there if time else (x, y)))
+        border = cv2.BORDER_REFLECT_101 if layer.is_background else cv2.BORDER_CONSTANT
+        picture = cv2.remap(layer.sprite, *seen, cv2.INTER_LINEAR, borderMode=border)
+        covered = picture[..., 3] > 127
+        if not covered.any():
+            continue
+        moved = cv2.merge([there[0] - x, there[1] - y])
+        picture = picture.astype(np.float32)
+        opacity = picture[..., 3:] / 255
+        picture = picture[..., :3]
+        if fog is not None:
+            picture = fog.hide(picture, 1 - number / len(layers))
+        if exposure:
+            picture, opacity = _smear(picture, opacity, exposure * moved[covered].mean(0))
+        if layer.is_background:
+            colours = picture
+        else:
+            colours[box] += opacity * (picture - colours[box])
+        np.copyto(flow[box], moved, where=covered[..., None])
+        np.copyto(owner[box], number, where=covered)
+    if fog is not None:
+        colours += fog.haze * (fog.colour - colours)
+    return colours, flow, owner
+
+
+def _smear(picture: np.ndarray, opacity: np.ndarray, path: np.ndarray):
+    """Blurs along a straight path (x, y) in pixels, centred: where things are stays true."""
+    length = math.hypot(*path)
+    if length < 1:
+        return picture, opacity
+    reach = math.ceil(length / 2)
+    kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
+    for step in np.linspace(-0.5, 0.5, 4 * reach + 1):
+        kernel[round(reach + step * path[1]), round(reach + step * path[0])] += 1
+    kernel /= kernel.sum()
+    both = cv2.filter2D(
+        np.concatenate([picture * opacity, opacity], -1), -1, kernel, borderType=cv2.BORDER_REFLECT
+    )
+    return both[..., :3] / np.maximum(both[..., 3:], 1e-3), both[..., 3:]
+
+
+def _is_shown(flow: np.ndarray, owner: np.ndarray, other_owner: np.ndarray) -> np.ndarray:
+    """Where what is seen in one frame is seen in the other too."""
+    height, width = owner.shape
+    x = np.rint(np.arange(width, dtype=np.float32) + flow[..., 0]).astype(np.int32)
+    y = np.rint(np.arange(height, dtype=np.float32)[:, None] + flow[..., 1]).astype(np.int32)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    at = np.where(inside, y * width + x, 0)
+    return inside & (other_owner.ravel()[at] == owner)
+
+
+def _similarity(centre, target, turn: float, zoom: float) -> np.ndarray:
+    """[3, 3]: turns and scales about a point, and takes it to another one."""
+    matrix = np.eye(3)
+    matrix[:2, :2] = zoom * np.array(
+        [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
+    )
+    matrix[:2, 2] = np.array(target) - matrix[:2, :2] @ centre
+    return matrix
+
+
+def _transform(matrix: np.ndarray, x, y):
+    """Points under a homography."""
+    (a, b, c), (d, e, f), (g, h, i) = matrix.tolist()
+    if g == h == 0:
+        return (a * x + b * y + c) / i, (d * x + e * y + f) / i
+    depth = g * x + h * y + i
+    return (a * x + b * y + c) / depth, (d * x + e * y + f) / depth
+
+
+def _shape(rng: np.random.Generator, side: int) -> np.ndarray:
+    """Opacity uint8 [side, side] of a random shape, maybe with holes."""
+    opacity = np.zeros((side, side), np.uint8)
+
+    def fill(outline: np.ndarray, value: int) -> None:  # [points, 2] in -1..1
+        points = np.rint(16 * ((outline + 1) / 2 * (side - 7) + 3)).astype(np.int32)
+        cv2.fillPoly(opacity, [points], value, cv2.LINE_AA, shift=4)
+
+    kind = rng.choice(['blob', 'polygon', 'bar'], p=[0.5, 0.35, 0.15])
+    fill(_outline(rng, kind), 255)
+    for _ in range(rng.integers(0, 4) if rng.random() < 0.3 else 0):
+        fill(_outline(rng, 'blob') * rng.uniform(0.1, 0.3) + rng.uniform(-0.5, 0.5, 2), 0)
+    return opacity
+
+
+def _outline(rng: np.random.Generator, kind: str) -> np.ndarray:
+    if kind == 'bar':
+        half = rng.uniform(0.05, 0.25)
+        return np.array([[-1, -half], [1, -half], [1, half], [-1, half]])
+    if kind == 'polygon':
+        angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 9)))
+        radius = rng.uniform(0.4, 1.0, len(angles))
+    else:
+        angles = np.linspace(0, 2 * np.pi, 97)[:-1]
+        radius = np.ones_like(angles)
+        for frequency in range(2, 7):
+            phase = rng.uniform(0, 2 * np.pi)
+            radius += rng.normal(0, 0.4 / frequency) * np.cos(frequency * angles + phase)
+        radius = np.clip(radius / radius.max(), 0.05, 1)
+    return radius[:, None] * np.stack([np.cos(angles), np.sin(angles)], -1)
+
+
+def _procedural_texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """uint8 [height, width, 3]: noise of several sizes, maybe with waves, through a palette."""
+    field = np.zeros((height, width), np.float32)
+    persistence = rng.uniform(0.4, 0.9)
+    amplitude, cells = 1.0, int(rng.integers(2, 5))
+    while cells < max(height, width) / 2:
+        rows = max(cells * height // max(height, width), 2)
+        columns = max(cells * width // max(height, width), 2)
+        grid = rng.random((rows, columns), np.float32)
+        field += amplitude * cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR)
+        amplitude *= persistence
+        cells *= 2
+    if rng.random() < 0.3:
+        angle, wave = rng.uniform(0, 2 * np.pi), 2 * np.pi / rng.uniform(6, 40)
+        x = np.arange(width, dtype=np.float32) * np.float32(wave * math.cos(angle))
+        y = np.arange(height, dtype=np.float32)[:, None] * np.float32(wave * math.sin(angle))
+        field += rng.uniform(0.3, 1.5) * np.sin(x + y)
+        if rng.random() < 0.5:  # a grid of dots
+            field += rng.uniform(0.3, 1.5) * np.sin(y - x)
+    field = cv2.normalize(field, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    stops = np.sort(rng.integers(0, 256, rng.integers(2, 7)))
+    colours = rng.uniform(0, 255, (len(stops), 3))
+    if rng.random() < 0.3:  # bands with hard edges
+        palette = colours[np.minimum(np.searchsorted(stops, np.arange(256)), len(stops) - 1)]
+    else:
+        palette = np.stack([np.interp(np.arange(256), stops, c) for c in colours.T], -1)
+    return palette.astype(np.uint8)[field]

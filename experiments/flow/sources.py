@@ -1,0 +1,334 @@
+"""Where pairs of frames with flow are read from: the official archives, unpacked, or generated.
+
+Every source yields {
+  'frames': uint8 [2, height, width, 3] RGB,
+  'flow': float32 [height, width, 2], (u, v) to the right and down, in pixels of the frames,
+  'valid': bool [height, width], where the flow is known (elsewhere it is 0),
+  'matched', 'unmatched': bool [height, width], valid pixels that the second frame shows, and does
+    not show; both false where the data does not tell,
+  'name': as the benchmarks' servers call it, such as 'alley_1/frame_0001' or '000000_10'}.
+"""
+
+import bisect
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.data.pipeline import BrokenExample, Source
+from experiments.flow.files import read_flow, write_flo, write_kitti_flow
+from experiments.flow.scenes import MovingScenes
+from perceiver_jax.front_ends.images import read_image
+
+SPLITS = ('train', 'evaluation', 'test')
+SUBMISSIONS = {  # where a benchmark's server looks for the flow of a pair
+    'sintel_clean': 'clean/{}.flo',
+    'sintel_final': 'final/{}.flo',
+    'kitti2012': '{}.png',
+    'kitti2015': 'flow/{}.png',
+}
+_FLOW_ENDINGS = ('.flo', '.pfm', '.png')
+_IMAGE_ENDINGS = ('.png', '.ppm', '.jpg', '.jpeg', '.webp')
+
+
+def open_source(
+    kind: str, path: str | os.PathLike, split: str, scenes: Mapping[str, Any] | None = None
+) -> Source:
+    """Opens one data set.
+
+    Args:
+      kind: what is in the folder `path`/<name>, as the official archives unpack:
+        'autoflow'                     autoflow         folders with im0.png, im1.png, forward.flo
+        'sintel_clean', 'sintel_final' sintel           training/{clean,final,flow,occlusions,...}
+        'kitti2012', 'kitti2015'       of that name     training/{image_2,flow_occ,flow_noc}
+        'flyingchairs'                 flyingchairs     <x>_img1.ppm, <x>_img2.ppm, <x>_flow.flo
+        'flyingthings_clean', '_final' flyingthings3d   frames_cleanpass/TRAIN/..., optical_flow/...
+        'middlebury'                   middlebury       other-data/..., other-gt-flow/...
+        'pairs'                        pairs            named as FlyingChairs', in any folders
+        Flow may be .flo, .pfm or KITTI's .png everywhere. 'scenes' are generated.
+      path: the folder that holds the data sets; '~' is the home folder.
+      split: 'train', 'evaluation', or 'test': what the servers of Sintel and KITTI want flow for,
+        without any. To evaluate models trained on other data, as the field does, is to use the
+        public (training) part of Sintel and KITTI; trained on, it is less Sintel's invalid pixels.
+        FlyingChairs is split by its FlyingChairs_train_val.txt, if that is there.
+      scenes: arguments of `MovingScenes` but the split.
+
+    Returns:
+      Source of the examples above, its `repr` says what was opened.
+
+    Raises:
+      ValueError: there is no such data, or a part of it is missing.
+    """
+    if split not in SPLITS:
+        raise ValueError(f'split must be one of {SPLITS}, got {split!r}')
+    if kind == 'scenes':
+        return MovingScenes(split, **(scenes or {}))
+    if kind not in _KINDS:
+        raise ValueError(f'flow data must be one of {[*_KINDS, "scenes"]}, got {kind!r}')
+    name, list_pairs = _KINDS[kind]
+    folder = Path(path).expanduser() / name
+    if not folder.is_dir():
+        raise ValueError(f'flow data {kind!r} lies in {folder}, and there is no such folder')
+    pairs = list_pairs(folder, split)
+    if not pairs:
+        raise ValueError(f'{folder} has no pairs of frames laid out as those of {kind}, {split}')
+    return _Pairs(pairs, f'{folder}, {kind}, {split}')
+
+
+def write_submission(path: str | os.PathLike, kind: str, name: str, flow: np.ndarray) -> Path:
+    """Writes flow of a test pair where the benchmark's server looks for it.
+
+    Args:
+      path: the folder to zip (KITTI) or to give to Sintel's bundler.
+      kind: a key of SUBMISSIONS.
+      name: of the pair, as the source has it.
+      flow: [height, width, 2]; for KITTI it is clipped to what its files hold.
+
+    Returns:
+      The file.
+
+    Raises:
+      ValueError: a kind without a server.
+    """
+    if kind not in SUBMISSIONS:
+        raise ValueError(f'flow is submitted for {[*SUBMISSIONS]}, not for {kind!r}')
+    file = Path(path, SUBMISSIONS[kind].format(name))
+    if kind.startswith('sintel'):
+        write_flo(file, flow)
+    else:
+        write_kitti_flow(file, np.clip(flow, -512, 511.984375))
+    return file
+
+
+class Several:
+    """Sources one after the other; 'data' int32 of an example is the place of its source."""
+
+    def __init__(self, sources: Sequence[Source]):
+        self._sources = list(sources)
+        self.lengths = [len(source) for source in sources]
+        self._ends = [*itertools.accumulate(self.lengths)]
+
+    def __repr__(self) -> str:
+        return ' and '.join(map(repr, self._sources))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> dict:
+        number = bisect.bisect(self._ends, index)
+        example = self._sources[number][index - self._ends[number] + self.lengths[number]]
+        return {**example, 'data': np.int32(number)}
+
+
+class Pair(NamedTuple):
+    """The files of one example; '' where there is none."""
+
+    name: str
+    first: str
+    second: str
+    flow: str = ''
+    occluded: str = ''  # a picture, not black where the second frame does not show the pixel
+    non_occluded: str = ''  # the flow again, valid only where the second frame shows the pixel
+    invalid: str = ''  # a picture, not black where the flow is not to be relied on
+
+
+class _Pairs:
+    def __init__(self, pairs: Sequence[Pair], name: str):
+        self._pairs, self._name = list(pairs), name
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> dict:
+        pair = self._pairs[index]
+        frames = [_read(read_image, file) for file in (pair.first, pair.second)]
+        shape = frames[0].shape[:2]
+        _check_size(pair.second, frames[1].shape[:2], shape)
+        flow, valid = np.zeros((*shape, 2), np.float32), np.zeros(shape, bool)
+        if pair.flow:
+            flow, valid = _read(read_flow, pair.flow)
+            _check_size(pair.flow, valid.shape, shape)
+        if pair.invalid:
+            valid = valid & ~_mask(pair.invalid, shape)
+            flow = np.where(valid[..., None], flow, 0)
+        matched = unmatched = np.zeros(shape, bool)
+        if pair.occluded:
+            unmatched = _mask(pair.occluded, shape) & valid
+            matched = valid & ~unmatched
+        elif pair.non_occluded:
+            shown = _read(read_flow, pair.non_occluded)[1]
+            _check_size(pair.non_occluded, shown.shape, shape)
+            matched, unmatched = valid & shown, valid & ~shown
+        return {
+            'frames': np.stack(frames),
+            'flow': flow,
+            'valid': valid,
+            'matched': matched,
+            'unmatched': unmatched,
+            'name': pair.name,
+        }
+
+
+def _read(read: Callable, file: str) -> Any:
+    """Reads a file; BrokenExample names it."""
+    try:
+        return read(file)
+    except OSError as error:
+        raise BrokenExample(f'{file}: {error.strerror}') from error
+    except ValueError as error:
+        raise BrokenExample(str(error)) from error
+
+
+def _mask(file: str, shape: tuple[int, int]) -> np.ndarray:
+    """Where a picture is not black, bool [height, width]."""
+    mask = _read(lambda path: read_image(path, channels=1), file)[..., 0]
+    _check_size(file, mask.shape, shape)
+    return mask > 0
+
+
+def _check_size(file: str, got: tuple[int, int], expected: tuple[int, int]) -> None:
+    if got != expected:
+        raise BrokenExample(
+            f'{file}: expected {expected[1]} x {expected[0]} pixels as in its first frame, '
+            f'got {got[1]} x {got[0]}'
+        )
+
+
+# How each data set lies in its folder.
+
+
+def _autoflow(folder: Path, split: str) -> list[Pair]:
+    pairs = []
+    for flow in sorted(folder.rglob('forward.flo')):
+        first, second = (str(flow.with_name(name)) for name in ('im0.png', 'im1.png'))
+        pairs.append(Pair(flow.parent.relative_to(folder).as_posix(), first, second, str(flow)))
+    return pairs
+
+
+def _sintel(rendering: str) -> Callable[[Path, str], list[Pair]]:
+    def list_pairs(folder: Path, split: str) -> list[Pair]:
+        part = folder / ('test' if split == 'test' else 'training')
+        if not part.is_dir() and split != 'test':
+            part = folder
+        pairs = []
+        for sequence in _subfolders(part / rendering):
+            for first, second in itertools.pairwise(sorted(sequence.glob('frame_*.png'))):
+                name = f'{sequence.name}/{first.stem}'
+                flow = occluded = invalid = ''
+                if split != 'test':
+                    flow = _with_ending(part / 'flow' / name, _FLOW_ENDINGS)
+                    occluded = _if_there(part / 'occlusions' / f'{name}.png')
+                if split == 'train':
+                    invalid = _if_there(part / 'invalid' / f'{name}.png')
+                pairs.append(
+                    Pair(name, str(first), str(second), flow, occluded=occluded, invalid=invalid)
+                )
+        return pairs
+
+    return list_pairs
+
+
+def _kitti(*images: str) -> Callable[[Path, str], list[Pair]]:
+    def list_pairs(folder: Path, split: str) -> list[Pair]:
+        part = folder / ('testing' if split == 'test' else 'training')
+        frames = next((part / name for name in images if (part / name).is_dir()), part / images[0])
+        flows = part / 'flow_occ' if (part / 'flow_occ').is_dir() else part / 'flow'
+        pairs = []
+        for first in sorted(frames.glob('*_10.png')):
+            second = first.with_name(first.name.replace('_10', '_11'))
+            flow = non_occluded = ''
+            if split != 'test':
+                flow = str(flows / first.name)
+                non_occluded = _if_there(part / 'flow_noc' / first.name)
+            pairs.append(Pair(first.stem, str(first), str(second), flow, non_occluded=non_occluded))
+        return pairs
+
+    return list_pairs
+
+
+def _named_pairs(folder: Path, split: str) -> list[Pair]:
+    pairs = []
+    for flow in sorted(x for x in folder.rglob('*_flow.*') if x.suffix in _FLOW_ENDINGS):
+        stem = flow.with_name(flow.stem.removesuffix('_flow'))
+        frames = [_with_ending(f'{stem}_img{i}', _IMAGE_ENDINGS) for i in (1, 2)]
+        pairs.append(Pair(stem.relative_to(folder).as_posix(), *frames, str(flow)))
+    return pairs
+
+
+def _flyingchairs(folder: Path, split: str) -> list[Pair]:
+    pairs = _named_pairs(folder, split)
+    for table in folder.rglob('FlyingChairs_train_val.txt'):
+        parts = table.read_text().split()
+        if len(parts) != len(pairs) or not set(parts) <= {'1', '2'}:
+            raise ValueError(
+                f'{table}: expected 1 (training) or 2 (validation) for each of {len(pairs)} '
+                f'pairs, got {len(parts)} entries, of {sorted(set(parts))[:5]}'
+            )
+        wanted = {'train': '1', 'evaluation': '2'}
+        return [x for x, y in zip(pairs, parts, strict=True) if y == wanted.get(split)]
+    return pairs
+
+
+def _flyingthings(rendering: str) -> Callable[[Path, str], list[Pair]]:
+    def list_pairs(folder: Path, split: str) -> list[Pair]:
+        part = 'TRAIN' if split == 'train' else 'TEST'
+        pairs = []
+        for flow in sorted((folder / 'optical_flow' / part).rglob('OpticalFlowInto*.pfm')):
+            scene = flow.parents[2].relative_to(folder / 'optical_flow')
+            number = flow.stem.split('_')[1]
+            step = 1 if flow.parents[1].name == 'into_future' else -1
+            frames = folder / f'frames_{rendering}pass' / scene / flow.parent.name
+            first = _with_ending(frames / number, _IMAGE_ENDINGS)
+            second = Path(first).with_stem(f'{int(number) + step:0{len(number)}}')
+            if second.exists():  # the first and last frame of a scene have flow to frames outside
+                name = flow.with_suffix('').relative_to(folder / 'optical_flow').as_posix()
+                pairs.append(Pair(name, first, str(second), str(flow)))
+        return pairs
+
+    return list_pairs
+
+
+def _middlebury(folder: Path, split: str) -> list[Pair]:
+    pairs = []
+    for flow in sorted(x for x in folder.rglob('flow10.*') if x.suffix in _FLOW_ENDINGS):
+        name, beside = flow.parent.name, flow.parent.parent.parent / 'other-data'
+        frames = flow.parent if (flow.parent / 'frame10.png').exists() else beside / name
+        first, second = (str(frames / f'frame{i}.png') for i in (10, 11))
+        pairs.append(Pair(name, first, second, str(flow)))
+    return pairs
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(x for x in folder.iterdir() if x.is_dir()) if folder.is_dir() else []
+
+
+def _if_there(file: Path) -> str:
+    return str(file) if file.exists() else ''
+
+
+def _with_ending(stem: str | Path, endings: Sequence[str]) -> str:
+    """The file of that name with one of the endings."""
+    for ending in endings:
+        if os.path.exists(f'{stem}{ending}'):
+            return f'{stem}{ending}'
+    raise ValueError(f'{stem} is missing: expected it with one of the endings {endings}')
+
+
+_KINDS = {  # kind -> its folder, and (folder, split) -> its pairs
+    'autoflow': ('autoflow', _autoflow),
+    'sintel_clean': ('sintel', _sintel('clean')),
+    'sintel_final': ('sintel', _sintel('final')),
+    'kitti2012': ('kitti2012', _kitti('colored_0', 'image_0')),
+    'kitti2015': ('kitti2015', _kitti('image_2')),
+    'flyingchairs': ('flyingchairs', _flyingchairs),
+    'flyingthings_clean': ('flyingthings3d', _flyingthings('clean')),
+    'flyingthings_final': ('flyingthings3d', _flyingthings('final')),
+    'middlebury': ('middlebury', _middlebury),
+    'pairs': ('pairs', _named_pairs),
+}

@@ -1,0 +1,251 @@
+"""Optical flow's task: what is special about it, and only that."""
+
+import contextlib
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import SubFigure
+
+from experiments.data import pipeline
+from experiments.flow.metrics import end_point_error, measure, summarise
+from experiments.flow.sources import Several, open_source
+from experiments.flow.transforms import EvalTransform, TrainTransform
+from experiments.pictures.panels import flow_rows
+from experiments.training import parallel
+from experiments.training.checks import count_steps
+from experiments.training.describe import describe_model
+from perceiver_jax.models import optical_flow
+from perceiver_jax.tiling import flow_of_tiles
+from perceiver_jax.weights.pretrained import Pretrained
+
+# AutoFlow's pairs that the paper trained on (40,000 are public), and the pairs with public flow.
+PAPER_PAIRS = 400_000
+PUBLIC_PAIRS = {'sintel_clean': 1041, 'sintel_final': 1041, 'kitti2015': 200}
+FLOW_SCALE = 20.0  # pixels of one unit of the loss: the paper's targets are flow / 20
+NUM_DRAWN = 4
+
+
+class OpticalFlow:
+    """Optical flow by Perceiver IO; an `experiments.tasks.Task`."""
+
+    higher_is_better = False
+
+    def __init__(self, config):
+        self.config = config
+        self.names = tuple(config.data.evaluate)
+        if not self.names:
+            raise ValueError('config.data.evaluate names no data set')
+        self.metric = f'epe_{self.names[0]}'
+        self.tile = tuple(config.augmentation.crop_size)
+        self.model = hk.transform_with_state(self._forward)
+        self.eval_transform = EvalTransform(
+            frame_size=tuple(config.evaluation.frame_size),
+            tile=self.tile,
+            placement=config.evaluation.placement,
+        )
+
+    def _forward(self, frames: jax.Array, is_training: bool, **changes) -> jax.Array:
+        axis = parallel.AXIS if self.config.parallel == 'pmap' else None
+        model = {**self.config.model, **changes}
+        return optical_flow(frames, is_training=is_training, batch_norm_axis=axis, **model)
+
+    # Data
+
+    @functools.cached_property
+    def train_source(self):
+        return self._open(self.config.data.train, 'train')
+
+    @functools.cached_property
+    def eval_source(self):
+        return Several([self._open(name, 'evaluation') for name in self.names])
+
+    def _open(self, name: str, split: str):
+        return open_source(name, self.config.data.path, split, self.config.scenes.to_dict())
+
+    @property
+    def num_train_examples(self) -> int:
+        return len(self.train_source)
+
+    @property
+    def data_name(self) -> str:
+        train = f'{self.config.data.train} ({len(self.train_source):,} pairs)'
+        counts = (f'{name} ({n:,})' for name, n in self._eval_counts.items())
+        return f'{train}; evaluated on {", ".join(counts)}'
+
+    @property
+    def paper_value(self) -> float | None:
+        name = self.names[0]
+        trained = self.config.data.train == 'autoflow' and len(self.train_source) == PAPER_PAIRS
+        evaluated = self._eval_counts[name] == PUBLIC_PAIRS.get(name)
+        return self.config.paper.epe[name] if trained and evaluated else None
+
+    @property
+    def _eval_counts(self) -> dict[str, int]:
+        return dict(zip(self.names, self.eval_source.lengths, strict=True))
+
+    def train_batches(self, start_step: int):
+        total_steps, _ = count_steps(self.config, self.num_train_examples)
+        phases = curriculum(total_steps, **self.config.curriculum)
+        ends = [phase.start for phase in phases[1:]] + [None]
+        for phase, end in zip(phases, ends, strict=True):
+            first = max(start_step, phase.start)
+            if end is not None and first >= end:
+                continue
+            with contextlib.closing(self._phase_batches(phase, first)) as batches:
+                yield from itertools.islice(batches, None if end is None else end - first)
+
+    def _phase_batches(self, phase: 'Phase', start_step: int) -> Iterator[dict[str, np.ndarray]]:
+        batch_size, both = self.config.train.batch_size, phase.both_directions
+        if both and batch_size % (2 * jax.process_count()):
+            raise ValueError(
+                f'config.train.batch_size is {batch_size}: pairs in both directions need a '
+                f'multiple of 2 x {jax.process_count()} processes'
+            )
+        batches = pipeline.train_batches(
+            self.train_source,
+            TrainTransform(
+                strength=phase.strength, both_directions=both, **self.config.augmentation
+            ),
+            batch_size=batch_size // 2 if both else batch_size,
+            seed=self.config.seed,
+            start_step=start_step,
+            **parallel.data_options(self.config.data),
+        )
+        with contextlib.closing(batches):
+            for batch in batches:
+                yield unfold_directions(batch) if both else batch
+
+    def eval_batches(self):
+        return pipeline.eval_batches(
+            self.eval_source,
+            self.eval_transform,
+            batch_size=self.config.evaluation.batch_size,
+            **parallel.data_options(self.config.data),
+        )
+
+    # Model
+
+    def init(self, rng):
+        return self.model.init(rng, jnp.zeros((1, 2, *self.tile, 3)), is_training=False)
+
+    def loss(self, params, state, rng, batch):
+        frames = as_inputs(batch['frames'])
+        flow, state = self.model.apply(params, state, rng, frames, is_training=True)
+        # Our choice: the error that is evaluated. Averaged over each pair's valid pixels, then over
+        # the pairs, it is the same however a batch is cut.
+        error = end_point_error(flow, batch['flow'], self.config.loss.epsilon)
+        pixels = batch['valid'].sum((1, 2))
+        error = jnp.where(batch['valid'], error, 0).sum((1, 2)) / jnp.maximum(pixels, 1)
+        return error.mean() / FLOW_SCALE, (state, {'epe': error.mean()})
+
+    def predict(self, params, state, batch):
+        flow = self.estimate(params, state, batch)
+        known = (batch[name] for name in ('flow', 'valid', 'matched', 'unmatched'))
+        return {**measure(flow, *known), 'data': batch['data']}
+
+    def estimate(self, params, state, batch) -> jax.Array:
+        """Flow [b, H, W, 2] of frames of any size, tile by tile."""
+
+        def flow_of(tiles):
+            return self.model.apply(params, state, None, as_inputs(tiles), is_training=False)[0]
+
+        return flow_of_tiles(
+            flow_of,
+            batch['frames'],
+            batch['corners'],
+            batch['is_tile'],
+            self.tile,
+            self.config.evaluation.tiles_at_once,
+        )
+
+    def summarise(self, predictions):
+        return summarise(predictions, predictions['data'], self.names)
+
+    def pretrained(self, params, state):
+        model = self.config.model.to_dict()
+        return Pretrained('optical_flow', model, dict(tile=list(self.tile)), params, state)
+
+    # What people look at
+
+    def draw(self, subfigure: SubFigure, params, state, predictions) -> None:
+        """Evaluation pairs at equal distances: frames, true and estimated flow, and the error."""
+        count = len(predictions['index'])
+        drawn = np.unique(np.linspace(0, count - 1, NUM_DRAWN).round().astype(int))
+        estimate = jax.jit(self.estimate)
+        params, state = jax.device_put((params, state))
+        rows = []
+        for index in predictions['index'][drawn]:
+            example = self.eval_source[int(index)]
+            batch = {k: x[None] for k, x in self.eval_transform(example).items()}
+            height, width = example['valid'].shape
+            flow = np.asarray(estimate(params, state, batch)[0, :height, :width])
+            rows.append((*(example[k] for k in ('name', 'frames', 'flow', 'valid')), flow))
+        flow_rows(subfigure, *zip(*rows, strict=True))
+
+    def describe(self):
+        frames = jax.ShapeDtypeStruct((1, 2, *self.tile, 3), jnp.float32)
+        # As the papers count: every projection of every input element.
+        forward = functools.partial(self._forward, is_training=False, implementation='plain')
+        return {**describe_model(forward, frames), 'paper': self.config.paper.to_dict()}
+
+
+class Phase(NamedTuple):
+    """A part of the training, from a step on."""
+
+    start: int
+    strength: float  # of the augmentation
+    both_directions: bool  # whether a batch holds each pair in reverse too, without augmentation
+
+
+def curriculum(
+    total_steps: int, *, both_directions_fraction: float, ramp_fraction: float, num_stages: int
+) -> list[Phase]:
+    """The phases of a training: pairs in both directions, then ever stronger augmentation.
+
+    A phase starts at a step, so that which pairs a step trains on, and how they are augmented,
+    depends on the step alone.
+
+    Args:
+      total_steps: of the run.
+      both_directions_fraction: of the steps, at the start.
+      ramp_fraction: of the steps, after them: the strength grows in `num_stages` stages.
+      num_stages: the last of them has full strength, and lasts to the end.
+
+    Raises:
+      ValueError: fractions that are none, or no stage.
+
+    Source: Perceiver IO, appendix H, says that there is such a phase, and that severity increases
+      gradually; neither order nor lengths.
+    """
+    fractions = both_directions_fraction, ramp_fraction
+    if min(fractions) < 0 or sum(fractions) > 1 or num_stages < 1:
+        raise ValueError(
+            'config.curriculum: both_directions_fraction and ramp_fraction are parts of the steps '
+            f'and num_stages is at least 1, got {fractions} and {num_stages}'
+        )
+    first = round(both_directions_fraction * total_steps)
+    phases = [Phase(0, 0.0, True)] if first else []
+    for stage in range(num_stages):
+        start = first + round(ramp_fraction * total_steps * stage / num_stages)
+        phases.append(Phase(start, (stage + 1) / num_stages, False))
+    # Where stages are shorter than a step, the last that starts there counts.
+    return list({phase.start: phase for phase in phases}.values())
+
+
+def unfold_directions(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Pairs in both directions as examples of their own: [b, 2, ...] -> [2 b, ...]."""
+    index = 2 * batch['index'][:, None] + np.arange(2, dtype=np.uint32)
+    broken = np.stack([batch['broken'], np.zeros_like(batch['broken'])], axis=1)
+    unfolded = {**batch, 'index': index, 'broken': broken}
+    return {k: x.reshape(-1, *x.shape[2:]) for k, x in unfolded.items()}
+
+
+def as_inputs(frames: jax.Array) -> jax.Array:
+    """uint8 -> float32 in [-1, 1], as `front_ends.prepare_frames`."""
+    return frames.astype(jnp.float32) / 255 * 2 - 1

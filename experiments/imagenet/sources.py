@@ -1,0 +1,210 @@
+"""Where ImageNet's images are read from: TFDS, its older TFRecord files, or a folder of JPEGs.
+
+Every source yields {'encoded': bytes of a JPEG or PNG file, 'label': int, 'name': file name} and
+has `classes`, the names of its labels. None of them needs TensorFlow.
+"""
+
+import logging
+import os
+import struct
+import uuid
+from pathlib import Path
+
+import numpy as np
+
+from experiments.data.pipeline import BrokenExample, Source
+from experiments.data.prepared import ArrayRecords, version_folder
+from experiments.imagenet.digits import Digits
+
+SPLITS = ('train', 'validation')
+_IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png')  # in any case
+_LENGTH = struct.Struct('<Q')  # a TFRecord: length, its uint32 CRC, the data, their uint32 CRC
+
+
+def open_source(kind: str, path: str | None, split: str) -> Source:
+    """Opens one split of ImageNet, or of the digits that stand in for it.
+
+    Args:
+      kind: 'tfds' (imagenet2012 as array_record files), 'tfrecord' (imagenet2012 as TFRecord
+        files), 'folder' (train/<class>/*.JPEG and val/<class>/*.JPEG) or 'digits'.
+      path: TFDS's data folder or the folder of one version in it; or the folder that holds
+        train/ and val/; '~' is the home folder. Unused for digits.
+      split: 'train' or 'validation'.
+
+    Returns:
+      Source of {'encoded', 'label', 'name'} with the attribute `classes`.
+
+    Raises:
+      ValueError: if there is no such data.
+    """
+    if split not in SPLITS:
+        raise ValueError(f'split must be one of {SPLITS}, got {split!r}')
+    if kind == 'digits':
+        return Digits(split)
+    sources = {'tfds': _ArrayRecords, 'tfrecord': _TFRecords, 'folder': _Folder}
+    if kind not in sources:
+        raise ValueError(f'data source must be one of {[*sources, "digits"]}, got {kind!r}')
+    if not path or not Path(path).expanduser().is_dir():
+        raise ValueError(f'data source {kind!r} reads a folder, and there is none at {path!r}')
+    return sources[kind](Path(path).expanduser(), split)
+
+
+class _ArrayRecords:
+    """imagenet2012 as `tfds build imagenet2012 --file_format=array_record` leaves it."""
+
+    def __init__(self, path: Path, split: str):
+        import tensorflow_datasets as tfds  # slow, and the other sources run without it
+
+        folder = version_folder(path, 'imagenet2012')
+        decoders = {'image': tfds.decode.SkipDecoding()}
+        try:
+            self._records = ArrayRecords(folder, split, decoders)
+        except ValueError as error:
+            raise ValueError(
+                f'{error}: prepare them with --file_format=array_record, or read TFRecord files '
+                f"with source='tfrecord'"
+            ) from None
+        self.classes = self._records.features['label'].names
+
+    def __repr__(self) -> str:
+        return repr(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict:
+        return _from_tfds(self._records[index])
+
+
+class _TFRecords:
+    """imagenet2012 as TFDS prepares it by default, read at random by an index of its records."""
+
+    def __init__(self, path: Path, split: str):
+        import tensorflow_datasets as tfds
+
+        folder = version_folder(path, 'imagenet2012')
+        self._name = f'{folder}, split {split}'
+        self._files = sorted(folder.glob(f'*-{split}.tfrecord-*-of-*'))
+        if not self._files:
+            raise ValueError(f'{folder} has no TFRecord files of the split {split!r}')
+        num_files = int(self._files[0].name.rpartition('-of-')[-1])
+        if len(self._files) != num_files:
+            raise ValueError(
+                f'{folder} has {len(self._files)} of the {num_files} TFRecord files of the '
+                f'split {split!r}'
+            )
+        self._records = _record_index(self._files)
+        self._features = tfds.features.FeaturesDict.from_config(os.fspath(folder))
+        self._decoders = {'image': tfds.decode.SkipDecoding()}
+        self.classes = self._features['label'].names
+
+    def __repr__(self) -> str:
+        return self._name
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict:
+        from google.protobuf.message import DecodeError
+
+        number, offset, length = self._records[index]
+        with open(self._files[number], 'rb') as file:
+            file.seek(offset)
+            record = file.read(length)
+        try:
+            example = self._features.deserialize_example_np(record, decoders=self._decoders)
+        except DecodeError as error:
+            name = f'{self._files[number]}, record at byte {offset}'
+            raise BrokenExample(f'{name}: {error}') from error
+        return _from_tfds(example)
+
+
+class _Folder:
+    """train/<class>/*.JPEG and val/<class>/*.JPEG; a class's label is its rank in train/."""
+
+    def __init__(self, path: Path, split: str):
+        train, self._folder = path / 'train', path / {'train': 'train', 'validation': 'val'}[split]
+        for folder in (train, self._folder):
+            if not folder.is_dir():
+                raise ValueError(f'{folder} is missing: expected train/<class>/ and val/<class>/')
+        self.classes = _folders(train)
+        unknown = sorted(set(_folders(self._folder)) - set(self.classes))
+        if unknown:
+            raise ValueError(f'{self._folder} has classes that {train} lacks: {unknown[:5]}')
+        names, labels = [], []
+        for label, name in enumerate(self.classes):
+            if (self._folder / name).is_dir():
+                for file in sorted(os.listdir(self._folder / name)):
+                    if file.lower().endswith(_IMAGE_ENDINGS):
+                        names.append(os.fsencode(f'{name}/{file}'))
+                        labels.append(label)
+        if not names:
+            raise ValueError(f'{self._folder} has no images <class>/*{_IMAGE_ENDINGS}')
+        # Arrays: a million Python strings would take long to send to each worker.
+        self._names, self._labels = np.array(names), np.array(labels, np.int32)
+
+    def __repr__(self) -> str:
+        return str(self._folder)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: int) -> dict:
+        file = self._folder / os.fsdecode(self._names[index])
+        try:
+            encoded = file.read_bytes()
+        except OSError as error:
+            raise BrokenExample(f'{file}: {error.strerror}') from error
+        return {'encoded': encoded, 'label': int(self._labels[index]), 'name': str(file)}
+
+
+def _from_tfds(example: dict) -> dict:
+    return {
+        'encoded': example['image'],
+        'label': int(example['label']),
+        'name': example['file_name'].decode(),
+    }
+
+
+def _folders(path: Path) -> list[str]:
+    with os.scandir(path) as entries:
+        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith('.'))
+
+
+def _record_index(files: list[Path]) -> np.ndarray:
+    """Returns int64 [records, 3]: file number, byte offset, length; kept on disk if possible."""
+    sizes = np.array([file.stat().st_size for file in files])
+    cache = files[0].with_name(files[0].name.partition('.tfrecord-')[0] + '.tfrecord_index.npz')
+    if cache.is_file():
+        with np.load(cache) as kept:
+            if np.array_equal(kept['sizes'], sizes):
+                return kept['records']
+    records = [
+        (number, offset, length)
+        for number, file in enumerate(files)
+        for offset, length in _records(file, sizes[number])
+    ]
+    records = np.array(records, np.int64).reshape(-1, 3)
+    new = cache.with_suffix(f'.{uuid.uuid4().hex}')
+    try:
+        with open(new, 'wb') as file:
+            np.savez(file, sizes=sizes, records=records)
+        new.replace(cache)  # whole at once, as other processes may read it
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        logging.warning('the records will be indexed again at every start: %s', error)
+    return records
+
+
+def _records(file: Path, size: int):
+    """Yields each record's (byte offset, length) by hopping over the data."""
+    offset = 0
+    with open(file, 'rb', buffering=0) as records:
+        while offset < size:
+            records.seek(offset)
+            header = records.read(_LENGTH.size)
+            length = _LENGTH.unpack(header)[0] if len(header) == _LENGTH.size else size
+            if offset + length + 16 > size:
+                raise ValueError(f'{file} ends within its record at byte {offset}')
+            yield offset + 12, length
+            offset += length + 16

@@ -1,0 +1,210 @@
+"""ImageNet's task: what is special about classifying images, and only that."""
+
+import functools
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import SubFigure
+
+from experiments.data import pipeline
+from experiments.imagenet.mixing import mixup_cutmix
+from experiments.imagenet.sources import open_source
+from experiments.imagenet.transforms import EvalTransform, TrainTransform
+from experiments.pictures.panels import answers, choose_to_draw, image_grid
+from experiments.training import parallel
+from experiments.training.describe import describe_model
+from experiments.training.losses import softmax_cross_entropy
+from perceiver_jax.inputs import as_images
+from perceiver_jax.models import image_classifier
+from perceiver_jax.recording import record_attention
+from perceiver_jax.weights.pretrained import Pretrained
+
+PAPER_EXAMPLES = (1_281_167, 50_000)  # training and validation images of ILSVRC 2012
+NUM_DRAWN = 20
+NUM_AT_ONCE = 4  # the attention over one full-size image takes 100 MB
+
+
+class ImageNet:
+    """Image classification by the Perceiver or Perceiver IO; an `experiments.tasks.Task`."""
+
+    metric = 'top1'
+    higher_is_better = True
+
+    def __init__(self, config):
+        self.config = config
+        self.mixes = config.loss.mixup_alpha > 0
+        if self.mixes != (config.loss.cutmix_alpha > 0):
+            raise ValueError(
+                'config.loss.mixup_alpha and config.loss.cutmix_alpha must both be 0 or both be '
+                f'more, got {config.loss.mixup_alpha} and {config.loss.cutmix_alpha}'
+            )
+        self.model = hk.transform_with_state(self._forward)
+        size = config.images.image_size
+        if size < 1:
+            raise ValueError(f'config.images.image_size is {size}, it must be at least 1')
+        self.image_shape = (1, size, size, len(config.images.mean))
+        self.train_transform = TrainTransform(**config.images, **config.augmentation)
+        self.eval_transform = EvalTransform(
+            **config.images, crop_fraction=config.evaluation.crop_fraction
+        )
+
+    def _forward(self, images: jax.Array, is_training: bool, **changes) -> jax.Array:
+        axis = parallel.AXIS if self.config.parallel == 'pmap' else None
+        model = {**self.config.model, **changes}
+        return image_classifier(images, is_training=is_training, batch_norm_axis=axis, **model)
+
+    # Data
+
+    @functools.cached_property
+    def train_source(self):
+        return self._open('train')
+
+    @functools.cached_property
+    def eval_source(self):
+        return self._open('validation')
+
+    def _open(self, split: str):
+        source = open_source(self.config.data.source, self.config.data.path, split)
+        if len(source.classes) > self.config.model.num_classes:
+            raise ValueError(
+                f'the {self.config.data.source} data has {len(source.classes)} classes, and '
+                f'config.model.num_classes is {self.config.model.num_classes}'
+            )
+        return source
+
+    @property
+    def num_train_examples(self) -> int:
+        return len(self.train_source)
+
+    @property
+    def data_name(self) -> str:
+        if self._is_the_papers_data:
+            return 'ImageNet'
+        sizes = f'{len(self.train_source):,} training, {len(self.eval_source):,} evaluation images'
+        return f'{self.config.data.source} ({sizes})'
+
+    @property
+    def paper_value(self) -> float | None:
+        return self.config.paper.value if self._is_the_papers_data else None
+
+    @property
+    def _is_the_papers_data(self) -> bool:
+        return (len(self.train_source), len(self.eval_source)) == PAPER_EXAMPLES
+
+    def train_batches(self, start_step: int):
+        return pipeline.train_batches(
+            self.train_source,
+            self.train_transform,
+            batch_size=self.config.train.batch_size,
+            seed=self.config.seed,
+            start_step=start_step,
+            examples_per_item=2 if self.mixes else 1,
+            **parallel.data_options(self.config.data),
+        )
+
+    def eval_batches(self):
+        return pipeline.eval_batches(
+            self.eval_source,
+            self.eval_transform,
+            batch_size=self.config.evaluation.batch_size,
+            **parallel.data_options(self.config.data),
+        )
+
+    # Model
+
+    def init(self, rng):
+        return self.model.init(rng, jnp.zeros(self.image_shape), is_training=False)
+
+    def loss(self, params, state, rng, batch):
+        settings, num_classes = self.config.loss, self.config.model.num_classes
+        if self.mixes:
+            images, labels = mixup_cutmix(
+                rng,
+                batch['image'],
+                batch['label'],
+                batch['index'],
+                num_classes,
+                settings.mixup_alpha,
+                settings.cutmix_alpha,
+            )
+        else:
+            images, labels = batch['image'], jax.nn.one_hot(batch['label'], num_classes)
+        logits, state = self.model.apply(params, state, rng, images, is_training=True)
+        loss = softmax_cross_entropy(logits, labels, settings.label_smoothing).mean()
+        correct = logits.argmax(-1) == labels.argmax(-1)
+        return loss, (state, {'top1': correct.mean()})
+
+    def predict(self, params, state, batch):
+        logits, _ = self.model.apply(params, state, None, batch['image'], is_training=False)
+        labels = batch['label']
+        loss = softmax_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
+        _, top5 = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+        return {
+            'loss': loss,
+            'top1': top5[:, 0] == labels,
+            'top5': (top5 == labels[:, None]).any(-1),
+        }
+
+    def summarise(self, predictions):
+        return {name: float(np.mean(values)) for name, values in predictions.items()}
+
+    def pretrained(self, params, state):
+        model, images = self.config.model.to_dict(), self.config.images
+        try:
+            classes = list(self.eval_source.classes)
+        except (OSError, ValueError):  # the data need not be at hand to use the model
+            classes = None
+        front_end = dict(
+            size=images.image_size,
+            crop_fraction=self.config.evaluation.crop_fraction,
+            mean=list(images.mean),
+            std=list(images.std),
+        )
+        return Pretrained('image_classifier', model, front_end, params, state, classes)
+
+    # What people look at
+
+    def draw(self, subfigure: SubFigure, params, state, predictions) -> None:
+        """Evaluation images, with a third of mistakes if there are, beside what is attended to.
+
+        The heat is the first cross-attend's attention, averaged over the latents.
+        """
+
+        def forward(images):
+            with record_attention('encoder/cross_attend_1') as weights:
+                logits = self._forward(images, is_training=False)
+            return logits.argmax(-1), weights[0].mean((1, 2))
+
+        apply = jax.jit(hk.transform_with_state(forward).apply)
+        params, state = jax.device_put((params, state))
+        drawn = choose_to_draw(predictions['top1'], NUM_DRAWN)
+        examples = [self.eval_source[int(i)] for i in predictions['index'][drawn]]
+        examples = [self.eval_transform(example) for example in examples]
+        images, labels = (np.stack([x[key] for x in examples]) for key in ('image', 'label'))
+        parts = [
+            apply(params, state, None, images[i : i + NUM_AT_ONCE])[0]
+            for i in range(0, len(images), NUM_AT_ONCE)
+        ]
+        guesses, heat = (np.concatenate(x) for x in zip(*parts, strict=True))
+        names = self.eval_source.classes
+        image_grid(
+            subfigure,
+            self._displayable(images),
+            answers(names, guesses, labels),
+            guesses == labels,
+            as_images(heat, self.config.model.inputs.get('permutation_seed')),
+        )
+
+    def _displayable(self, images: np.ndarray) -> np.ndarray:
+        """Normalised images in 0..1 again; grey ones without their axis of channels."""
+        images = np.clip(images * self.config.images.std + self.config.images.mean, 0, 1)
+        return images[..., 0] if images.shape[-1] == 1 else images
+
+    def describe(self):
+        image = jax.ShapeDtypeStruct(self.image_shape, jnp.float32)
+        # As the papers count: every projection of every input element.
+        forward = functools.partial(self._forward, is_training=False, implementation='plain')
+        sizes = describe_model(forward, image)
+        return {**sizes, 'paper': self.config.paper.to_dict()}

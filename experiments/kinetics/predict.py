@@ -1,0 +1,49 @@
+"""Videos, reconstructed and labelled."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.classes import best_classes, class_names, some_inputs
+
+
+def autoencode_clips(model, arguments: argparse.Namespace) -> Iterator[dict]:
+    """Reconstructs each input."""
+    paths = some_inputs(arguments.inputs, 'videos')
+    names = class_names(model, arguments.classes)
+    for path in paths:
+        yield autoencode(model, path, arguments.out, names, arguments.start or 0.0)
+
+
+def autoencode(model, path: str, out: str, names: Sequence[str], start: float = 0.0) -> dict:
+    """Reconstructs a clip with its sound, and labels it.
+
+    Args:
+      model: a `Pretrained` video autoencoder.
+      path: a video.
+      out: folder of the files.
+      names: of the classes.
+      start: seconds from the beginning of the video.
+
+    Returns:
+      `input`, the `best` labels with their probabilities, and the `files` written.
+
+    Raises:
+      ValueError: the file is no video, or too short.
+    """
+    from experiments.pictures.predictions import write_clip_comparison
+    from perceiver_jax.front_ends import prepare_clip, write_clip
+
+    front_end = model.front_end
+    rates = front_end['frames_per_second'], front_end['sample_rate']
+    video, audio = prepare_clip(path, **front_end, start=start)
+    Path(out).mkdir(parents=True, exist_ok=True)  # before the work, which takes a minute
+    outputs = {name: np.asarray(value[0]) for name, value in model(video, audio).items()}
+    stem = str(Path(out, f'{Path(path).stem}_reconstruction'))
+    write_clip(f'{stem}.mp4', outputs['video'], outputs['audio'], *rates)
+    pairs = (video[0], outputs['video']), (audio[0], outputs['audio'])
+    write_clip_comparison(f'{stem}.png', *pairs, *rates, start)
+    best = best_classes(outputs['label'], names)
+    return {'input': path, 'best': best, 'files': [f'{stem}.mp4', f'{stem}.png']}

@@ -1,0 +1,187 @@
+"""ModelNet40's task: what is special about classifying point clouds, and only that."""
+
+import functools
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import SubFigure
+
+from experiments.data import pipeline
+from experiments.modelnet40.sources import open_source
+from experiments.modelnet40.transforms import EvalTransform, TrainTransform
+from experiments.pictures.panels import answers, choose_to_draw, cloud_grid, confusion_matrix
+from experiments.training import parallel
+from experiments.training.describe import describe_model
+from experiments.training.losses import softmax_cross_entropy
+from perceiver_jax.models import point_classifier
+from perceiver_jax.recording import record_attention
+from perceiver_jax.weights.pretrained import Pretrained
+
+PAPER_EXAMPLES = (9_843, 2_468)  # official training and test shapes
+NUM_DRAWN = 12
+
+
+class ModelNet40:
+    """Point clouds classified by the Perceiver; an `experiments.tasks.Task`."""
+
+    metric = 'accuracy'
+    higher_is_better = True
+
+    def __init__(self, config):
+        self.config = config
+        num_points = config.points.num_points
+        if num_points < 2:
+            raise ValueError(f'config.points.num_points is {num_points}, it must be at least 2')
+        self.model = hk.transform_with_state(self._forward)
+        self.points_shape = (1, num_points, 3)
+        self.train_transform = TrainTransform(num_points=num_points, **config.augmentation)
+        self.eval_transform = EvalTransform(num_points=num_points)
+
+    def _forward(self, points: jax.Array, is_training: bool, **changes) -> jax.Array:
+        model = {**self.config.model, **changes}
+        return point_classifier(points, is_training=is_training, **model)
+
+    # Data
+
+    @functools.cached_property
+    def train_source(self):
+        return self._open(self.config.data.train_split)
+
+    @functools.cached_property
+    def eval_source(self):
+        return self._open(self.config.data.eval_split)
+
+    def _open(self, split: str):
+        source = open_source(self.config.data.source, self.config.data.path, split)
+        if len(source.classes) != self.config.model.num_classes:
+            raise ValueError(
+                f'the {self.config.data.source} data has {len(source.classes)} classes, and '
+                f'config.model.num_classes is {self.config.model.num_classes}'
+            )
+        return source
+
+    @property
+    def num_train_examples(self) -> int:
+        return len(self.train_source)
+
+    @property
+    def data_name(self) -> str:
+        points = f'{self.config.points.num_points:,} points'
+        if self._is_the_papers_data:
+            return f'ModelNet40, {points}'
+        name = {'tfds': 'ModelNet40', 'shapes': 'generated shapes'}[self.config.data.source]
+        split = self.config.data.eval_split
+        sizes = f'{len(self.train_source):,} training, {len(self.eval_source):,} {split} shapes'
+        return f'{name}, {points} ({sizes})'
+
+    @property
+    def paper_value(self) -> float | None:
+        return self.config.paper.value if self._is_the_papers_data else None
+
+    @property
+    def _is_the_papers_data(self) -> bool:
+        data = self.config.data
+        return (data.source, data.eval_split) == ('tfds', 'test') and (
+            len(self.train_source),
+            len(self.eval_source),
+        ) == PAPER_EXAMPLES
+
+    def train_batches(self, start_step: int):
+        return pipeline.train_batches(
+            self.train_source,
+            self.train_transform,
+            batch_size=self.config.train.batch_size,
+            seed=self.config.seed,
+            start_step=start_step,
+            **parallel.data_options(self.config.data),
+        )
+
+    def eval_batches(self):
+        return pipeline.eval_batches(
+            self.eval_source,
+            self.eval_transform,
+            batch_size=self.config.evaluation.batch_size,
+            **parallel.data_options(self.config.data),
+        )
+
+    # Model
+
+    def init(self, rng):
+        return self.model.init(rng, jnp.zeros(self.points_shape), is_training=False)
+
+    def loss(self, params, state, rng, batch):
+        logits, state = self.model.apply(params, state, rng, batch['points'], is_training=True)
+        labels = jax.nn.one_hot(batch['label'], logits.shape[-1])
+        loss = softmax_cross_entropy(logits, labels, self.config.loss.label_smoothing).mean()
+        return loss, (state, {'accuracy': (logits.argmax(-1) == batch['label']).mean()})
+
+    def predict(self, params, state, batch):
+        logits, _ = self.model.apply(params, state, None, batch['points'], is_training=False)
+        labels = jax.nn.one_hot(batch['label'], logits.shape[-1])
+        return {
+            'loss': softmax_cross_entropy(logits, labels),
+            'guess': logits.argmax(-1),
+            'label': batch['label'],
+        }
+
+    def summarise(self, predictions):
+        counts = self._confusion(predictions)
+        shapes = counts.sum(1)
+        recall = counts.diagonal()[shapes > 0] / shapes[shapes > 0]
+        return {
+            'loss': float(predictions['loss'].mean()),
+            'accuracy': float(counts.trace() / counts.sum()),
+            'accuracy_class_mean': float(recall.mean()),  # over the classes that there are
+        }
+
+    def _confusion(self, predictions) -> np.ndarray:  # [K, K]: true class, guess
+        counts = np.zeros(2 * (self.config.model.num_classes,), int)
+        np.add.at(counts, (predictions['label'], predictions['guess']), 1)
+        return counts
+
+    def pretrained(self, params, state):
+        try:
+            classes = list(self.eval_source.classes)
+        except (OSError, ValueError):  # the data need not be at hand to use the model
+            classes = None
+        front_end = dict(num_points=self.config.points.num_points)
+        model = self.config.model.to_dict()
+        return Pretrained('point_classifier', model, front_end, params, state, classes)
+
+    # What people look at
+
+    def draw(self, subfigure: SubFigure, params, state, predictions) -> None:
+        """The confusion of the classes, and clouds with a third of mistakes if there are.
+
+        Points are the brighter the more the first cross-attend looks at them, over all latents.
+        """
+
+        def attention(points):
+            with record_attention('encoder/cross_attend_1') as weights:
+                self._forward(points, is_training=False)
+            return weights[0].mean((1, 2))
+
+        apply = jax.jit(hk.transform_with_state(attention).apply)
+        drawn = choose_to_draw(predictions['label'] == predictions['guess'], NUM_DRAWN)
+        examples = [self.eval_source[int(i)] for i in predictions['index'][drawn]]
+        clouds = np.stack([self.eval_transform(example)['points'] for example in examples])
+        heat, _ = apply(*jax.device_put((params, state)), None, clouds)
+        labels, guesses = predictions['label'][drawn], predictions['guess'][drawn]
+        names = self.eval_source.classes
+        left, right = subfigure.subfigures(1, 2)
+        confusion_matrix(left, self._confusion(predictions), names)
+        cloud_grid(
+            right,
+            clouds,
+            answers(names, guesses, labels),
+            guesses == labels,
+            np.asarray(heat),
+        )
+
+    def describe(self):
+        points = jax.ShapeDtypeStruct(self.points_shape, jnp.float32)
+        # As the papers count: every projection of every input element.
+        forward = functools.partial(self._forward, is_training=False, implementation='plain')
+        return {**describe_model(forward, points), 'paper': self.config.paper.to_dict()}

@@ -1,0 +1,45 @@
+"""Flow as colours."""
+
+import flow_vis
+import numpy as np
+
+
+def flow_picture(
+    flow: np.ndarray, valid: np.ndarray | None = None, largest: float | None = None
+) -> np.ndarray:
+    """Colours flow by Middlebury's wheel: direction is hue, length is saturation.
+
+    Args:
+      flow: [height, width, 2].
+      valid: bool [height, width], the rest becomes black; None: everywhere.
+      largest: length in pixels that is fully saturated, longer flow as if it were that long. None:
+        the longest valid flow's, as most papers do. To compare pictures, give both the same.
+
+    Returns:
+      uint8 [height, width, 3] RGB, white where nothing moves.
+
+    Raises:
+      ValueError: the shapes do not fit, valid flow is not finite, or `largest` is not positive.
+    """
+    flow = np.asarray(flow)
+    valid = np.ones(flow.shape[:2], bool) if valid is None else np.asarray(valid)
+    if flow.ndim != 3 or flow.shape[2] != 2 or flow.size == 0:
+        raise ValueError(f'flow_picture: flow is [height, width, 2], got {flow.shape}')
+    if valid.shape != flow.shape[:2] or valid.dtype != bool:
+        raise ValueError(
+            f'flow_picture: validity is bool {flow.shape[:2]}, got {valid.dtype} {valid.shape}'
+        )
+    wrong = ~np.isfinite(flow[valid])
+    if wrong.any():
+        raise ValueError(
+            f'flow_picture: valid flow is finite, got {flow[valid][wrong][0]:g} '
+            f'and {wrong.sum() - 1} more like it'
+        )
+    if largest is not None and not largest > 0:
+        raise ValueError(f'largest: expected a positive length in pixels, got {largest}')
+    flow = np.where(valid[..., None], flow, 0).astype(np.float64)
+    length = np.hypot(flow[..., 0], flow[..., 1])
+    unit = flow / np.maximum(length, largest or length.max() or 1.0)[..., None]
+    picture = flow_vis.flow_uv_to_colors(unit[..., 0], unit[..., 1])
+    picture[~valid] = 0
+    return picture

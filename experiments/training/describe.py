@@ -1,0 +1,116 @@
+"""The size and cost of a model, from shapes alone: nothing is allocated or compiled."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import haiku as hk
+import jax
+from jax.extend import core
+
+from perceiver_jax.encoder import Encoder
+
+
+def describe_model(forward: Callable[..., Any], *inputs: jax.ShapeDtypeStruct) -> dict[str, Any]:
+    """Measures a model in evaluation mode.
+
+    Args:
+      forward: Calls the model; a function to be transformed by Haiku.
+      inputs: Shapes of its arguments, for one example.
+
+    Returns:
+      `inputs` [M, C] and `latents` [N, D] of the encoder, `parameters` (their number), and
+      `forward_flops` of one example: matrix products and convolutions, a multiplication and an
+      addition counted separately; norms, softmax and activations are left out.
+    """
+    sizes = {}
+
+    def measure(next_call, args, kwargs, context):
+        result = next_call(*args, **kwargs)
+        if isinstance(context.module, Encoder) and context.method_name == '__call__':
+            sizes.update(inputs=list(args[0].shape[1:]), latents=list(result.shape[1:]))
+        return result
+
+    def measured(*args):
+        with hk.intercept_methods(measure):
+            return forward(*args)
+
+    model = hk.transform_with_state(measured)
+    params, state = jax.eval_shape(model.init, jax.random.key(0), *inputs)
+    flops = count_flops(lambda p, s, *x: model.apply(p, s, None, *x)[0], params, state, *inputs)
+    parameters = sum(math.prod(p.shape) for p in jax.tree.leaves(params))
+    return {**sizes, 'parameters': parameters, 'forward_flops': flops}
+
+
+def count_flops(function: Callable[..., Any], *args: Any) -> int:
+    """Multiplications plus additions of all matrix products and convolutions of a function.
+
+    Args:
+      function: Any function that jax can trace.
+      args: Its arguments, arrays or shapes.
+
+    Returns:
+      The count; the body of a `scan` counts once for each of its iterations.
+    """
+    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def _count(jaxpr: core.Jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        operation, params = equation.primitive.name, equation.params
+        out = equation.outvars[0].aval.shape if equation.outvars else ()
+        if operation == 'dot_general':
+            (contracted, _), _ = params['dimension_numbers']
+            left = equation.invars[0].aval.shape
+            total += 2 * math.prod(out) * math.prod(left[i] for i in contracted)
+        elif operation == 'conv_general_dilated':
+            kernel = equation.invars[1].aval.shape  # an output value sums over all but one axis
+            out_channels = kernel[params['dimension_numbers'].rhs_spec[0]]
+            total += 2 * math.prod(out) * math.prod(kernel) // out_channels
+        else:
+            repeats = params['length'] if operation == 'scan' else 1
+            total += repeats * sum(
+                _count(inner)
+                for inner in jax.tree.leaves(
+                    [_jaxprs(value) for value in params.values()],
+                    is_leaf=lambda x: isinstance(x, core.Jaxpr),
+                )
+            )
+    return total
+
+
+def _jaxprs(value: Any) -> list[core.Jaxpr]:
+    """The programs inside one parameter of an equation: of jit, scan, remat, custom gradients."""
+    if isinstance(value, core.ClosedJaxpr):
+        return [value.jaxpr]
+    if isinstance(value, core.Jaxpr):
+        return [value]
+    if isinstance(value, tuple | list):
+        return [inner for item in value for inner in _jaxprs(item)]
+    return []
+
+
+def describe_table(sizes: dict) -> str:
+    """The sizes and cost of a model beside the paper's.
+
+    Args:
+      sizes: from a task's describe().
+    """
+    paper = sizes['paper']
+    rows = [
+        ('', 'here', f'paper ({paper["source"]})' if paper['source'] else 'paper'),
+        ('inputs (M x C)', '{:,} x {:,}'.format(*sizes['inputs']), ''),
+        ('latents (N x D)', '{:,} x {:,}'.format(*sizes['latents']), ''),
+        ('parameters', short(sizes['parameters']), short(paper['parameters'])),
+        ('forward FLOPs', short(sizes['forward_flops']), short(paper['flops'])),
+        (paper['metric'], '', '' if paper['value'] is None else f'{paper["value"]:.3f}'),
+    ]
+    return '\n'.join(f'{name:<16}{here:>16}  {other:<}'.rstrip() for name, here, other in rows)
+
+
+def short(count: float | None) -> str:
+    """44_912_254 -> '44.9M', 706_279_096_320 -> '706.3B'."""
+    if count is None:
+        return ''
+    return f'{count / 1e9:,.1f}B' if count >= 1e9 else f'{count / 1e6:,.1f}M'

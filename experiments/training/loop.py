@@ -1,0 +1,248 @@
+"""The loop: the only one, for every task, on any number of devices and processes."""
+
+import contextlib
+import functools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from experiments.pictures.report import write_report
+from experiments.training import parallel
+from experiments.training.checkpointing import Checkpoints, digest, flatten
+from experiments.training.checks import check_resumable, check_sizes, count_steps
+from experiments.training.evaluate import compile_predict, evaluate
+from experiments.training.optimizer import make_optimizer
+from experiments.training.workdir import Metrics, git_commit, write_json
+
+
+class TrainState(NamedTuple):
+    """All that an update reads and writes, but the batch; what a checkpoint holds."""
+
+    step: jax.Array  # int32 [], updates made so far
+    params: hk.Params  # {module: {name: array}}
+    state: hk.State  # what the model carries from batch to batch, such as BatchNorm's averages
+    opt_state: optax.OptState  # LAMB's two moments, each as large as the parameters
+
+
+def train(config, task, workdir: str | Path, config_name: str) -> dict[str, Any] | None:
+    """Trains a task to the end of its config, from the newest checkpoint in the folder on.
+
+    Args:
+      config: the run's ConfigDict.
+      task: an experiments.tasks.Task made from it.
+      workdir: the folder for checkpoints, metrics, result.json and report.png.
+      config_name: what was asked for, such as 'configs/imagenet.py:demo', with the keys that the
+        command line set behind it; stands in the result.
+
+    Returns:
+      What result.json holds; None if SIGTERM stopped the run, after a checkpoint.
+
+    Raises:
+      ValueError: if the config, or what is in the folder, cannot be run; before compilation.
+      FloatingPointError: if the loss, the gradients or the parameters are no longer finite.
+    """
+    start = time.monotonic()
+    workdir, settings, batch_size = Path(workdir), config.train, config.train.batch_size
+    check_sizes(config, parallel.num_devices())
+    check_resumable(workdir, config)
+    total_steps, steps_per_epoch = count_steps(config, task.num_train_examples)
+    data_name, paper_value = task.data_name, task.paper_value  # opens the evaluation data too
+    optimizer, schedule = make_optimizer(total_steps, steps_per_epoch, **config.optimizer)
+    devices = parallel.make(config.parallel)
+    writes = parallel.is_main_process()
+
+    # From the start, or from a checkpoint.
+    host_state = jax.device_get(init(config.seed, task, optimizer))
+    if writes:
+        workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
+    host_state, seconds_before = checkpoints.restore(like=host_state) or (host_state, 0.0)
+    train_state = devices.replicate(host_state)
+    step = saved_step = int(host_state.step)
+    if writes:
+        write_json(workdir / 'config.json', config.to_dict())
+    steps = range(step + 1, total_steps + 1)
+
+    update = devices.compile_update(
+        functools.partial(
+            update_step,
+            task.loss,
+            optimizer,
+            seed=config.seed,
+            batch_size=batch_size,
+            average=devices.average,
+        )
+    )
+    predict = compile_predict(task, devices)
+    put_batch = functools.partial(devices.put_micro_batches, count=settings.accumulate_steps)
+    recent = []  # what the updates since the last training line returned
+    clock, clock_step = time.monotonic(), step  # since when only updates were made
+
+    with contextlib.ExitStack() as stack:
+        should_stop = stack.enter_context(parallel.preemption())
+        if writes and step:  # from here on SIGTERM ends with a checkpoint
+            print(f'Resuming after step {step:,}.')
+        stack.callback(checkpoints.close)
+        metrics = Metrics(workdir, step=step, total_steps=total_steps, batch_size=batch_size)
+        stack.callback(metrics.close)
+        batches = stack.enter_context(contextlib.closing(task.train_batches(step)))
+        for step, batch in zip(steps, parallel.prefetch(batches, put_batch), strict=False):
+            train_state, returned = update(train_state, batch)
+            recent.append(returned)
+            jax.block_until_ready(recent[-2:-1])  # run one update ahead of the devices, not more
+
+            last, stop = step == total_steps, should_stop(step)
+            evaluates = last or step % settings.evaluate_every_steps == 0
+            saves = last or stop or evaluates or step % settings.checkpoint_every_steps == 0
+            # A line ends at every checkpoint, so that resuming neither loses nor repeats a step.
+            logs = saves or step % settings.log_every_steps == 0
+            if not logs:
+                if step == steps.start:  # compilation is over: rates are taken from here on
+                    jax.block_until_ready(returned)
+                    clock, clock_step = time.monotonic(), step
+                continue
+
+            recent = devices.fetch(recent)
+            check_finite(recent, step, saved_step)
+            examples = (step - clock_step) * batch_size
+            rates = {
+                'learning_rate': float(schedule(step - 1)),
+                'examples_per_second': examples / (time.monotonic() - clock),
+            }
+            metrics.write(step, 'train', summarise(recent) | rates)
+            recent = []
+            score = None
+            if evaluates:
+                weights = train_state.params, train_state.state
+                numbers, predictions = evaluate(task, devices, predict, *weights)
+                metrics.write(step, 'eval', numbers)
+                score = numbers[task.metric] * (1 if task.higher_is_better else -1)
+            if saves:
+                host_state = devices.fetch(train_state)
+                seconds = seconds_before + time.monotonic() - start
+                checkpoints.save(step, host_state, wall_seconds=seconds, score=score)
+                saved_step = step
+            if stop and not last:
+                return None
+            clock, clock_step = time.monotonic(), step
+
+        if not steps:  # the run was finished before
+            written = workdir / 'result.json'
+            if written.exists() and (workdir / 'report.png').exists():
+                return json.loads(written.read_text())
+            weights = train_state.params, train_state.state
+            numbers, predictions = evaluate(task, devices, predict, *weights)
+            seconds = seconds_before
+
+    result = {
+        'task': config.task,
+        'config': config_name,
+        'data': data_name,
+        'metric': task.metric,
+        'value': numbers[task.metric],
+        'paper_value': paper_value,
+        'steps': step,
+        'examples': step * batch_size,
+        'parameters': sum(array.size for array in jax.tree.leaves(host_state.params)),
+        'params_sha256': digest(flatten(host_state.params)),
+        'wall_seconds': seconds,
+        'device': parallel.device_name(),
+        'git_commit': git_commit(),
+    }
+    if writes:
+        write_json(workdir / 'result.json', result)
+        draw = functools.partial(
+            task.draw, params=host_state.params, state=host_state.state, predictions=predictions
+        )
+        write_report(workdir / 'report.png', metrics.rows, config_name, draw)
+    return result
+
+
+def update_step(
+    loss: Callable,
+    optimizer: optax.GradientTransformation,
+    train_state: TrainState,
+    batch: dict[str, jax.Array],
+    *,
+    seed: int,
+    batch_size: int,
+    average: Callable,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Makes one update; a pure function.
+
+    Args:
+      loss: the task's loss(params, state, rng, batch) -> (loss, (state, metrics)), which draws what
+        is random about an example from the rng and the example's 'index'.
+      optimizer: applied once.
+      train_state: before the update.
+      batch: [k, b, ...], k micro-batches: gradients are taken one after the other and averaged.
+      seed: of the run; with the step, all that the rng depends on.
+      batch_size: examples in the batch of all devices.
+      average: the mean over the devices.
+
+    Returns:
+      The state after the update and its metrics, scalars. Loss and gradients are those before it.
+    """
+    rng = jax.random.fold_in(jax.random.key(seed), train_state.step)
+    params = train_state.params
+
+    def add_micro_batch(carry, micro_batch):
+        gradients, state = carry
+        (value, (state, metrics)), more = jax.value_and_grad(loss, has_aux=True)(
+            params, state, rng, micro_batch
+        )
+        return (jax.tree.map(jnp.add, gradients, more), state), {'loss': value, **metrics}
+
+    carry = jax.tree.map(jnp.zeros_like, params), train_state.state
+    num_micro_batches = jax.tree.leaves(batch)[0].shape[0]
+    if num_micro_batches == 1:  # a loop of one round would be a loop: slow convolutions on CPUs
+        (gradients, state), metrics = add_micro_batch(carry, jax.tree.map(lambda x: x[0], batch))
+    else:
+        (gradients, state), metrics = jax.lax.scan(add_micro_batch, carry, batch)
+    gradients = jax.tree.map(lambda x: x / num_micro_batches, gradients)
+    metrics = jax.tree.map(jnp.mean, metrics)
+    if 'broken' in batch:
+        metrics['broken_examples'] = batch_size * jnp.mean(batch['broken'].astype(jnp.float32))
+    gradients, state, metrics = average((gradients, state, metrics))
+
+    updates, opt_state = optimizer.update(gradients, train_state.opt_state, params)
+    params = optax.apply_updates(params, updates)
+    metrics['gradient_norm'] = optax.tree.norm(gradients)
+    metrics['parameter_norm'] = optax.tree.norm(params)
+    return TrainState(train_state.step + 1, params, state, opt_state), metrics
+
+
+def init(seed: int, task, optimizer: optax.GradientTransformation) -> TrainState:
+    """Makes the state before the first update, the same in all processes."""
+
+    @jax.jit
+    def initial_state():
+        params, state = task.init(jax.random.key(seed))
+        return TrainState(jnp.zeros((), jnp.int32), params, state, optimizer.init(params))
+
+    return initial_state()
+
+
+def summarise(returned: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """The mean over several updates of each metric; of broken examples, the sum."""
+    total = {name: float(sum(metrics[name] for metrics in returned)) for name in returned[0]}
+    return {k: v if k == 'broken_examples' else v / len(returned) for k, v in total.items()}
+
+
+def check_finite(returned: list[dict[str, np.ndarray]], step: int, saved_step: int) -> None:
+    """Raises FloatingPointError for the first of the updates up to `step` that went wrong."""
+    for at, metrics in enumerate(returned, start=step - len(returned) + 1):
+        for name in ('loss', 'gradient_norm', 'parameter_norm'):
+            if not np.isfinite(metrics[name]):
+                raise FloatingPointError(
+                    f'{name} is {metrics[name]} at step {at}; the last good checkpoint is '
+                    + (f'of step {saved_step}' if saved_step else 'not there yet')
+                )

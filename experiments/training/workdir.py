@@ -1,0 +1,118 @@
+"""What a run leaves in its folder beside the checkpoints, and the progress line."""
+
+import datetime
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import tensorboardX
+
+from experiments.training import parallel
+from perceiver_jax.files import write_whole
+
+_QUIET_SECONDS = 60.0  # between training lines where nobody watches: files and pipes
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Writes a JSON file, indented."""
+    write_whole(path, json.dumps(content, indent=2) + '\n')
+
+
+def git_commit() -> str | None:
+    """The commit checked out, with '-dirty' behind it if files differ; None outside a checkout."""
+    command = ['git', '-C', str(Path(__file__).parent), 'describe']
+    command += ['--always', '--dirty', '--abbrev=40', '--exclude=*']
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:  # no git on this machine
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
+
+
+def _read_rows(path: Path) -> list[dict]:
+    """The lines of metrics.jsonl, without those that a killed process or a full disk cut off."""
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            print(f'{path}, line {number} is no whole JSON object, dropped')
+    return rows
+
+
+class Metrics:
+    """metrics.jsonl, TensorBoard events and the progress line. All processes keep the rows."""
+
+    def __init__(self, workdir: Path, *, step: int, total_steps: int, batch_size: int):
+        """Opens the files.
+
+        Args:
+          workdir: the run's folder.
+          step: updates made so far; lines about later ones are from a run that was cut off after
+            its last checkpoint, and are dropped.
+          total_steps: updates of the whole run.
+          batch_size: examples in an update.
+        """
+        path = workdir / 'metrics.jsonl'
+        self.rows = [row for row in _read_rows(path) if row['step'] <= step]
+        self._total_steps = total_steps
+        self._batch_size = batch_size
+        self._quiet_until = 0.0  # on time.monotonic's clock
+        self._writes = parallel.is_main_process()
+        if self._writes:
+            write_whole(path, ''.join(json.dumps(row) + '\n' for row in self.rows))
+            self._file = path.open('a')
+            self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1)
+
+    def write(self, step: int, split: str, numbers: dict[str, float]) -> None:
+        """Adds one line.
+
+        Args:
+          step: updates made so far.
+          split: 'train', with loss, learning_rate and examples_per_second, or 'eval'.
+          numbers: what was measured.
+        """
+        row = {'step': step, 'split': split, **numbers}
+        self.rows.append(row)
+        if not self._writes:
+            return
+        self._file.write(json.dumps(row) + '\n')
+        self._file.flush()
+        for name, number in numbers.items():
+            self._tensorboard.add_scalar(f'{split}/{name}', number, step)
+        self._print(row)
+
+    def close(self) -> None:
+        """Finishes the files, and the progress line."""
+        if not self._writes:
+            return
+        self._file.close()
+        self._tensorboard.close()
+        if sys.stdout.isatty():
+            print()
+
+    def _print(self, row):
+        place = f'{row["step"]:,}/{self._total_steps:,}'
+        if row['split'] == 'train':
+            rate = row['examples_per_second']
+            seconds = (self._total_steps - row['step']) * self._batch_size / rate
+            eta = datetime.timedelta(seconds=round(seconds))
+            line = (
+                f'step {place}  loss {row["loss"]:.4f}  lr {row["learning_rate"]:.2e}  '
+                f'{rate:,.1f} examples/s  {eta} left'
+            )
+            if row.get('broken_examples'):
+                line += f'  {row["broken_examples"]:,.0f} broken examples'
+        else:
+            numbers = '  '.join(
+                f'{k} {v:.4f}' for k, v in row.items() if k not in ('step', 'split')
+            )
+            line = f'step {place}  evaluation: {numbers}'
+        if sys.stdout.isatty():  # one line that is written over, and stays where it evaluates
+            end = '\n' if row['split'] == 'eval' else ''
+            print(f'\r\x1b[K{line}', end=end, flush=True)
+        elif row['split'] == 'eval' or time.monotonic() >= self._quiet_until:
+            print(line, flush=True)
+            self._quiet_until = time.monotonic() + _QUIET_SECONDS

@@ -1,0 +1,77 @@
+"""The convolution that Perceiver IO reads images with, and its batch normalisation."""
+
+import dataclasses
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+@dataclasses.dataclass
+class ConvDownsample(hk.Module):
+    """7x7 convolution of stride 2, batch normalisation, ReLU, 3x3 max-pooling of stride 2."""
+
+    channels: int
+    batch_norm_axis: str | None = None
+    name: str | None = None
+
+    def __call__(self, images: Array, *, is_training: bool) -> Array:  # [B, H, W, 3]
+        shape = (7, 7, images.shape[-1], self.channels)
+        init = hk.initializers.TruncatedNormal(1 / np.sqrt(np.prod(shape[:-1])))
+        kernel = hk.get_parameter('w', shape, jnp.float32, init)
+        x = jax.lax.conv_general_dilated(
+            images,
+            kernel.astype(images.dtype),
+            window_strides=(2, 2),
+            padding='SAME',
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        )
+        x = BatchNorm(self.batch_norm_axis, name='batch_norm')(x, is_training=is_training)
+        x = jax.nn.relu(x)
+        return hk.max_pool(x, (1, 3, 3, 1), (1, 2, 2, 1), padding='SAME')  # [B, H/4, W/4, channels]
+
+
+@dataclasses.dataclass
+class BatchNorm(hk.Module):
+    """Batch normalisation over all axes but the last, with debiased running averages.
+
+    The averages are those of Haiku's BatchNorm, so the published weights fit; unlike it, this
+    one initialises in evaluation mode too (mean 0, variance 1) and keeps float32 statistics.
+    """
+
+    cross_replica_axis: str | None = None
+    decay: float = 0.9
+    epsilon: float = 1e-5
+    name: str | None = None
+
+    def __call__(self, x: Array, *, is_training: bool) -> Array:
+        channels = x.shape[-1:]
+        scale = hk.get_parameter('scale', channels, jnp.float32, jnp.ones)
+        offset = hk.get_parameter('offset', channels, jnp.float32, jnp.zeros)
+        counter = hk.get_state('counter', (), jnp.int32, jnp.zeros)
+        average = {
+            'mean': hk.get_state('mean', channels, jnp.float32, jnp.zeros),
+            'variance': hk.get_state('variance', channels, jnp.float32, jnp.ones),
+        }
+        hidden = {  # the averages before the correction for their start at zero
+            name: hk.get_state(f'{name}_hidden', channels, jnp.float32, jnp.zeros)
+            for name in average
+        }
+        wide = x.astype(jnp.float32)
+        if is_training:
+            axes = tuple(range(x.ndim - 1))
+            mean, square = wide.mean(axes), jnp.square(wide).mean(axes)
+            if self.cross_replica_axis is not None and not hk.running_init():
+                mean, square = jax.lax.pmean((mean, square), self.cross_replica_axis)
+            batch = {'mean': mean, 'variance': square - jnp.square(mean)}
+            hk.set_state('counter', counter + 1)
+            for name in average:
+                value = self.decay * hidden[name] + (1 - self.decay) * batch[name]
+                hk.set_state(f'{name}_hidden', value)
+                hk.set_state(name, value / (1 - self.decay ** (counter + 1)))
+        else:
+            batch = average
+        normal = (wide - batch['mean']) * jax.lax.rsqrt(batch['variance'] + self.epsilon)
+        return (normal * scale + offset).astype(x.dtype)

@@ -1,0 +1,363 @@
+"""A model with its weights: load it, call it, ask where it looks, save it, export it.
+
+model = load('imagenet_fourier_position_encoding.pystate')
+logits = model(images)
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from perceiver_jax import models
+from perceiver_jax.files import write_whole
+from perceiver_jax.position_encoding import resample_positions
+from perceiver_jax.recording import record_attention
+from perceiver_jax.weights import foreign_files, translation
+from perceiver_jax.weights.released import LICENCE, RELEASED
+
+FORMAT = 'perceiver_jax 1'
+Tree = dict[str, dict[str, np.ndarray]]  # Haiku's: module name -> parameter name -> array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pretrained:
+    """A function of `perceiver_jax.models`, its arguments and its weights; call it as a function.
+
+    `dataclasses.replace` makes variants of it, such as one that computes in bfloat16. The weights
+    are copied to the device at the first call: later changes of the arrays have no effect.
+    """
+
+    function: str  # of perceiver_jax.models
+    arguments: Mapping[str, Any]  # its keyword arguments but `is_training`
+    front_end: Mapping[str, Any]  # what inputs go through before, as arguments of `front_ends`
+    params: Tree = dataclasses.field(repr=False)
+    state: Tree = dataclasses.field(repr=False)
+    classes: Sequence[str] | None = None  # the names of the labels
+    description: str = ''
+    licence: str = ''
+
+    def __call__(self, *inputs: Array, **named: Array) -> Any:
+        """The forward pass in evaluation mode, compiled once for each shape of its inputs.
+
+        Args:
+          inputs: Arrays, as the function takes them.
+          named: More of them, such as `input_mask`.
+
+        Raises:
+          ValueError: They are no arrays, or not of the shapes that the function takes.
+        """
+        return self._apply(*self._weights, *_as_arrays(inputs, named))
+
+    def attention(self, module_name: str, *inputs: Array, call: int = 0, **named: Array) -> Array:
+        """The attention weights of one module for some inputs; otherwise they are not kept.
+
+        Args:
+          module_name: A module that attends, such as 'encoder/cross_attend_1', or
+            'decoder/cross_attend'.
+          inputs: As in a call.
+          call: Which of its applications, where the model applies a module more than once. Queries
+            that are decoded in several chunks do not count.
+          named: As in a call.
+
+        Returns:
+          `[B, H, T, S]` float32.
+
+        Raises:
+          ValueError: There is no such module, or it is not applied that often.
+
+        Source: Perceiver, figure 3 and appendix E show them as pictures.
+        """
+        return self._attention(*self._weights, *_as_arrays(inputs, named), module_name, call)
+
+    def example(self, batch: int | Any = 1) -> tuple[Any, ...]:
+        """Shapes and dtypes of what the model is called with, for a batch of some size."""
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((batch, *x[0]), x[1]),
+            _EXAMPLES[self.function](self.front_end),
+            is_leaf=lambda x: isinstance(x, tuple),
+        )
+        return tuple(shapes)
+
+    def at_size(self, size: int) -> 'Pretrained':
+        """An image classifier for square images of another size.
+
+        Fourier positions fit any size, in the coordinates [-1, 1] of the image; learned ones are
+        resampled by `resample_positions`.
+
+        Args:
+          size: Side of the images in pixels.
+
+        Raises:
+          ValueError: The model takes no images, or that is no size.
+        """
+        if self.function != 'image_classifier':
+            raise ValueError(f'{self.function} is no image classifier: it has no image size.')
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f'size is a number of pixels, not {size!r}.')
+        params, module = self.params, 'inputs/position_encoding'
+        if module in params:
+            quarter = 4 if self.arguments['inputs']['contents'] == 'conv7x7' else 1
+            grids = [2 * (-(-s // quarter),) for s in (self.front_end['size'], size)]
+            positions = resample_positions(params[module]['positions'], *grids)
+            params = {**params, module: {**params[module], 'positions': np.asarray(positions)}}
+        return dataclasses.replace(self, params=params, front_end={**self.front_end, 'size': size})
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes a folder with `weights.safetensors` and `model.json`, whole or not at all.
+
+        Args:
+          path: The folder, which must not exist yet, or be empty.
+
+        Raises:
+          ValueError: Something is there already.
+        """
+        from safetensors.numpy import save
+
+        path = Path(path)
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise ValueError(f'{path} exists already; a model is saved to a new folder.')
+        about = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        trees = {name: about.pop(name) for name in ('params', 'state')}
+        arrays = {
+            f'{kind}:{module}:{name}': np.asarray(value, order='C')
+            for kind, tree in trees.items()
+            for module, values in tree.items()
+            for name, value in values.items()
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}-') as folder:
+            whole = Path(folder, 'whole')
+            whole.mkdir()
+            weights = save(arrays)
+            (whole / 'weights.safetensors').write_bytes(weights)
+            about = {'format': FORMAT, **about, 'sha256': hashlib.sha256(weights).hexdigest()}
+            text = json.dumps(about, indent=2, default=dict) + '\n'  # dict: of other mappings
+            (whole / 'model.json').write_text(text, 'utf-8')
+            os.replace(whole, path)
+
+    def export(
+        self, path: str | os.PathLike, platforms: Sequence[str] = ('cpu', 'cuda', 'tpu')
+    ) -> None:
+        """Writes the forward pass, weights included, as one StableHLO file for any batch size.
+
+        What `jax.export.deserialize` returns of its bytes runs without this package and without
+        Haiku: `.call(images)`.
+
+        Args:
+          path: The file.
+          platforms: What it can run on.
+        """
+        (batch,) = jax.export.symbolic_shape('batch')
+        weights = self._weights
+
+        def forward(*inputs):
+            return self._forward(*weights, inputs, {})
+
+        exported = jax.export.export(jax.jit(forward), platforms=platforms)(*self.example(batch))
+        write_whole(path, exported.serialize())
+
+    def init(self, rng: Array) -> tuple[Tree, Tree]:
+        """New, random parameters and state for the model; the weights it has play no part."""
+        inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.example())
+        return self._transformed(inputs, {}).init(rng)
+
+    @functools.cached_property
+    def _weights(self) -> tuple[Tree, Tree]:
+        with jax.ensure_compile_time_eval():  # also when first asked for while jax traces
+            return jax.device_put((self.params, self.state))
+
+    @functools.cached_property
+    def _apply(self):
+        return jax.jit(self._forward)
+
+    def _forward(self, params, state, inputs, named):
+        return self._transformed(inputs, named).apply(params, state, None)[0]
+
+    def _transformed(self, inputs, named):
+        model = getattr(models, self.function)
+        return hk.transform_with_state(
+            lambda: model(*inputs, **named, is_training=False, **self.arguments)
+        )
+
+    @functools.cached_property
+    def _attention(self):
+        def attention(params, state, inputs, named, module_name, call):
+            with record_attention(module_name) as recorded:
+                self._forward(params, state, inputs, named)
+            if not recorded:
+                known = sorted(
+                    name.removesuffix('/attention/query')
+                    for name in params
+                    if name.endswith('/attention/query')
+                )
+                raise ValueError(f'No module {module_name!r} attends; these do: {known}.')
+            if not 0 <= call < len(recorded):
+                raise ValueError(
+                    f'{module_name} is applied {len(recorded)} times: there is no call {call}.'
+                )
+            return recorded[call]
+
+        return jax.jit(attention, static_argnums=(4, 5))
+
+
+def _audio_visual_example(x):
+    samples = x['num_frames'] * x['sample_rate'] // x['frames_per_second']
+    shapes = {'audio': (samples, 1), 'video': (x['num_frames'], x['size'], x['size'], 3)}
+    if x['log_mel']:
+        shapes['spectrogram'] = (samples // x['log_mel']['hop'], x['log_mel']['num_bins'])
+    return [{name: (shapes[name], jnp.float32) for name in x['modalities']}]
+
+
+# What a model is called with, by function: shapes without the batch, and dtypes.
+_EXAMPLES = {
+    'image_classifier': lambda x: [((x['size'], x['size'], len(x['mean'])), jnp.float32)],
+    'point_classifier': lambda x: [((x['num_points'], 3), jnp.float32)],
+    'optical_flow': lambda x: [((2, *x['tile'], 3), jnp.float32)],
+    'audio_visual_classifier': _audio_visual_example,
+    'masked_language_model': lambda x: [((x['length'],), jnp.int32), ((x['length'],), jnp.bool_)],
+    'video_autoencoder': lambda x: [
+        ((x['num_frames'], x['size'], x['size'], 3), jnp.float32),
+        ((x['num_frames'] * x['sample_rate'] // x['frames_per_second'], 1), jnp.float32),
+    ],
+}
+
+
+def initialise(
+    function: str, arguments: Mapping[str, Any], front_end: Mapping[str, Any], seed: int = 0
+) -> Pretrained:
+    """A model with new, random weights.
+
+    Args:
+      function: Of `perceiver_jax.models`.
+      arguments: Its keyword arguments but `is_training`.
+      front_end: What its inputs go through; gives their sizes.
+      seed: Of the random numbers.
+    """
+    model = Pretrained(function, arguments, front_end, {}, {})
+    params, state = jax.jit(model.init)(jax.random.key(seed))
+    return dataclasses.replace(model, params=_to_host(params), state=_to_host(state))
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    front_end: Mapping[str, Any] | None = None,
+    conv_kernel: str = 'hub',
+) -> Pretrained:
+    """Loads a model and its weights.
+
+    Args:
+      path: One of
+        - a folder that `Pretrained.save` wrote;
+        - DeepMind's `.pystate` or `.pickle`, read without running anything in it;
+        - Hugging Face's `.safetensors` or `.bin` (which needs torch), or the folder of such a file.
+      arguments: Keyword arguments of the model, where they are not those of the released model
+        that the parameters' names belong to (a foreign file does not hold them).
+      front_end: What its inputs go through, likewise.
+      conv_kernel: Layout of the 7x7 kernel in Hugging Face's files: 'hub' as published, where
+        height and width are swapped, or 'transformers' for one that was trained there.
+
+    Returns:
+      The model, ready to be called.
+
+    Raises:
+      ValueError: The file is of none of these kinds or damaged, or what it holds does not fit the
+        model: what is missing, left over and of another shape is named, nine of each.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f'{path} does not exist.')
+    if (path / 'model.json').is_file():
+        return _load_ours(path)
+    if (path.parent / 'model.json').is_file():
+        raise ValueError(f'{path} is a part of a model: load its folder, {path.parent}.')
+    if (path / 'checkpoints').is_dir():
+        raise ValueError(f'{path} is a run: `experiments.open_model.open_model` loads it.')
+    if path.is_dir() or path.suffix in ('.safetensors', '.bin', '.json'):
+        tensors = foreign_files.read_huggingface(path)
+        params, state = translation.from_huggingface(tensors, conv_kernel=conv_kernel)
+    else:
+        params, state = translation.from_deepmind(*foreign_files.read_deepmind(path))
+    kind = translation.recognise(f'{m}:{name}' for m, values in params.items() for name in values)
+    released = RELEASED[kind]
+    model = Pretrained(
+        released.function,
+        arguments or released.arguments,
+        front_end or released.front_end,
+        params,
+        state,
+    )
+    if arguments is None:
+        about = dict(description=released.description, licence=LICENCE)
+        model = dataclasses.replace(model, **about)
+    _check_fit(model, path)
+    return model
+
+
+def _load_ours(path: Path) -> Pretrained:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        about = dict(json.loads((path / 'model.json').read_text('utf-8')))
+        if about.pop('format') != FORMAT:
+            raise ValueError('another format')
+        sha256 = about.pop('sha256')
+        about = {name: about[name] for name in _FIELDS}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path}/model.json is not one of {FORMAT}: {error!r}') from None
+    weights = path / 'weights.safetensors'
+    if not weights.is_file() or _sha256(weights) != sha256:
+        raise ValueError(f'{weights} is missing or not the one that model.json was written with.')
+    try:
+        trees = {'params': {}, 'state': {}}
+        for key, value in load_file(weights).items():
+            kind, module, name = key.split(':')
+            trees[kind].setdefault(module, {})[name] = value
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise ValueError(f'{weights} holds something else than weights: {error!r}') from None
+    model = Pretrained(**about, **trees)
+    _check_fit(model, path)
+    return model
+
+
+_FIELDS = [f.name for f in dataclasses.fields(Pretrained) if f.name not in ('params', 'state')]
+
+
+def _check_fit(model: Pretrained, source: Path) -> None:
+    if model.function not in list(_EXAMPLES):
+        raise ValueError(f'{source}: there is no model {model.function!r}.')
+    try:
+        expected = jax.eval_shape(model.init, jax.random.key(0))
+    except Exception as error:  # arguments that are unknown, missing or mean nothing
+        raise ValueError(f'{source}: its arguments make no {model.function}: {error}') from error
+    translation.check_fit(model.params, model.state, *expected, source)
+
+
+def _as_arrays(inputs: tuple, named: dict) -> tuple[tuple, dict]:
+    try:
+        return jax.tree.map(jnp.asarray, (inputs, named), is_leaf=lambda x: isinstance(x, list))
+    except TypeError as error:
+        raise ValueError(f'A model is called with arrays: {error}') from None
+
+
+def _to_host(tree) -> Tree:
+    return jax.tree.map(np.array, {module: dict(values) for module, values in tree.items()})
+
+
+def _sha256(path: Path) -> str:
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -1,0 +1,74 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.audioset.mixing import drop_examples, mix_sounds, spec_augment
+
+RNG = jax.random.key(3)
+
+
+def test_mixed_sounds_and_labels_have_the_same_weights():
+    sounds = jnp.stack([jnp.ones((7, 11)), jnp.full((7, 11), 3.0)], axis=1)
+    labels = jnp.stack([jnp.eye(5)[jnp.zeros(7, int)], jnp.eye(5)[jnp.full(7, 2)]], axis=1)
+    mixed, mixed_labels = mix_sounds(RNG, sounds, labels, jnp.arange(7), alpha=1.0)
+    weights = np.asarray(mixed_labels[:, 0])
+    assert 0 < weights.min() and weights.max() < 1 and len(set(weights.tolist())) == 7
+    np.testing.assert_allclose(mixed, np.tile((3 - 2 * weights)[:, None], (1, 11)), rtol=1e-5)
+    np.testing.assert_allclose(mixed_labels[:, 2], 1 - weights, rtol=1e-5)
+    assert not mixed_labels[:, jnp.array([1, 3, 4])].any()
+
+
+def masks(count=256, frames=23, bins=13, **changes):
+    settings = dict(time_masks=1, time_width=5, frequency_masks=1, frequency_width=4) | changes
+    out = spec_augment(RNG, jnp.ones((count, frames, bins)), jnp.arange(count), **settings)
+    assert set(np.unique(out)) <= {0.0, 1.0}
+    return np.asarray(out) == 0
+
+
+def test_a_mask_hides_stretches_of_time_and_bands_of_frequency():
+    hidden = masks()
+    in_time, in_frequency = hidden.all(axis=2), hidden.all(axis=1)
+    np.testing.assert_array_equal(hidden, in_time[:, :, None] | in_frequency[:, None])
+    for rows, width in ((in_time, 5), (in_frequency, 4)):
+        counts = rows.sum(axis=1)
+        assert set(counts) == set(range(width + 1))  # every width that may be, and no other
+        edges = np.diff(np.pad(rows.astype(int), ((0, 0), (1, 1))), axis=1)
+        assert ((edges == 1).sum(axis=1) <= 1).all()  # one mask is one stretch
+        assert rows.any(axis=0).all()  # it may be anywhere
+
+
+def test_no_masks_hide_nothing_and_more_masks_hide_more():
+    assert not masks(time_masks=0, frequency_masks=0).any()
+    assert not masks(time_width=0, frequency_width=0).any()
+    assert masks(time_masks=3).mean() > 1.5 * masks(frequency_masks=0).mean()
+
+
+def test_a_mask_wider_than_the_spectrogram_is_refused():
+    with pytest.raises(ValueError, match='frequency_width is 14, and the spectrogram has 13'):
+        masks(frequency_width=14)
+
+
+def test_whole_examples_are_dropped():
+    dropped = drop_examples(RNG, jnp.ones((2000, 2, 3)), jnp.arange(2000), rate=0.3)
+    kept = np.asarray(dropped).reshape(2000, 6).mean(axis=1)
+    assert set(kept) == {0.0, 1.0}
+    assert kept.mean() == pytest.approx(0.7, abs=0.04)
+
+
+MASKS = dict(time_masks=2, time_width=2, frequency_masks=2, frequency_width=3)
+
+
+@pytest.mark.parametrize(
+    'augment',
+    [
+        lambda x, index: drop_examples(RNG, x, index, 0.5),
+        lambda x, index: spec_augment(RNG, x, index, **MASKS),
+        lambda x, index: mix_sounds(RNG, x, x, index, 0.4)[0],
+    ],
+)
+def test_what_an_example_draws_does_not_depend_on_the_others(augment):
+    x = jax.random.normal(jax.random.key(0), (8, 2, 7))
+    whole = augment(x, jnp.arange(8))
+    part = augment(x[5:], jnp.arange(5, 8))
+    np.testing.assert_allclose(whole[5:], part, rtol=1e-6)

@@ -1,0 +1,266 @@
+import io
+import json
+import os
+import pickle
+import struct
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from experiments.data.pipeline import BrokenExample
+from experiments.imagenet import sources
+from experiments.imagenet.sources import open_source
+
+CLASSES = ['n01440764', 'n02102040', 'n03000684']
+COUNTS = {'train': 11, 'validation': 5}
+
+
+def encoded(number):
+    return cv2.imencode('.jpg', np.full((13, 17, 3), 9 * number, np.uint8))[1].tobytes()
+
+
+class Imagenet2012(tfds.core.GeneratorBasedBuilder):
+    """TFDS's imagenet2012 with eleven images."""
+
+    VERSION = tfds.core.Version('5.1.0')
+
+    def _info(self):
+        features = {
+            'image': tfds.features.Image(encoding_format='jpeg'),
+            'label': tfds.features.ClassLabel(names=CLASSES),
+            'file_name': tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split) for split in COUNTS}
+
+    def _generate_examples(self, split):
+        for number in range(COUNTS[split]):
+            yield (
+                number,
+                {
+                    'image': io.BytesIO(encoded(number)),
+                    'label': number % 3,
+                    'file_name': f'{split}_{number}.JPEG',
+                },
+            )
+
+
+@pytest.fixture(scope='module')
+def array_records(tmp_path_factory):
+    path = tmp_path_factory.mktemp('tensorflow_datasets')
+    Imagenet2012(data_dir=path, file_format='array_record').download_and_prepare()
+    return path
+
+
+def crc32c(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ 0x82F63B78 * (crc & 1)
+    crc ^= 0xFFFFFFFF
+    return struct.pack('<I', ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def framed(record):
+    length = struct.pack('<Q', len(record))
+    return length + crc32c(length) + record + crc32c(record)
+
+
+@pytest.fixture
+def tfrecords(array_records, tmp_path):
+    """The same examples as TFDS writes them by default, each split in two files."""
+    prepared = array_records / 'imagenet2012' / '5.1.0'
+    builder = tfds.builder_from_directory(prepared)
+    folder = tmp_path / 'imagenet2012' / '5.1.0'
+    folder.mkdir(parents=True)
+    for name in ('features.json', 'label.labels.txt'):
+        (folder / name).write_bytes((prepared / name).read_bytes())
+    info = json.loads((prepared / 'dataset_info.json').read_text())
+    (folder / 'dataset_info.json').write_text(json.dumps(info | {'fileFormat': 'tfrecord'}))
+    for split in COUNTS:
+        raw = builder.as_data_source(
+            split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+        records = [framed(bytes(raw[index])) for index in range(len(raw))]
+        for part, some in enumerate((records[:3], records[3:])):
+            name = f'imagenet2012-{split}.tfrecord-{part:05}-of-00002'
+            (folder / name).write_bytes(b''.join(some))
+    return tmp_path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """train/ with three classes, val/ with two of them; kinds of names and things to pass over."""
+    files = {
+        f'train/{CLASSES[0]}': ['a.JPEG', 'b.jpg', 'notes.txt'],
+        f'train/{CLASSES[1]}': ['é.jpeg', 'd.PNG'],
+        f'train/{CLASSES[2]}': ['e.png'],
+        f'val/{CLASSES[2]}': ['g.JPEG'],
+        f'val/{CLASSES[0]}': ['f.JPEG'],
+    }
+    for parent, names in files.items():
+        (tmp_path / parent).mkdir(parents=True)
+        for number, name in enumerate(names):
+            (tmp_path / parent / name).write_bytes(encoded(number))
+    (tmp_path / 'train' / 'readme.txt').write_text('no class')
+    return tmp_path
+
+
+def assert_holds_imagenet2012(source, split):
+    assert len(source) == COUNTS[split] and source.classes == CLASSES
+    examples = {example['name']: example for example in map(source.__getitem__, range(len(source)))}
+    assert len(examples) == COUNTS[split]
+    for number in range(COUNTS[split]):
+        name = f'{split}_{number}.JPEG'
+        expected = {'encoded': encoded(number), 'label': number % 3, 'name': name}
+        assert examples[name] == expected
+
+
+@pytest.mark.parametrize('split', COUNTS)
+@pytest.mark.parametrize('below', ['', 'imagenet2012/5.1.0'])
+def test_array_records(array_records, split, below):
+    source = open_source('tfds', str(array_records / below), split)
+    assert_holds_imagenet2012(source, split)
+    assert pickle.loads(pickle.dumps(source))[1] == source[1]
+
+
+@pytest.mark.parametrize('split', COUNTS)
+def test_tfrecords(tfrecords, split):
+    source = open_source('tfrecord', str(tfrecords), split)
+    assert_holds_imagenet2012(source, split)
+    assert pickle.loads(pickle.dumps(source))[1] == source[1]
+
+
+def test_tfrecord_index_is_kept_until_the_files_change(tfrecords, monkeypatch):
+    open_source('tfrecord', str(tfrecords), 'train')
+    scans = []
+    scan = sources._records
+    monkeypatch.setattr(
+        sources, '_records', lambda file, size: scans.append(file) or scan(file, size)
+    )
+    assert_holds_imagenet2012(open_source('tfrecord', str(tfrecords), 'train'), 'train')
+    assert scans == []
+    *_, last = sorted(tfrecords.glob('imagenet2012/5.1.0/*-train.tfrecord-*-of-*'))
+    last.write_bytes(last.read_bytes() + framed(b''))
+    assert len(open_source('tfrecord', str(tfrecords), 'train')) == COUNTS['train'] + 1
+    assert len(scans) == 2
+
+
+def test_tfrecord_index_lives_in_memory_where_it_cannot_be_kept(tfrecords, monkeypatch, caplog):
+    def refuse(*args, **kwargs):
+        raise PermissionError('read-only file system')
+
+    monkeypatch.setattr(sources.np, 'savez', refuse)
+    assert_holds_imagenet2012(open_source('tfrecord', str(tfrecords), 'train'), 'train')
+    assert 'read-only file system' in caplog.text
+
+
+def test_cut_tfrecord_file_is_named(tfrecords):
+    first, *_ = sorted(tfrecords.glob('imagenet2012/5.1.0/*-train.tfrecord-*-of-*'))
+    first.write_bytes(first.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=f'{first.name} ends within its record'):
+        open_source('tfrecord', str(tfrecords), 'train')
+
+
+def test_missing_tfrecord_file_is_counted(tfrecords):
+    first, *_ = tfrecords.glob('imagenet2012/5.1.0/*-train.tfrecord-*-of-*')
+    first.unlink()
+    with pytest.raises(ValueError, match='1 of the 2 TFRecord files'):
+        open_source('tfrecord', str(tfrecords), 'train')
+
+
+def test_garbled_tfrecord_is_a_broken_example(tfrecords):
+    first, *_ = sorted(tfrecords.glob('imagenet2012/5.1.0/*-train.tfrecord-*-of-*'))
+    content = bytearray(first.read_bytes())
+    content[12:40] = b'\xff' * 28
+    first.write_bytes(content)
+    source = open_source('tfrecord', str(tfrecords), 'train')
+    with pytest.raises(BrokenExample, match=f'{first.name}, record at byte 12'):
+        source[0]
+
+
+def test_tfrecords_read_as_array_records_say_what_to_do(tfrecords):
+    with pytest.raises(ValueError, match="source='tfrecord'"):
+        open_source('tfds', str(tfrecords), 'train')
+
+
+def test_home_folder_is_expanded(folder, monkeypatch):
+    monkeypatch.setenv('HOME', str(folder.parent))
+    assert len(open_source('folder', f'~/{folder.name}', 'train')) == 5
+
+
+def test_newest_version_is_read(array_records, tmp_path):
+    for version in ('5.9.0', '5.10.0'):
+        (tmp_path / 'imagenet2012' / version).mkdir(parents=True)
+        (tmp_path / 'imagenet2012' / version / 'features.json').write_text('{}')
+    with pytest.raises(ValueError, match='5.10.0 has no array_record files'):
+        open_source('tfds', str(tmp_path), 'train')
+
+
+def test_folder(folder):
+    (folder / 'train' / '.ipynb_checkpoints').mkdir()
+    source = open_source('folder', str(folder), 'train')
+    names = [os.path.relpath(source[index]['name'], folder) for index in range(len(source))]
+    assert names == [
+        f'train/{CLASSES[0]}/a.JPEG',
+        f'train/{CLASSES[0]}/b.jpg',
+        f'train/{CLASSES[1]}/d.PNG',
+        f'train/{CLASSES[1]}/é.jpeg',
+        f'train/{CLASSES[2]}/e.png',
+    ]
+    assert [source[index]['label'] for index in range(5)] == [0, 0, 1, 1, 2]
+    assert source[1]['encoded'] == encoded(1)
+    assert source.classes == CLASSES  # a hidden folder, as notebooks leave them, is no class
+    assert pickle.loads(pickle.dumps(source))[3] == source[3]
+
+
+def test_validation_folder_has_the_labels_of_train(folder):
+    source = open_source('folder', str(folder), 'validation')
+    assert [source[index]['label'] for index in range(len(source))] == [0, 2]
+    assert source.classes == CLASSES
+
+
+def test_class_that_train_lacks_is_named(folder):
+    (folder / 'val' / 'n09999999').mkdir()
+    with pytest.raises(ValueError, match='n09999999'):
+        open_source('folder', str(folder), 'validation')
+
+
+def test_vanished_image_is_a_broken_example(folder):
+    source = open_source('folder', str(folder), 'train')
+    (folder / 'train' / CLASSES[0] / 'b.jpg').unlink()
+    with pytest.raises(BrokenExample, match='b.jpg: No such file'):
+        source[1]
+
+
+def test_folder_without_images(tmp_path):
+    (tmp_path / 'train' / CLASSES[0]).mkdir(parents=True)
+    with pytest.raises(ValueError, match='train has no images'):
+        open_source('folder', str(tmp_path), 'train')
+    with pytest.raises(ValueError, match='val is missing'):
+        open_source('folder', str(tmp_path), 'validation')
+
+
+@pytest.mark.parametrize('kind', ['tfds', 'tfrecord', 'folder'])
+def test_missing_path_is_named(kind, tmp_path):
+    for path in (str(tmp_path / 'nowhere'), None):
+        with pytest.raises(ValueError, match=f'{kind}.* at {path!r}'):
+            open_source(kind, path, 'train')
+
+
+@pytest.mark.parametrize('kind', ['tfds', 'tfrecord'])
+def test_path_without_imagenet2012(kind, tmp_path):
+    with pytest.raises(ValueError, match='no prepared imagenet2012'):
+        open_source(kind, str(tmp_path), 'train')
+
+
+def test_unknown_names_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="'test'"):
+        open_source('digits', None, 'test')
+    with pytest.raises(ValueError, match="'lmdb'"):
+        open_source('lmdb', str(tmp_path), 'train')

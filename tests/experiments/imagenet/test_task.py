@@ -1,0 +1,162 @@
+import functools
+import json
+import math
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from configs import imagenet as configs
+from experiments.imagenet.task import PAPER_EXAMPLES, ImageNet
+from experiments.training import evaluate, loop, parallel
+from tests.toys.one_update import assert_same_update, one_update
+
+
+def get_config(variant='demo', **changes):
+    """A variant made small, on the digits."""
+    config = configs.get_config(variant).unlock()
+    demo = configs.get_config('demo')
+    config.update(data=demo.data, images=demo.images, augmentation=demo.augmentation)
+    config.evaluation = dict(batch_size=120, crop_fraction=1.0)
+    config.train.batch_size = 16
+    config.model.num_classes = 10
+    config.model.encoder.update(
+        num_latents=5,
+        latent_channels=8,
+        num_cross_attends=2,
+        num_blocks=2,
+        num_self_attends_per_block=1,
+        num_self_attend_heads=2,
+    )
+    if 'decoder' in config.model:
+        config.model.decoder.query_channels = 8
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+class Untouchable:
+    """Stands where data would be opened."""
+
+    def __len__(self):
+        pytest.fail('the data was opened')
+
+
+@pytest.mark.parametrize('variant', ['perceiver', 'io_learned', 'io_conv'])
+def test_a_model_is_described_without_its_data(variant):
+    task = ImageNet(configs.get_config(variant))
+    task.train_source = task.eval_source = Untouchable()
+    assert task.describe()['latents'] == [512, 1024]
+
+
+def conv_config():
+    return get_config(
+        'io_conv',
+        **{
+            'model.inputs.contents_channels': 6,
+            'model.inputs.num_bands': 2,
+        },
+    )
+
+
+@functools.cache
+def updated(kind, num_devices):
+    """State and metrics after one update with mixing and batch normalisation."""
+    config = conv_config()
+    config.parallel = kind
+    return one_update(ImageNet(config), num_devices)
+
+
+@pytest.mark.parametrize(('kind', 'num_devices'), [('jit', 8), ('pmap', 8)])
+def test_mixing_and_batch_norm_on_eight_devices_equal_one(kind, num_devices):
+    state, _ = update = updated(kind, num_devices)
+    assert_same_update(update, updated('jit', 1))
+    assert state.state['inputs/conv7x7/batch_norm']['counter'] == 1
+
+
+def test_evaluation_counts_each_digit_once():
+    config = get_config()
+    task = ImageNet(config)
+    devices = parallel.make('jit')
+    params, state = devices.replicate(task.init(jax.random.key(0)))
+    predict = evaluate.compile_predict(task, devices)
+    numbers, _ = evaluate.evaluate(task, devices, predict, params, state)
+    # The head starts at zero: all classes tie, the first wins, and the loss is that of chance.
+    labels = np.array([task.eval_source[i]['label'] for i in range(360)])
+    assert numbers['top1'] == pytest.approx(np.mean(labels == 0))
+    assert numbers['top5'] == pytest.approx(np.mean(labels < 5))
+    assert numbers['loss'] == pytest.approx(math.log(10), rel=1e-5)
+
+
+def test_only_the_papers_data_stands_beside_its_number():
+    task = ImageNet(get_config('io_conv'))
+    assert task.paper_value is None
+    assert task.data_name == 'digits (1,437 training, 360 evaluation images)'
+    task.train_source, task.eval_source = (range(n) for n in PAPER_EXAMPLES)
+    assert (task.paper_value, task.data_name) == (0.821, 'ImageNet')
+
+
+def test_mixing_needs_both_alphas():
+    with pytest.raises(ValueError, match='mixup_alpha and .*cutmix_alpha .* got 0.2 and 0.0'):
+        ImageNet(get_config(**{'loss.mixup_alpha': 0.2}))
+
+
+def test_more_classes_than_logits_are_refused():
+    task = ImageNet(get_config(**{'model.num_classes': 7}))
+    with pytest.raises(ValueError, match='10 classes, and config.model.num_classes is 7'):
+        assert task.train_source
+
+
+@pytest.fixture(scope='module')
+def broken_folder(tmp_path_factory):
+    """Images of two classes; one of six to train on and one of four to evaluate are unreadable."""
+    root = tmp_path_factory.mktemp('images')
+    for split, count in (('train', 3), ('val', 2)):
+        for label, name in enumerate(('n01', 'n02')):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                image = np.full((11, 13, 3), 200 * label + i, np.uint8)
+                cv2.imwrite(str(root / split / name / f'{i}.png'), image)
+        (root / split / 'n02' / '1.png').write_bytes(b'no image')
+    return root
+
+
+def folder_config(path, on_broken):
+    config = get_config()
+    config.images = configs.get_config('perceiver').images
+    config.images.image_size = 8
+    config.data.update(source='folder', path=str(path), on_broken=on_broken)
+    config.model.num_classes = 2
+    config.train.update(batch_size=8, epochs=None, steps=2, log_every_steps=1)
+    config.evaluation.batch_size = 8
+    return config
+
+
+def test_unreadable_images_are_skipped_and_counted(broken_folder, tmp_path):
+    config = folder_config(broken_folder, 'skip')
+    loop.train(config, ImageNet(config), tmp_path, 'skipping')
+    rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    broken = {row['step']: row['broken_examples'] for row in rows if row['split'] == 'train'}
+    assert sum(broken.values()) in (2, 3)  # sixteen examples are two epochs of six and a part
+    assert [row['broken_examples'] for row in rows if row['split'] == 'eval'] == [1]
+    assert (tmp_path / 'report.png').exists()
+
+
+def test_an_unreadable_image_stops_the_run_and_is_named(broken_folder, tmp_path):
+    config = folder_config(broken_folder, 'stop')
+    with pytest.raises(ValueError, match='n02/1.png'):
+        loop.train(config, ImageNet(config), tmp_path, 'stopping')
+
+
+def test_drawing_shows_digits_beside_their_attention():
+    task = ImageNet(get_config())
+    params, state = task.init(jax.random.key(0))
+    figure = Figure()
+    predictions = {'index': np.arange(360), 'top1': np.arange(360) % 10 == 0}
+    task.draw(figure.subfigures(), params, state, predictions)
+    axes = [a for a in figure.findobj(lambda a: hasattr(a, 'get_images')) if a.get_images()]
+    assert len(axes) == 20
+    assert all(len(a.get_images()) == 2 for a in axes)
+    # An untrained head guesses 0: mistakes come first, and name what was guessed and what is.
+    assert axes[0].get_title().startswith('0, is ')

@@ -1,0 +1,120 @@
+import io
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.data import crops
+from experiments.data.pipeline import BrokenExample
+from experiments.imagenet import transforms
+from perceiver_jax.front_ends import images
+
+RNG = np.random.default_rng(0)
+NOISE = RNG.integers(0, 256, (61, 83, 3), dtype=np.uint8)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def encode(image, mode='RGB', kind='JPEG', **settings):
+    file = io.BytesIO()
+    Image.fromarray(image).convert(mode).save(file, kind, **settings)
+    return file.getvalue()
+
+
+def train_transform(**settings):
+    defaults = dict(
+        image_size=29,
+        mean=MEAN,
+        std=STD,
+        crop_area=(0.08, 1.0),
+        flip=True,
+        randaugment_layers=4,
+        randaugment_magnitude=5,
+        jitter_degrees=0.0,
+        jitter_shift=0.0,
+        jitter_scale=0.0,
+    )
+    return transforms.TrainTransform(**defaults | settings)
+
+
+@pytest.mark.parametrize('encoded', [b'', b'no image', encode(NOISE)[:200], encode(NOISE)[:-500]])
+def test_broken_image_names_its_file(encoded):
+    example = {'encoded': encoded, 'label': 3, 'name': 'n01/broken.JPEG'}
+    with pytest.raises(BrokenExample, match=f'n01/broken.JPEG: {len(encoded)} bytes'):
+        train_transform()(example, np.random.default_rng(0))
+
+
+def test_inception_crops_obey_their_limits():
+    coordinates = np.stack(np.mgrid[0:97, 0:131], axis=-1)
+    rng = np.random.default_rng(0)
+    areas, aspects, corners = [], [], []
+    for _ in range(2000):
+        crop = crops.inception_crop(coordinates, rng, (0.08, 1.0))
+        height, width = crop.shape[:2]
+        corners.append(crop[0, 0])
+        areas.append(height * width / (97 * 131))
+        aspects.append(width / height)
+        np.testing.assert_array_equal(crop[-1, -1], crop[0, 0] + [height - 1, width - 1])
+    assert 0.1 <= min(areas) < 0.11 and 0.85 < max(areas) <= 1
+    assert 0.73 < min(aspects) < 0.77 and 1.3 < max(aspects) < 1.36
+    assert np.min(corners, axis=0).tolist() == [0, 0]
+    assert np.mean(np.max(corners, axis=0) / [97, 131]) > 0.5
+
+
+def test_without_a_fitting_crop_the_centre_is_taken():
+    strip = np.arange(10 * 500).reshape(10, 500, 1)  # 3/4 <= aspect leaves under 0.03 of it
+    crop = crops.inception_crop(strip, np.random.default_rng(0), (0.08, 1.0))
+    np.testing.assert_array_equal(crop, images.centre_crop(strip, 0.875))
+
+
+def test_evaluation_is_crop_resize_normalise():
+    example = {'encoded': encode(NOISE, kind='PNG'), 'label': 5, 'name': 'x'}
+    made = transforms.EvalTransform(image_size=29, mean=MEAN, std=STD, crop_fraction=0.875)(example)
+    crop = NOISE[4:57, 15:68].astype(np.float32)
+    resized = np.asarray(jax.image.resize(crop, (29, 29, 3), 'cubic', antialias=False))
+    np.testing.assert_allclose(made['image'], (resized / 255 - MEAN) / STD, atol=1e-4)
+    assert made['image'].dtype == np.float32
+    assert made['label'] == 5 and made['label'].dtype == np.int32
+
+
+def test_training_draws_all_from_its_generator():
+    example = {'encoded': encode(NOISE), 'label': 5, 'name': 'x'}
+    transform = train_transform()
+    one, same, other = (transform(example, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one['image'], same['image'])
+    assert one['image'].shape == (29, 29, 3) and one['image'].dtype == np.float32
+    assert one['label'] == 5 and one['label'].dtype == np.int32
+    assert not np.array_equal(one['image'], other['image'])
+
+
+def test_flip_mirrors_half_of_the_images():
+    transform = train_transform(crop_area=None, randaugment_layers=0)
+    example = {'encoded': encode(NOISE, kind='PNG'), 'label': 5, 'name': 'x'}
+    plain = (images.resize(NOISE, 29) / 255 - MEAN) / STD
+    flipped = 0
+    for seed in range(200):
+        image = transform(example, np.random.default_rng(seed))['image']
+        if not np.allclose(image, plain, atol=1e-3):
+            np.testing.assert_allclose(image, plain[:, ::-1], atol=1e-3)
+            flipped += 1
+    assert 70 < flipped < 130
+
+
+def test_augmentation_precedes_the_resize(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        transforms, 'randaugment', lambda image, rng, **_: seen.append(image) or image
+    )
+    example = {'encoded': encode(NOISE), 'label': 5, 'name': 'x'}
+    train_transform(crop_area=None)(example, np.random.default_rng(0))
+    assert seen[0].shape == (61, 83, 3) and seen[0].dtype == np.uint8
+
+
+def test_grey_images_refuse_randaugment():
+    with pytest.raises(ValueError, match='randaugment_layers=4 with 1 means'):
+        train_transform(mean=(0.3,), std=(0.4,))
+
+
+def test_examples_use_one_thread():
+    assert cv2.getNumThreads() == 1

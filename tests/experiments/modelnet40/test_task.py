@@ -1,0 +1,120 @@
+import jax
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from configs import modelnet40 as configs
+from experiments.modelnet40.task import PAPER_EXAMPLES, ModelNet40
+from experiments.training import evaluate, loop, parallel
+
+
+def get_config(**changes):
+    """The demo, made smaller."""
+    config = configs.get_config('demo').unlock()
+    config.points.num_points = 37
+    config.model.inputs = dict(num_bands=2, max_resolution=(4, 4, 4))
+    config.model.encoder.update(
+        num_latents=5, latent_channels=8, num_self_attends_per_block=1, num_self_attend_heads=2
+    )
+    config.train.update(batch_size=16, steps=2, log_every_steps=1)
+    config.evaluation.batch_size = 120  # 500 shapes are four batches and a part
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def test_the_demo_trains_and_evaluates_each_shape_once(tmp_path):
+    config = get_config()
+    task = ModelNet40(config)
+    result = loop.train(config, task, tmp_path, 'configs/modelnet40.py:demo')
+    assert result['metric'] == 'accuracy' and result['paper_value'] is None
+    assert result['data'] == 'generated shapes, 37 points (2,000 training, 500 validation shapes)'
+    assert (tmp_path / 'report.png').exists()
+    devices = parallel.make('jit')
+    weights = devices.replicate(task.init(jax.random.key(0)))
+    numbers, predictions = evaluate.evaluate(
+        task, devices, evaluate.compile_predict(task, devices), *weights
+    )
+    labels = [task.eval_source[i]['label'] for i in range(500)]
+    assert predictions['index'].tolist() == list(range(500))
+    assert predictions['label'].tolist() == labels
+    # The head starts at zero: all classes tie, and the first wins.
+    assert numbers['accuracy'] == numbers['accuracy_class_mean'] == pytest.approx(0.1)
+
+
+def test_the_mean_over_classes_is_of_those_that_are_there():
+    task = ModelNet40(get_config())
+    label = np.array([0, 0, 0, 0, 7, 7])
+    guess = np.array([0, 0, 0, 7, 7, 3])
+    numbers = task.summarise({'loss': np.arange(6.0), 'label': label, 'guess': guess})
+    expected = {'loss': 2.5, 'accuracy': 4 / 6, 'accuracy_class_mean': (3 / 4 + 1 / 2) / 2}
+    assert numbers == pytest.approx(expected)
+
+
+class Sized:
+    """Stands where data would be."""
+
+    def __init__(self, length):
+        self.length = length
+
+    def __len__(self):
+        return self.length
+
+
+@pytest.mark.parametrize(
+    'sizes, eval_split, value',
+    [
+        (PAPER_EXAMPLES, 'test', 0.857),
+        ((8858, 985), 'validation', None),
+        ((9840, 2468), 'test', None),  # the HDF5 files lack three
+    ],
+)
+def test_only_the_papers_data_stands_beside_its_number(sizes, eval_split, value):
+    config = configs.get_config('perceiver')
+    with config.unlocked():
+        config.data.eval_split = eval_split
+    task = ModelNet40(config)
+    task.train_source, task.eval_source = map(Sized, sizes)
+    assert task.paper_value == value
+    name = f'ModelNet40, 2,048 points ({sizes[0]:,} training, {sizes[1]:,} {eval_split} shapes)'
+    assert task.data_name == (name if value is None else 'ModelNet40, 2,048 points')
+
+
+def test_another_number_of_classes_is_refused():
+    task = ModelNet40(get_config(**{'model.num_classes': 40}))
+    with pytest.raises(ValueError, match='shapes data has 10 classes, and .*num_classes is 40'):
+        assert task.train_source
+
+
+def test_more_points_than_there_are_are_refused(tmp_path):
+    config = get_config(**{'points.num_points': 513})
+    with pytest.raises(ValueError, match='config.points.num_points is 513, and .* has 512'):
+        loop.train(config, ModelNet40(config), tmp_path, 'too many')
+
+
+def test_drawing_shows_the_confusion_and_clouds_in_the_colours_of_attention():
+    task = ModelNet40(get_config())
+    params, state = task.init(jax.random.key(0))
+    labels = np.arange(500) % 10
+    guesses = np.where(np.arange(500) % 20 == 3, 8, labels)  # half of the chairs are stairs
+    predictions = {'index': np.arange(500), 'label': labels, 'guess': guesses}
+    figure = Figure()
+    task.draw(figure.subfigures(), params, state, predictions)
+    matrix, *clouds = [a for a in figure.findobj(lambda a: hasattr(a, 'get_images'))]
+    image = matrix.get_images()[0].get_array()
+    assert (image[3, 3], image[3, 8], image[8, 8], image[0, 0]) == (0.5, 0.5, 1, 1)
+    assert [x.get_text() for x in matrix.get_yticklabels()][3] == 'chair  50 %'
+    titles = [axes.get_title() for axes in clouds]
+    assert titles[:4] == 4 * ['stairs, is chair'] and 'is' not in ' '.join(titles[4:]).split()
+    points = [axes.collections[0] for axes in clouds]
+    assert all(x.get_offsets().shape == (37, 2) for x in points)
+    assert all(np.ptp(x.get_array()) > 0 for x in points)
+
+
+def test_the_model_of_a_run_takes_clouds_of_any_size():
+    task = ModelNet40(get_config())
+    params, state = task.init(jax.random.key(0))
+    params['decoder/output']['w'] = np.ones_like(params['decoder/output']['w'])
+    model = task.pretrained(params, state)
+    assert list(model.classes) == list(task.eval_source.classes)
+    assert model.example(3)[0].shape == (3, 37, 3)
+    assert model(np.zeros((2, 41, 3), np.float32)).shape == (2, 10)

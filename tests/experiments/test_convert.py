@@ -1,0 +1,94 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import imagenet
+from experiments import convert, open_model
+from experiments.tasks import TASKS
+from experiments.training.checkpointing import Checkpoints
+from perceiver_jax import initialise, load
+
+IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+    """A run of the demo with Perceiver IO's decoder, which has names in the released models."""
+    workdir = tmp_path_factory.mktemp('run')
+    config = imagenet.get_config('demo').unlock()
+    config.model.encoder.num_cross_attends = 1
+    config.model.decoder = dict(query_channels=7)
+    (workdir / 'config.json').write_text(json.dumps(config.to_dict()))
+    checkpoints = Checkpoints(workdir, keep=2)
+    task = TASKS['imagenet'](config)
+    for step, score in ((3, 0.5), (5, 0.25)):
+        params, state = jax.tree.map(np.asarray, task.init(jax.random.key(step)))
+        checkpoints.save(step, {'params': params, 'state': state}, wall_seconds=1, score=score)
+    checkpoints.close()
+    return workdir
+
+
+def test_a_run_is_a_model(workdir):
+    model = open_model.open_model(workdir)
+    assert model(IMAGES).shape == (2, 10)
+    assert model.classes == [str(n) for n in range(10)]
+    assert model.front_end == dict(size=8, crop_fraction=1.0, mean=[0.3], std=[0.38])
+    assert model.description == f'imagenet, step 5 of {workdir}.'
+    best = open_model.open_model(workdir, best=True)
+    assert 'step 3' in best.description
+    assert np.abs(best(IMAGES) - model(IMAGES)).max() > 1e-3
+
+
+def test_what_is_no_run_says_so(workdir, tmp_path):
+    (tmp_path / 'checkpoints').mkdir()
+    with pytest.raises(ValueError, match='config.json is not the config of a run'):
+        open_model.open_model(tmp_path)
+    config = json.loads((workdir / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    with pytest.raises(ValueError, match='no checkpoint in'):
+        open_model.open_model(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['ours', 'x.pystate', 'x.pickle', 'x.safetensors'])
+def test_every_format_gives_the_same_outputs(workdir, tmp_path, name, capsys):
+    convert.main([str(workdir), str(tmp_path / name)])
+    assert capsys.readouterr().out == f'wrote {tmp_path / name}\n'
+    model = open_model.open_model(workdir)
+    changes = {} if name == 'ours' else dict(arguments=model.arguments, front_end=model.front_end)
+    np.testing.assert_array_equal(load(tmp_path / name, **changes)(IMAGES), model(IMAGES))
+
+
+def test_a_program(workdir, tmp_path):
+    convert.main([str(workdir), str(tmp_path / 'x.stablehlo'), '--best'])
+    program = jax.export.deserialize(bytearray((tmp_path / 'x.stablehlo').read_bytes()))
+    expected = open_model.open_model(workdir, best=True)(IMAGES)
+    np.testing.assert_allclose(program.call(IMAGES), expected, atol=1e-5)
+
+
+def test_a_convolution_asks_for_its_layout(tmp_path, capsys):
+    conv = dict(contents='conv7x7', contents_channels=3, num_bands=2, max_resolution=[2, 2])
+    encoder = dict(num_latents=3, latent_channels=8, num_blocks=1, num_self_attends_per_block=1)
+    arguments = dict(num_classes=5, inputs=conv, encoder=encoder, decoder=dict(query_channels=7))
+    model = initialise('image_classifier', arguments, dict(size=8, mean=[0.5] * 3))
+    model.save(tmp_path / 'model')
+    command = [str(tmp_path / 'model'), str(tmp_path / 'x.safetensors')]
+    with pytest.raises(SystemExit):
+        convert.main(command)
+    assert 'choose one' in capsys.readouterr().err
+    convert.main([*command, '--conv_kernel=transformers'])
+    assert (tmp_path / 'x.safetensors').exists()
+
+
+def test_errors_are_one_line(workdir, tmp_path, capsys):
+    for arguments, message in [
+        ([workdir, tmp_path / 'x.onnx'], "ends in '.onnx'"),
+        (['nowhere', tmp_path / 'x'], 'nowhere does not exist'),
+    ]:
+        with pytest.raises(SystemExit) as exit:
+            convert.main([str(x) for x in arguments])
+        assert exit.value.code == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count('\n') == 1
+    assert list(tmp_path.iterdir()) == []

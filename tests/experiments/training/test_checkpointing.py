@@ -1,0 +1,175 @@
+import shutil
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.training.checkpointing import Checkpoints, digest, load_params
+
+
+class State(NamedTuple):
+    step: np.ndarray
+    params: dict
+    state: dict
+    opt_state: tuple
+
+
+def make_state(step):
+    weights = np.random.default_rng(step).normal(size=(61, 53)).astype(np.float32)
+    return State(
+        step=np.array(step, np.int32),
+        params={'net/~/linear': {'w': weights, 'b': np.full(53, step, np.float32)}},
+        state={'net/~/average': {'counter': np.array(3 * step, np.int32)}},
+        opt_state=(({'net/~/linear': {'w': 2 * weights}},), ()),
+    )
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+    """A folder with the checkpoints of steps 20 (the best), 50 and 60; six were saved."""
+    workdir = tmp_path_factory.mktemp('saved')
+    checkpoints = Checkpoints(workdir, keep=2)
+    scores = {20: 0.9, 40: 0.7, 60: 0.8}
+    for step in (10, 20, 30, 40, 50, 60):
+        checkpoints.save(step, make_state(step), wall_seconds=step / 2, score=scores.get(step))
+    checkpoints.close()
+    return workdir
+
+
+@pytest.fixture
+def workdir(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / 'run')
+
+
+def reopen(workdir):
+    return Checkpoints(workdir, keep=2)
+
+
+def assert_restored(checkpoints, step):
+    restored, wall_seconds = checkpoints.restore(like=make_state(0))
+    jax.tree.map(np.testing.assert_array_equal, restored, make_state(step))
+    assert isinstance(restored, State)
+    assert wall_seconds == step / 2
+
+
+def test_nothing_to_restore(tmp_path):
+    assert reopen(tmp_path).restore(like=make_state(0)) is None
+
+
+def test_keeps_the_newest_and_the_best(workdir):
+    kept = sorted(int(path.name) for path in (workdir / 'checkpoints').iterdir())
+    assert kept == [20, 50, 60]
+    assert_restored(reopen(workdir), 60)
+
+
+def test_knows_the_best_after_a_restart_and_ignores_a_nan(workdir):
+    checkpoints = reopen(workdir)
+    for step, score in ((70, float('nan')), (80, 0.1), (90, None)):
+        checkpoints.save(step, make_state(step), wall_seconds=1.0, score=score)
+    checkpoints.close()
+    assert load_params(workdir, best=True)[2] == 20
+    assert load_params(workdir)[2] == 90
+
+
+def test_load_params_gives_haikus_trees(workdir):
+    params, state, step = load_params(workdir)
+    expected = make_state(60)
+    jax.tree.map(np.testing.assert_array_equal, params, expected.params)
+    jax.tree.map(np.testing.assert_array_equal, state, expected.state)
+    assert step == 60
+
+
+def test_load_params_says_what_is_not_there(tmp_path):
+    with pytest.raises(ValueError, match='no checkpoint in .*/run/checkpoints'):
+        load_params(tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
+
+
+def largest(folder):
+    return max((p for p in folder.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def truncate(folder):
+    path = largest(folder)
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def garble(folder):
+    path = largest(folder)
+    content = bytearray(path.read_bytes())
+    content[5000:5100] = bytes(b ^ 1 for b in content[5000:5100])
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    'truncated': truncate,
+    'garbled': garble,
+    'array deleted': lambda folder: largest(folder).unlink(),
+    'index deleted': lambda folder: (folder / 'default' / 'manifest.ocdbt').unlink(),
+    'tree deleted': lambda folder: (folder / 'default' / '_METADATA').unlink(),
+    'checksum deleted': lambda folder: (folder / '_CHECKPOINT_METADATA').unlink(),
+    'checksum garbled': lambda folder: (folder / '_CHECKPOINT_METADATA').write_text('{"a'),
+    'emptied': lambda folder: [shutil.rmtree(folder), folder.mkdir()],
+}
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # of Orbax's reads
+@pytest.mark.parametrize('damage', DAMAGES.values(), ids=DAMAGES)
+def test_falls_back_from_a_damaged_checkpoint(workdir, damage, capsys):
+    damage(workdir / 'checkpoints' / '60')
+    checkpoints = reopen(workdir)
+    assert_restored(checkpoints, 50)
+    assert 'checkpoints/60 is damaged' in capsys.readouterr().out
+    # It is set aside, and the run can come to its step again.
+    assert (workdir / 'checkpoints' / '60.damaged').exists()
+    checkpoints.save(60, make_state(60), wall_seconds=30.0)
+    checkpoints.close()
+    assert (workdir / 'checkpoints' / '60').exists()
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # as above
+def test_a_step_can_be_damaged_twice(workdir):
+    for name in ('60.damaged', '60.damaged1'):
+        truncate(workdir / 'checkpoints' / '60')
+        checkpoints = reopen(workdir)
+        assert_restored(checkpoints, 50)
+        assert (workdir / 'checkpoints' / name).exists()
+        checkpoints.save(60, make_state(60), wall_seconds=30.0)
+        checkpoints.close()
+
+
+def test_a_flipped_weight_does_not_match_the_checksum(workdir, monkeypatch):
+    checkpoints = reopen(workdir)
+    monkeypatch.setattr('experiments.training.checkpointing.digest', lambda arrays: 'another')
+    with pytest.raises(ValueError, match='all checkpoints in .* are damaged'):
+        checkpoints.restore(like=make_state(0))
+    assert not list(workdir.rglob('*.damaged'))
+
+
+def test_names_what_does_not_fit_the_model(workdir):
+    other = make_state(0)
+    other.params['net/~/linear']['w'] = np.zeros((61, 59))
+    other.params['net/~/new'] = {'w': np.zeros(2)}
+    del other.params['net/~/linear']['b']
+    with pytest.raises(ValueError) as error:
+        reopen(workdir).restore(like=other)
+    message = str(error.value)
+    assert 'missing: params/net/~/new/w;' in message
+    assert 'left over: params/net/~/linear/b;' in message
+    assert 'of another shape: params/net/~/linear/w (61, 53), not (61, 59)' in message
+    assert not list(workdir.rglob('*.damaged'))
+
+
+def test_reading_leaves_a_writing_run_alone(workdir):
+    unfinished = workdir / 'checkpoints' / '70.orbax-checkpoint-tmp'
+    unfinished.mkdir()
+    load_params(workdir)
+    assert unfinished.exists()
+
+
+def test_digest_depends_on_names_and_bytes():
+    arrays = {'a': np.arange(3.0), 'b': np.ones(2, np.float32)}
+    assert digest(arrays) == digest(dict(reversed(arrays.items())))
+    assert digest(arrays) != digest({**arrays, 'b': np.zeros(2, np.float32)})
+    assert digest(arrays) != digest({'a': arrays['a'], 'c': arrays['b']})

@@ -1,0 +1,224 @@
+import functools
+import hashlib
+import json
+import os
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.training import evaluate, loop, parallel
+from experiments.training.checkpointing import load_params
+from experiments.training.optimizer import make_optimizer
+from tests.toys.toy_task import EVAL_EXAMPLES, ToyTask, get_config
+
+
+def make_update(task, optimizer, average):
+    config = task.config
+    return functools.partial(
+        loop.update_step,
+        task.loss,
+        optimizer,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        average=average,
+    )
+
+
+@pytest.fixture(scope='module')
+def one_device():
+    """Three updates on one device, each with its batch at once: the state and the last metrics."""
+    task = ToyTask(get_config())
+    task.broken = 3
+    optimizer, _ = make_optimizer(6, 10, **task.config.optimizer)
+    state = first = jax.device_get(loop.init(7, task, optimizer))
+    update = jax.jit(make_update(task, optimizer, average=lambda tree: tree))
+    for _, batch in zip(range(3), task.train_batches(0), strict=False):
+        state, metrics = update(state, {k: x[None] for k, x in batch.items()})
+    return task, optimizer, first, jax.device_get(state), jax.device_get(metrics)
+
+
+@pytest.mark.parametrize('accumulate_steps', [1, 4])
+@pytest.mark.parametrize('kind', ['jit', 'pmap'])
+def test_eight_devices_and_micro_batches_equal_one_device(one_device, kind, accumulate_steps):
+    task, optimizer, state, expected, expected_metrics = one_device
+    devices = parallel.make(kind)
+    update = devices.compile_update(make_update(task, optimizer, devices.average))
+    state = devices.replicate(state)
+    for _, batch in zip(range(3), task.train_batches(0), strict=False):
+        state, metrics = update(state, devices.put_micro_batches(batch, accumulate_steps))
+    state, metrics = devices.fetch((state, metrics))
+
+    close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6)
+    jax.tree.map(close, state.params, expected.params)
+    jax.tree.map(close, state.opt_state, expected.opt_state)
+    jax.tree.map(close, metrics, expected_metrics)
+    assert metrics['broken_examples'] == 3
+    assert state.step == 3
+    # The state goes from micro-batch to micro-batch.
+    (average,) = (v for k, v in state.state.items() if 'moving_average' in k)
+    assert average['counter'].dtype == np.int32
+    assert average['counter'] == 3 * accumulate_steps
+    if accumulate_steps == 1:
+        jax.tree.map(close, state.state, expected.state)
+
+
+def test_the_rng_follows_seed_and_step():
+    def loss(params, state, rng, batch):
+        return params['m']['w'], (state, {'draw': jax.random.uniform(rng)})
+
+    optimizer, _ = make_optimizer(6, 10, **get_config().optimizer)
+    params = {'m': {'w': np.ones((), np.float32)}}
+    state = loop.TrainState(np.array(5), params, {}, optimizer.init(params))
+    _, metrics = loop.update_step(
+        loss, optimizer, state, {'x': np.zeros((2, 3))}, seed=11, batch_size=6, average=lambda x: x
+    )
+    expected = jax.random.uniform(jax.random.fold_in(jax.random.key(11), 5))
+    np.testing.assert_allclose(metrics['draw'], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('kind', ['jit', 'pmap'])
+def test_evaluation_counts_every_example_once(kind):
+    task = ToyTask(get_config())
+    params, state = task.init(jax.random.key(0))
+    devices = parallel.make(kind)
+    predict = evaluate.compile_predict(task, devices)
+    actual, predictions = evaluate.evaluate(
+        task, devices, predict, devices.replicate(params), devices.replicate(state)
+    )
+    batches = list(task.eval_batches())
+    assert len(batches) == 3  # 37 examples in batches of 16: the last is padded
+    examples = {k: np.concatenate([b[k] for b in batches])[:EVAL_EXAMPLES] for k in batches[0]}
+    expected = task.summarise(jax.device_get(task.predict(params, state, examples)))
+    assert actual == pytest.approx(expected, rel=1e-5)
+    assert predictions['label'].tolist() == examples['label'].tolist()
+
+
+def test_examples_left_out_of_the_evaluation_are_told():
+    task = ToyTask(get_config())
+    with_mask = task.eval_batches
+
+    def eval_batches():
+        for batch in with_mask():
+            yield batch | {'broken': np.arange(16) < 2, 'mask': batch['mask'] & (np.arange(16) > 1)}
+
+    task.eval_batches = eval_batches
+    task.summarise = lambda predictions: {'count': len(predictions['label'])}
+    devices = parallel.make('jit')
+    params, state = devices.replicate(task.init(jax.random.key(0)))
+    predict = evaluate.compile_predict(task, devices)
+    numbers, _ = evaluate.evaluate(task, devices, predict, params, state)
+    assert numbers == {'count': 37 - 3 * 2, 'broken_examples': 3 * 2}
+
+
+@pytest.fixture(scope='module')
+def left_alone(tmp_path_factory):
+    """The folder and the result of a run of six updates."""
+    config = get_config()
+    workdir = tmp_path_factory.mktemp('left_alone')
+    return workdir, loop.train(config, ToyTask(config), workdir, 'toy.py:six')
+
+
+def lines(workdir):
+    """metrics.jsonl without what depends on the clock."""
+    rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != 'examples_per_second'} for row in rows]
+
+
+def test_a_run_leaves_its_records(left_alone):
+    workdir, result = left_alone
+    assert json.loads((workdir / 'result.json').read_text()) == result
+    params, _, step = load_params(workdir)
+    sha256 = hashlib.sha256()
+    for name, array in sorted((f'{m}/{n}', a) for m, x in params.items() for n, a in x.items()):
+        sha256.update(name.encode() + array.astype(np.float32).tobytes())
+    rows = lines(workdir)
+    assert result == {
+        'task': 'toy',
+        'config': 'toy.py:six',
+        'data': 'toy',
+        'metric': 'top1',
+        'value': rows[-1]['top1'],
+        'paper_value': None,
+        'steps': 6,
+        'examples': 6 * 32,
+        'parameters': (5 * 7 + 7) + (7 * 3 + 3),
+        'params_sha256': sha256.hexdigest(),
+        'wall_seconds': result['wall_seconds'],
+        'device': 'cpu x8',
+        'git_commit': result['git_commit'],
+    }
+    assert step == 6
+    assert 0.1 < result['wall_seconds'] < 100
+    assert [(row['split'], row['step']) for row in rows] == [
+        ('train', 2), ('train', 4), ('eval', 4), ('train', 6), ('eval', 6)
+    ]  # fmt: skip
+    assert rows[0]['learning_rate'] == pytest.approx(0.02)
+    assert json.loads((workdir / 'config.json').read_text())['train']['steps'] == 6
+    assert (workdir / 'report.png').read_bytes().startswith(b'\x89PNG')
+    assert list(workdir.glob('events.out.tfevents.*'))
+
+
+def test_starting_a_finished_run_again_changes_nothing(left_alone):
+    workdir, result = left_alone
+    before = lines(workdir)
+    task = ToyTask(get_config())
+    task.on_step = lambda step: pytest.fail('an update was made')
+    again = loop.train(task.config, task, workdir, 'toy.py:six')
+    assert again == result
+    assert lines(workdir) == before
+
+
+@pytest.mark.parametrize('how', ['killed', 'SIGTERM'])
+def test_a_run_that_is_stopped_and_resumed_ends_the_same(left_alone, tmp_path, monkeypatch, how):
+    workdir, result = left_alone
+    task = ToyTask(get_config(checkpoint_every_steps=2))
+
+    offset = [0.0]  # makes the first part of the run seem to take half an hour
+    clock = time.monotonic
+    monkeypatch.setattr(loop.time, 'monotonic', lambda: clock() + offset[0])
+
+    def stop(step):
+        if step == 3:
+            offset[0] = 1800.0
+        if step == 5 and how == 'killed':  # after the checkpoint and the lines of step 4
+            raise KeyboardInterrupt
+        if step == 4 and how == 'SIGTERM':
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    task.on_step = stop
+    if how == 'killed':
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(task.config, task, tmp_path, 'toy')
+        with (tmp_path / 'metrics.jsonl').open('a') as file:  # after the last checkpoint; cut off
+            file.write('{"step": 5, "split": "train", "loss": 1.0}\n{"step": 5, "spl')
+    else:
+        assert loop.train(task.config, task, tmp_path, 'toy') is None
+        assert not (tmp_path / 'result.json').exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    started_from = []
+    task.on_step = started_from.append
+    resumed = loop.train(task.config, task, tmp_path, 'toy')
+    assert started_from[0] == 4
+    assert resumed['params_sha256'] == result['params_sha256']
+    assert 1800 < resumed['wall_seconds'] < 1900
+    assert lines(tmp_path) == lines(workdir)
+
+
+def test_a_nan_stops_the_run_before_it_is_saved(tmp_path):
+    task = ToyTask(get_config(log_every_steps=10, checkpoint_every_steps=4, steps=20))
+    task.poisoned_step = 6
+    message = 'loss is nan at step 6; the last good checkpoint is of step 4'
+    with pytest.raises(FloatingPointError, match=message):
+        loop.train(task.config, task, tmp_path, 'toy')
+    assert load_params(tmp_path)[2] == 4
+
+
+def test_parameters_that_overflow_stop_the_run(tmp_path):
+    config = get_config()
+    config.optimizer.learning_rate = 1e30
+    with pytest.raises(FloatingPointError, match='parameter_norm is inf at step 1; .* not there'):
+        loop.train(config, ToyTask(config), tmp_path, 'toy')

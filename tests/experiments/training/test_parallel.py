@@ -1,0 +1,123 @@
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.training import loop, parallel
+from experiments.training.checkpointing import load_params
+from tests.toys import toy_process
+from tests.toys.toy_process import wait_for_step
+from tests.toys.toy_task import ToyTask, get_config
+
+
+def free_port():
+    with socket.socket() as sock:
+        sock.bind(('localhost', 0))
+        return sock.getsockname()[1]
+
+
+def test_two_processes_equal_one(tmp_path):
+    """Two processes of two devices each, stopped by SIGTERM, resumed, and once more with pmap."""
+    address = f'localhost:{free_port()}'
+    script = toy_process.__file__
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, address, '2', str(i), tmp_path],
+            env={**os.environ, 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    wait_for_step(tmp_path / 'jit', 4)
+    processes[1].send_signal(signal.SIGTERM)  # to one: the other must stop with it
+    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert all('\nstopped\n' in output for output in outputs), outputs
+    assert 'step' not in outputs[1].replace('step=', '')  # one process reports
+
+    for kind, steps in (('jit', 30), ('pmap', 4)):
+        task = ToyTask(get_config(steps=steps, log_every_steps=1))
+        task.broken = 3
+        result = loop.train(task.config, task, tmp_path / 'one process', 'toy')
+        theirs = json.loads((tmp_path / kind / 'result.json').read_text())
+        assert theirs['steps'] == steps
+        assert theirs['device'] == 'cpu x4'
+        assert theirs['value'] == result['value']
+        jax.tree.map(
+            lambda actual, expected: np.testing.assert_allclose(actual, expected, rtol=1e-4),
+            (load_params(tmp_path / kind)[0], read_metrics(tmp_path / kind)),
+            (load_params(tmp_path / 'one process')[0], read_metrics(tmp_path / 'one process')),
+        )
+        shutil.rmtree(tmp_path / 'one process')
+
+
+def read_metrics(workdir):
+    """{split: {step: metrics that do not depend on the clock}}."""
+    rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    names = ('loss', 'gradient_norm', 'broken_examples', 'top1', 'mean_logit')
+    return {
+        split: {r['step']: {k: r[k] for k in names if k in r} for r in rows if r['split'] == split}
+        for split in ('train', 'eval')
+    }
+
+
+def test_prefetch_is_one_batch_ahead():
+    put = []
+
+    def batches():
+        yield from 'abc'
+
+    seen = []
+    for batch in parallel.prefetch(batches(), put=lambda x: put.append(x) or x.upper()):
+        seen.append((batch, ''.join(put)))
+    assert seen == [('A', 'ab'), ('B', 'abc'), ('C', 'abc')]
+
+
+def test_unknown_kind():
+    with pytest.raises(ValueError, match="config.parallel is 'pjit', it must be one of jit, pmap"):
+        parallel.make('pjit')
+
+
+@pytest.fixture
+def initialized(monkeypatch):
+    """The arguments of the calls that jax.distributed.initialize got."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, 'initialize', lambda *args: calls.append(args))
+    for name in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'TPU_WORKER_HOSTNAMES'):
+        monkeypatch.delenv(name, raising=False)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ('name', 'one', 'several'),
+    [
+        ('SLURM_STEP_NUM_TASKS', '1', '4'),
+        ('OMPI_COMM_WORLD_SIZE', '1', '2'),
+        ('TPU_WORKER_HOSTNAMES', 'localhost', 'host0,host1'),
+    ],
+)
+def test_several_processes_are_found(initialized, monkeypatch, name, one, several):
+    parallel.initialize()
+    monkeypatch.setenv(name, one)
+    parallel.initialize()
+    assert initialized == []
+    monkeypatch.setenv(name, several)
+    parallel.initialize()
+    assert initialized == [()]
+
+
+def test_processes_can_be_told(initialized):
+    parallel.initialize('host:1234', 2, 0)
+    parallel.initialize('auto')
+    assert initialized == [('host:1234', 2, 0), ()]
+    with pytest.raises(ValueError, match='go together, got host:1234, 2, None'):
+        parallel.initialize('host:1234', 2)

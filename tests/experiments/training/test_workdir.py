@@ -1,0 +1,79 @@
+import json
+
+from experiments.training import workdir
+from experiments.training.workdir import Metrics
+
+TRAIN = {'loss': 1.5, 'learning_rate': 0.02, 'examples_per_second': 64.0}
+
+
+def make_metrics(workdir, step=0):
+    return Metrics(workdir, step=step, total_steps=1200, batch_size=32)
+
+
+def test_one_json_object_a_line_and_what_came_after_the_checkpoint_is_dropped(tmp_path):
+    metrics = make_metrics(tmp_path)
+    metrics.write(2, 'train', TRAIN)
+    metrics.write(2, 'eval', {'top1': 0.5})
+    metrics.write(4, 'train', TRAIN)
+    metrics.close()
+    with (tmp_path / 'metrics.jsonl').open('a') as file:
+        file.write('{"step": 5, "spl')  # killed while writing
+    metrics = make_metrics(tmp_path, step=2)
+    metrics.write(3, 'train', TRAIN)
+    metrics.close()
+    rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+    assert rows == metrics.rows
+    assert [(row['split'], row['step']) for row in rows] == [
+        ('train', 2), ('eval', 2), ('train', 3)
+    ]  # fmt: skip
+    assert rows[0] == {'step': 2, 'split': 'train', **TRAIN}
+
+
+def test_a_damaged_line_is_dropped_and_told(tmp_path, capsys):
+    row = {'step': 2, 'split': 'train', **TRAIN}
+    (tmp_path / 'metrics.jsonl').write_text(f'{json.dumps(row)}\n{{"step": 4, "sp\n')
+    metrics = make_metrics(tmp_path, step=4)
+    metrics.close()
+    assert metrics.rows == [row]
+    assert 'metrics.jsonl, line 2 is no whole JSON object' in capsys.readouterr().out
+
+
+def test_plain_lines_when_not_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(workdir, '_QUIET_SECONDS', 0.0)
+    metrics = make_metrics(tmp_path)
+    metrics.write(1000, 'train', TRAIN)
+    metrics.write(1100, 'train', {**TRAIN, 'broken_examples': 3.0})
+    metrics.write(1100, 'eval', {'top1': 0.123456})
+    metrics.close()
+    assert capsys.readouterr().out.splitlines() == [
+        # 200 updates of 32 examples at 64 examples/s
+        'step 1,000/1,200  loss 1.5000  lr 2.00e-02  64.0 examples/s  0:01:40 left',
+        'step 1,100/1,200  loss 1.5000  lr 2.00e-02  64.0 examples/s  0:00:50 left'
+        '  3 broken examples',
+        'step 1,100/1,200  evaluation: top1 0.1235',
+    ]
+
+
+def test_training_is_quiet_when_not_a_terminal(tmp_path, capsys):
+    metrics = make_metrics(tmp_path)
+    for step in (1, 2, 3):
+        metrics.write(step, 'train', TRAIN)
+    metrics.write(3, 'eval', {'top1': 0.5})
+    metrics.write(4, 'train', TRAIN)
+    metrics.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split('  ')[0] for line in lines] == ['step 1/1,200', 'step 3/1,200']
+    assert 'evaluation' in lines[1]
+    assert len(metrics.rows) == 5  # all of them are in the files
+
+
+def test_one_line_written_over_in_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True)
+    metrics = make_metrics(tmp_path)
+    metrics.write(1, 'train', TRAIN)
+    metrics.write(2, 'train', TRAIN)
+    metrics.write(2, 'eval', {'top1': 0.5})
+    metrics.close()
+    lines = capsys.readouterr().out.split('\n')
+    assert [line.count('\r') for line in lines] == [3, 0, 0]
+    assert lines[0].endswith('evaluation: top1 0.5000')

@@ -1,0 +1,197 @@
+import functools
+
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from perceiver_jax.encoder import Encoder, repeats, schedule
+from perceiver_jax.recording import record_attention
+
+B, M, C, N, D = 2, 11, 6, 5, 8
+SMALL = dict(
+    num_latents=N,
+    latent_channels=D,
+    num_blocks=2,
+    num_self_attends_per_block=1,
+    num_self_attend_heads=2,
+)
+
+
+def inputs(seed=0):
+    return np.random.default_rng(seed).normal(size=(B, M, C)).astype(np.float32)
+
+
+def build(**fields):
+    def forward(x, mask=None):
+        return Encoder(**{**SMALL, **fields}, name='encoder')(x, mask, is_training=False)
+
+    return hk.transform(forward)
+
+
+def test_the_icml_schedule():
+    steps = schedule(8, 8)
+    assert steps[:4] == [('cross_attend', 1), ('block', 1), ('cross_attend', 2), ('block', 1)]
+    assert steps[2:] == [('cross_attend', 2), ('block', 1)] * 7
+
+
+def test_the_perceiver_io_schedule():
+    assert schedule(1, 8) == [('cross_attend', 1)] + [('block', 1)] * 8
+
+
+def test_cross_attends_at_the_start():
+    steps = schedule(3, 2, cross_attend_placement='start')
+    assert steps == [('cross_attend', 1), *[('cross_attend', 2)] * 2, *[('block', 1)] * 2]
+
+
+def test_fewer_cross_attends_than_blocks_are_spread_evenly():
+    blocks_before = [
+        [kind for kind, _ in steps[: steps.index(cross)]].count('block')
+        for steps in [schedule(4, 8, share_cross_attends=False)]
+        for cross in [('cross_attend', i) for i in (1, 2, 3, 4)]
+    ]
+    assert blocks_before == [0, 2, 4, 6]
+
+
+def test_nothing_shared():
+    steps = schedule(2, 2, share_cross_attends=False, share_blocks=False)
+    assert steps == [('cross_attend', 1), ('block', 1), ('cross_attend', 2), ('block', 2)]
+
+
+def test_what_repeats_is_found():
+    c1, c2, b = ('cross_attend', 1), ('cross_attend', 2), ('block', 1)
+    assert repeats(schedule(8, 8)) == [([c1], 1), ([b, c2], 7), ([b], 1)]
+    assert repeats(schedule(1, 8)) == [([c1], 1), ([b], 8)]
+    assert repeats(schedule(4, 8)) == [([c1], 1), ([b, b, c2], 3), ([b], 2)]
+    start = schedule(3, 2, cross_attend_placement='start')
+    assert repeats(start) == [([c1], 1), ([c2], 2), ([b], 2)]
+    apart = schedule(2, 2, share_cross_attends=False, share_blocks=False)
+    assert repeats(apart) == [([step], 1) for step in apart]
+
+
+@pytest.mark.parametrize('num_cross_attends, num_blocks', [(8, 8), (2, 6), (3, 7), (1, 1)])
+def test_runs_are_the_schedule(num_cross_attends, num_blocks):
+    steps = schedule(num_cross_attends, num_blocks)
+    assert [step for run, times in repeats(steps) for step in run * times] == steps
+
+
+@pytest.mark.parametrize(
+    'fields',
+    [
+        dict(scan=False),
+        dict(implementation='plain'),
+        dict(remat_blocks=True),
+        dict(remat_cross_attends=True),
+        dict(scan=False, remat_blocks=True, remat_cross_attends=True),
+    ],
+)
+def test_how_it_is_computed_changes_nothing(fields):
+    (params, latents, gradients), (same, expected, others) = compute(), compute(**fields)
+    jax.tree.map(np.testing.assert_array_equal, params, same)
+    np.testing.assert_allclose(latents, expected, rtol=1e-4, atol=1e-5)
+    scale = max(np.abs(g).max() for g in jax.tree.leaves(others))
+    assert_close = functools.partial(np.testing.assert_allclose, atol=1e-4 * scale)
+    jax.tree.map(assert_close, gradients, others)
+
+
+@functools.cache
+def compute(**fields):
+    """Parameters, latents, and the gradients of a loss, of an encoder that repeats itself."""
+    mask = jnp.asarray(np.arange(M) < np.array([[7], [M]]))
+    sizes = {**SMALL, 'num_cross_attends': 3, 'num_blocks': 3}
+    model = hk.transform(lambda x: Encoder(**{**sizes, **fields})(x, mask, is_training=True))
+    params = jax.jit(model.init)(jax.random.key(0), inputs())
+
+    def loss(params, x):
+        latents = model.apply(params, jax.random.key(1), x)
+        return (latents**3).sum(), latents
+
+    gradients, latents = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, inputs())
+    return params, latents, gradients
+
+
+def test_dropout_drops_something_else_each_time_it_repeats():
+    def forward(x):
+        encoder = Encoder(**{**SMALL, 'num_blocks': 2}, dropout_rate=0.5)
+        return encoder(x, is_training=True)
+
+    model = hk.transform(forward)
+    params = jax.jit(model.init)(jax.random.key(0), inputs())
+    # All zero but the biases in the block: each of its two layers adds 0 or 2, two times.
+    params = {
+        module: {name: jnp.full_like(x, name == 'b' and 'block' in module) for name, x in v.items()}
+        for module, v in params.items()
+    }
+    latents = jax.jit(model.apply)(params, jax.random.key(1), inputs())
+    assert set(np.unique(latents)) == {0, 2, 4, 6, 8}  # 0, 4 and 8 alone, if it drew but once
+
+
+def test_attention_is_recorded_though_it_repeats():
+    def forward(x):
+        with record_attention('cross_attend_2') as weights:
+            Encoder(**{**SMALL, 'num_blocks': 4}, num_cross_attends=4)(x, is_training=False)
+        return weights
+
+    model = hk.transform(forward)
+    weights = model.apply(model.init(jax.random.key(0), inputs()), None, inputs())
+    assert [w.shape for w in weights] == 3 * [(B, 1, N, M)]
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (dict(cross_attend_placement='end'), "'end'"),
+        (dict(num_cross_attends=9), '9 cross-attends.*8 blocks'),
+        (dict(num_cross_attends=0), 'not 0 and 8'),
+    ],
+)
+def test_schedules_that_cannot_be(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        schedule(**{'num_cross_attends': 2, 'num_blocks': 8, **arguments})
+
+
+def test_sharing_is_visible_in_the_parameters():
+    shared = build(num_cross_attends=2).init(jax.random.key(0), inputs())
+    apart = build(num_cross_attends=2, share_blocks=False).init(jax.random.key(0), inputs())
+
+    def owners(params):
+        return {module.split('/')[1] for module in params if '/' in module}
+
+    assert owners(shared) == {'cross_attend_1', 'cross_attend_2', 'block_1'}
+    assert owners(apart) == {'cross_attend_1', 'cross_attend_2', 'block_1', 'block_2'}
+    assert shared['encoder']['latents'].shape == (N, D)
+
+
+def test_latents_start_small_and_truncated():
+    model = build(num_latents=256, latent_channels=64)
+    latents = np.asarray(model.init(jax.random.key(0), inputs())['encoder']['latents'])
+    assert np.abs(latents).max() <= 0.04  # two standard deviations
+    assert abs(latents.std() - 0.0176) < 2e-4
+
+
+def test_the_order_of_the_inputs_does_not_matter():
+    model = build(num_cross_attends=2)
+    params = model.init(jax.random.key(0), inputs())
+    latents = model.apply(params, None, inputs())
+    assert latents.shape == (B, N, D)
+    shuffled = inputs()[:, np.random.default_rng(1).permutation(M)]
+    np.testing.assert_allclose(model.apply(params, None, shuffled), latents, atol=1e-5)
+    assert np.abs(model.apply(params, None, inputs(seed=1)) - latents).max() > 1e-3
+
+
+def test_masked_inputs_are_not_there():
+    model = build(num_cross_attends=2)
+    params = model.init(jax.random.key(0), inputs())
+    mask = np.arange(M) < np.array([[7], [M]])
+    latents = model.apply(params, None, inputs(), jnp.asarray(mask))
+    np.testing.assert_allclose(latents[:1], model.apply(params, None, inputs()[:1, :7]), atol=1e-5)
+    np.testing.assert_allclose(latents[1:], model.apply(params, None, inputs()[1:]), atol=1e-5)
+
+
+def test_shapes_that_do_not_fit_are_shown():
+    model = build()
+    with pytest.raises(ValueError, match=r'\(11, 6\)'):
+        model.init(jax.random.key(0), inputs()[0])
+    with pytest.raises(ValueError, match=r'\(2, 11\).*\(2, 5\)'):
+        model.init(jax.random.key(0), inputs(), jnp.ones((B, 5), bool))

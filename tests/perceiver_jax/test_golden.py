@@ -1,0 +1,308 @@
+"""Our outputs equal DeepMind's, on random weights of small models and on the primitives.
+
+The models' files are read from the folder in the environment variable GOLDEN_DIR, tests/golden
+without it: `<model>.npz`, and `hf_<model>.safetensors`, the same weights in Hugging Face's format.
+Parameter names, shapes and counts of the released full-size models are compared too.
+"""
+
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import imagenet
+from perceiver_jax.attention import attend
+from perceiver_jax.inputs import extract_patches, space_to_depth
+from perceiver_jax.position_encoding import fourier_features, grid_positions
+from perceiver_jax.weights import foreign_files, translation
+from perceiver_jax.weights.pretrained import Pretrained
+from perceiver_jax.weights.released import RELEASED
+
+OURS = (
+    pathlib.Path(__file__).parents[1] / 'golden'
+)  # primitives and parameter lists are always these
+GOLDEN = pathlib.Path(os.environ.get('GOLDEN_DIR') or OURS)
+MODELS = sorted(p.stem for p in GOLDEN.glob('*.npz') if p.stem != 'primitives')
+HUGGING_FACE = sorted(p.stem.removeprefix('hf_') for p in GOLDEN.glob('hf_*.safetensors'))
+
+
+def relative_difference(ours, theirs):
+    assert ours.shape == theirs.shape
+    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+
+
+def read_tree(golden, prefix):
+    tree = {}
+    for key in golden.files:
+        kind, *names = key.split('|')
+        if kind == prefix:
+            value = golden[key]
+            value = value.astype(np.float32) if value.dtype == np.float16 else value
+            tree.setdefault(names[0], {})[names[1]] = value
+    return tree
+
+
+def image_model(sizes):
+    """Our arguments for a model that the reference was configured with."""
+    inputs, encoder, decoder = (sizes[k] for k in ('input_preprocessor', 'encoder', 'decoder'))
+    contents = {'pixels': 'pixels', 'conv1x1': 'conv1x1', 'conv': 'conv7x7'}[inputs['prep_type']]
+    ours = dict(contents=contents, contents_channels=inputs.get('num_channels'))
+    if inputs['position_encoding_type'] == 'fourier':
+        fourier = inputs['fourier_position_encoding_kwargs']
+        assert fourier['concat_pos'] and not fourier['sine_only']
+        ours.update(
+            positions='fourier',
+            num_bands=fourier['num_bands'],
+            max_resolution=fourier['max_resolution'],
+        )
+    else:
+        ours.update(
+            positions='learned',
+            position_channels=inputs['trainable_position_encoding_kwargs']['num_channels'],
+            position_init_std=0.02,
+            project_positions_to=inputs['project_pos_dim'],
+        )
+    return dict(
+        num_classes=sizes['classes'],
+        inputs=ours,
+        encoder=dict(
+            num_latents=encoder['z_index_dim'],
+            latent_channels=encoder['num_z_channels'],
+            num_blocks=encoder['num_blocks'],
+            num_self_attends_per_block=encoder['num_self_attends_per_block'],
+            num_cross_attend_heads=encoder['num_cross_attend_heads'],
+            num_self_attend_heads=encoder['num_self_attend_heads'],
+            cross_attend_widening_factor=encoder['cross_attend_widening_factor'],
+            self_attend_widening_factor=encoder['self_attend_widening_factor'],
+            use_query_residual=encoder['use_query_residual'],
+        ),
+        decoder=dict(
+            query_channels=decoder['num_z_channels'],
+            use_query_residual=decoder['use_query_residual'],
+        ),
+    )
+
+
+def encoder_of(sizes):
+    """Our fields of an encoder whose blocks are not shared."""
+    return dict(
+        num_latents=sizes['z_index_dim'],
+        latent_channels=sizes['num_z_channels'],
+        num_blocks=1,
+        num_self_attends_per_block=sizes['num_self_attends_per_block'],
+        num_self_attend_heads=sizes.get('num_self_attend_heads', 8),
+    )
+
+
+def flow_model(sizes):
+    inputs = dict(channels=64, patch_size=3, num_bands=64, max_resolution=sizes['train_size'])
+    decoder = dict(use_query_residual=False)
+    return dict(inputs=inputs, encoder=encoder_of(sizes['encoder']), decoder=decoder)
+
+
+def language_model(sizes):
+    channels = {
+        f'{attend}_{name}': sizes['encoder'][name]
+        for attend in ('cross_attend', 'self_attend')
+        for name in ('qk_channels', 'v_channels')
+    }
+    return dict(
+        inputs=dict(channels=sizes['d_model'], max_length=sizes['max_seq_len']),
+        encoder=dict(encoder_of(sizes['encoder']), num_cross_attend_heads=8, **channels),
+        decoder=dict(num_heads=8, use_query_residual=False, **sizes['decoder']),
+    )
+
+
+def video_model(sizes):
+    side = sizes['image_size'] // 4
+    samples = sizes['num_frames'] * sizes['audio_per_frame']
+    video = dict(num_bands=32, max_resolution=[sizes['num_frames'], side, side])
+    audio = dict(num_bands=192, max_resolution=[samples])
+    return dict(
+        num_classes=sizes['classes'],
+        inputs=dict(
+            video=dict(patch=[1, 4, 4], **video),
+            audio=dict(samples_per_patch=sizes['samples_per_patch'], **audio),
+            min_padding=4,
+        ),
+        encoder=encoder_of(sizes['encoder']),
+        queries=dict(
+            video=video,
+            audio=audio,
+            label_channels=sizes['label_channels'],
+            min_padding=2,
+            endpoint=False,
+        ),
+        decoder=dict(output_channels=512, use_query_residual=False),
+    )
+
+
+def build(name, golden, params, state):
+    """Our model with these weights, and what it is called with."""
+    sizes = json.loads(str(golden['config']))
+    if name == 'optical_flow':
+        front_end = dict(tile=sizes['train_size'])
+        inputs, named = (golden['input|images'],), {}
+        arguments = flow_model(sizes)
+    elif name == 'mlm_bytes':
+        front_end = dict(length=sizes['max_seq_len'])
+        inputs, named = (golden['input|inputs'], golden['input|input_mask']), {}
+        arguments = language_model(sizes)
+    elif name == 'video_autoencoding':
+        front_end = dict(
+            num_frames=sizes['num_frames'],
+            size=sizes['image_size'],
+            frames_per_second=1,
+            sample_rate=sizes['audio_per_frame'],
+        )
+        elements = {
+            'video': np.arange(*sizes['image_points']),
+            'audio': np.arange(*sizes['audio_points']),
+        }
+        inputs = (golden['input|images'], golden['input|audio'])
+        named = dict(output_elements=elements)
+        arguments = video_model(sizes)
+    elif name.startswith('imagenet_'):
+        images = golden['input|images']
+        front_end = dict(size=images.shape[1], mean=[0.5] * 3)
+        inputs, named, arguments = (images,), {}, image_model(sizes)
+    else:
+        pytest.fail(f'{GOLDEN}/{name} is of no model that is built here')
+    model = Pretrained(RELEASED[name].function, arguments, front_end, params, state)
+    expected = jax.eval_shape(model.init, jax.random.key(0))
+    translation.check_fit(params, state, *expected, name)
+    return model(*inputs, **named)
+
+
+def check_outputs(name, golden, outputs):
+    if name == 'video_autoencoding':
+        outputs = {'image': outputs['video'], 'audio': outputs['audio'], 'label': outputs['label']}
+        expected = {key: golden[f'output|{key}'] for key in outputs}
+    else:
+        outputs, expected = {'': outputs}, {'': golden['output']}
+    for key, value in expected.items():
+        ours = np.asarray(outputs[key]).reshape(value.shape)
+        difference = relative_difference(ours, value)
+        largest = np.abs(ours - value).max()
+        print(f'{name} {key}: relative {difference:.1e}, largest {largest:.1e}')
+        assert difference < 1e-5, key
+
+
+def test_there_are_golden_files():
+    assert MODELS, f'{GOLDEN} holds no <model>.npz'
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_outputs_equal_the_reference(name):
+    golden = np.load(GOLDEN / f'{name}.npz')
+    weights = read_tree(golden, 'params'), read_tree(golden, 'state')
+    check_outputs(name, golden, build(name, golden, *translation.from_deepmind(*weights)))
+    there_and_back = translation.to_deepmind(*translation.from_deepmind(*weights))
+    jax.tree.map(np.testing.assert_array_equal, there_and_back, weights)
+
+
+@pytest.mark.parametrize('name', HUGGING_FACE)
+def test_weights_of_hugging_face_give_the_outputs_of_the_reference(name):
+    golden = np.load(GOLDEN / f'{name}.npz')
+    tensors = foreign_files.read_huggingface(GOLDEN / f'hf_{name}.safetensors')
+    weights = translation.from_huggingface(tensors)
+    check_outputs(name, golden, build(name, golden, *weights))
+    there_and_back = translation.to_huggingface(*weights)
+    jax.tree.map(np.testing.assert_array_equal, there_and_back, tensors)
+
+
+@pytest.mark.parametrize('name', RELEASED)
+def test_full_size_parameters_equal_the_released_models(name):
+    released = json.loads((OURS / f'params_{name}.json').read_text())
+
+    def ours(entries, key):
+        # A 1x1 convolution is a matrix here, batch normalisation a vector: squeeze both sides.
+        return {
+            translation.our_name(name, e['module'], e[key]): tuple(n for n in e['shape'] if n > 1)
+            for e in entries
+        }
+
+    model = Pretrained(RELEASED[name].function, *RELEASED[name][1:3], {}, {})
+    params, state = jax.eval_shape(model.init, jax.random.key(0))
+
+    def shapes(tree):
+        return {
+            (module, key): tuple(n for n in value.shape if n > 1)
+            for module, values in tree.items()
+            for key, value in values.items()
+        }
+
+    assert shapes(params) == ours(released['params'], 'param')
+    assert shapes(state) == ours(released['state'], 'name')
+    assert sum(p.size for p in jax.tree.leaves(params)) == released['total']
+
+
+@pytest.mark.parametrize(
+    'name, variant',
+    [
+        ('imagenet_fourier', 'io_fourier'),
+        ('imagenet_learned', 'io_learned'),
+        ('imagenet_conv', 'io_conv'),
+    ],
+)
+def test_what_is_trained_is_what_was_released(name, variant):
+    config = imagenet.get_config(variant)
+    trained = config.model.to_dict()
+    assert trained.pop('dtype') == 'float32'
+    assert trained.pop('implementation') == 'auto'
+    for how in ('scan', 'remat_cross_attends', 'remat_blocks', 'latent_init_std'):
+        del trained['encoder'][how]
+    del trained['decoder']['query_init_std']
+    defaults = dict(
+        cross_attend_placement='interleaved', share_cross_attends=True, share_blocks=True
+    )
+    arguments = RELEASED[name].arguments
+    released = {**arguments, 'encoder': {**arguments['encoder'], **defaults}}
+    assert json.dumps(trained, sort_keys=True) == json.dumps(released, sort_keys=True)
+    front_end = RELEASED[name].front_end
+    assert list(config.images.mean) == front_end['mean']
+    assert list(config.images.std) == front_end['std']
+    assert config.evaluation.crop_fraction == front_end['crop_fraction']
+
+
+@pytest.fixture(scope='module')
+def primitives():
+    return np.load(OURS / 'primitives.npz')
+
+
+def test_grid_positions(primitives):
+    assert relative_difference(grid_positions((5, 7)), primitives['positions_5x7']) < 1e-6
+
+
+@pytest.mark.parametrize('case', ['a', 'b', 'c'])
+def test_fourier_features(primitives, case):
+    settings = json.loads(str(primitives[f'fourier_{case}_kw']))
+    if 'concat_pos' in settings:
+        settings['concat_positions'] = settings.pop('concat_pos')
+    features = fourier_features(grid_positions((5, 7)), **settings).reshape(35, -1)
+    assert relative_difference(features, primitives[f'fourier_{case}']) < 1e-5
+
+
+@pytest.mark.parametrize('masked', [False, True])
+def test_attend(primitives, masked):
+    query, key, value = (jnp.asarray(primitives[f'attend_{x}']) for x in 'qkv')
+    mask = jnp.asarray(primitives['attend_mask']) if masked else None
+    output = np.asarray(attend(query, key, value, mask)).reshape(2, 5, 18)
+    expected = primitives['attend_out_masked' if masked else 'attend_out']
+    assert relative_difference(output, expected) < 1e-5
+
+
+def test_patches(primitives):
+    frames = primitives['patches_in']
+    for i in range(2):
+        patches = extract_patches(frames[:, i], 3)
+        np.testing.assert_array_equal(patches, primitives['patches_flow'][:, i])
+
+
+def test_space_to_depth(primitives):
+    patches = space_to_depth(primitives['patches_in'], (2, 2, 2))
+    np.testing.assert_array_equal(patches, primitives['s2d'])

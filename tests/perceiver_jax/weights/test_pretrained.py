@@ -1,0 +1,356 @@
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save
+
+from perceiver_jax.weights import foreign_files, translation
+from perceiver_jax.weights.pretrained import Pretrained, initialise, load
+
+ENCODER = dict(
+    num_latents=7,
+    latent_channels=12,
+    num_cross_attends=3,
+    num_blocks=3,
+    num_self_attends_per_block=1,
+    num_self_attend_heads=2,
+)
+IMAGE = dict(size=6, crop_fraction=0.9, mean=[0.5] * 3, std=[0.2] * 3)
+IMAGES = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype(np.float32)
+
+
+def image_model(seed=0, decoder=None, encoder=ENCODER, **inputs):
+    inputs = inputs or dict(num_bands=2, max_resolution=[6, 6])
+    arguments = dict(num_classes=5, inputs=inputs, encoder=encoder)
+    if decoder is not None:
+        arguments['decoder'] = decoder
+    model = initialise('image_classifier', arguments, IMAGE, seed)
+    if decoder is None:  # its output layer starts at zero
+        w = np.random.default_rng(seed).normal(size=(12, 5)).astype(np.float32)
+        model.params['decoder/output']['w'] = w
+    return model
+
+
+@pytest.fixture(scope='module')
+def model():
+    return image_model()
+
+
+def test_a_model_is_called_as_a_function(model):
+    logits = model(IMAGES)
+    assert logits.shape == (2, 5)
+    assert np.abs(logits[0] - logits[1]).max() > 1e-3
+    mask = np.ones((2, 36), bool)
+    np.testing.assert_allclose(model(IMAGES, input_mask=mask), logits, atol=1e-5)
+
+
+def test_it_can_first_be_called_while_jax_traces():
+    model = image_model()
+    inside = jax.jit(lambda x: model(x))(IMAGES)
+    np.testing.assert_allclose(model(IMAGES), inside, rtol=1e-5)
+
+
+def test_it_is_shown_without_its_weights_and_called_with_arrays(model):
+    assert len(repr(model)) < 700
+    with pytest.raises(ValueError, match='called with arrays'):
+        model('images')
+    np.testing.assert_array_equal(model(IMAGES.tolist()), model(IMAGES))
+
+
+def test_threads_record_apart(model):
+    expected = model.attention('encoder/cross_attend_1', IMAGES)
+
+    def work(i):
+        fresh = dataclasses.replace(model)  # compiled anew
+        if i % 2:
+            return fresh.attention('encoder/cross_attend_1', IMAGES)
+        fresh(IMAGES)
+        return expected
+
+    with ThreadPoolExecutor(4) as threads:
+        for weights in threads.map(work, range(8)):
+            np.testing.assert_allclose(weights, expected, atol=1e-6)
+
+
+def test_attention_of_any_cross_attend(model):
+    first = model.attention('encoder/cross_attend_1', IMAGES)
+    assert first.shape == (2, 1, 7, 36)
+    np.testing.assert_allclose(first.sum(-1), 1, rtol=1e-5)
+    # The second and the third cross-attend are one module, called twice.
+    second = model.attention('encoder/cross_attend_2', IMAGES)
+    third = model.attention('encoder/cross_attend_2', IMAGES, call=1)
+    assert np.abs(second - third).max() > 1e-4
+    with pytest.raises(
+        ValueError, match='encoder/cross_attend_2 is applied 2 times: there is no call 2'
+    ):
+        model.attention('encoder/cross_attend_2', IMAGES, call=2)
+    with pytest.raises(ValueError, match=r"'encoder/cross_attend_3' attends; .*cross_attend_2"):
+        model.attention('encoder/cross_attend_3', IMAGES)
+
+
+def test_saved_and_loaded_it_is_the_same(model, tmp_path):
+    model = dataclasses.replace(model, classes=list('abcde'), description='d', licence='l')
+    model.save(tmp_path / 'deep' / 'model')
+    assert sorted(p.name for p in (tmp_path / 'deep').iterdir()) == ['model']
+    files = list((tmp_path / 'deep' / 'model').iterdir())
+    assert len({path.stat().st_mode for path in files}) == 1  # who may read one, may read both
+    loaded = load(tmp_path / 'deep' / 'model')
+    for field in dataclasses.fields(Pretrained):
+        if field.name not in ('params', 'state'):
+            assert getattr(loaded, field.name) == getattr(model, field.name), field.name
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, model.params)
+    np.testing.assert_array_equal(loaded(IMAGES), model(IMAGES))
+
+
+def test_a_transposed_array_is_saved_as_it_is(model, tmp_path):
+    w = np.asfortranarray(np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32))
+    params = {**model.params, 'decoder/output': {**model.params['decoder/output'], 'w': w}}
+    dataclasses.replace(model, params=params).save(tmp_path / 'model')
+    np.testing.assert_array_equal(load(tmp_path / 'model').params['decoder/output']['w'], w)
+
+
+def test_state_is_saved_too(tmp_path):
+    model = image_model(contents='conv7x7', contents_channels=3, num_bands=2, max_resolution=[2, 2])
+    model.state['inputs/conv7x7/batch_norm']['mean'] += 3
+    model.save(tmp_path / 'model')
+    loaded = load(tmp_path / 'model')
+    jax.tree.map(np.testing.assert_array_equal, loaded.state, model.state)
+    np.testing.assert_array_equal(loaded(IMAGES), model(IMAGES))
+
+
+def test_a_folder_in_use_is_not_written_to(model, tmp_path):
+    (tmp_path / 'notes.txt').write_text('mine')
+    with pytest.raises(ValueError, match='exists already'):
+        model.save(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ['notes.txt']
+
+
+def test_a_failure_leaves_nothing_behind(model, tmp_path):
+    odd = dataclasses.replace(model, front_end={'size': object()})
+    with pytest.raises(TypeError):
+        odd.save(tmp_path / 'model')
+    assert list(tmp_path.iterdir()) == []
+
+
+def damage(path, change):
+    about = json.loads((path / 'model.json').read_text())
+    change(about)
+    (path / 'model.json').write_text(json.dumps(about))
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (
+            lambda x: x.pop('function'),
+            "model.json is not one of perceiver_jax 1: KeyError.'function",
+        ),
+        (lambda x: x.update(format='perceiver_jax 0'), 'model.json is not one of perceiver_jax 1'),
+        (lambda x: x.update(sha256='0'), 'not the one that model.json was written with'),
+        (
+            lambda x: x['arguments'].update(num_classes=6),
+            r'decoder/output:w \(12, 5\), not \(12, 6\)',
+        ),
+        (lambda x: x['arguments']['encoder'].update(num_blocks=0), 'num_blocks must be at least 1'),
+        (lambda x: x['arguments'].update(num_latent=6), "num_latent'"),
+        (lambda x: x['arguments'].update(dtype='int8'), "model: its arguments.*'int8'"),
+        (lambda x: x['arguments'].update(input_mask=1), 'model: its arguments make no'),
+        (lambda x: x['front_end'].update(size=0), 'model: its arguments make no'),
+        (lambda x: x['front_end'].pop('mean'), 'model: its arguments make no'),
+        (lambda x: x.update(function=['optical_flow']), 'there is no model .*optical_flow'),
+        (lambda x: x.update(function='eval'), "there is no model 'eval'"),
+    ],
+)
+def test_a_damaged_folder_says_what_is_wrong(model, tmp_path, change, message):
+    model.save(tmp_path / 'model')
+    damage(tmp_path / 'model', change)
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path / 'model')
+
+
+def test_damaged_weights_are_refused(model, tmp_path):
+    model.save(tmp_path / 'model')
+    weights = tmp_path / 'model' / 'weights.safetensors'
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match='weights.safetensors is missing or not the one'):
+        load(tmp_path / 'model')
+
+
+def test_parts_of_a_model_and_runs_are_sent_where_they_load(model, tmp_path):
+    model.save(tmp_path / 'model')
+    for part in ('weights.safetensors', 'model.json'):
+        with pytest.raises(ValueError, match=f'load its folder, {tmp_path}/model'):
+            load(tmp_path / 'model' / part)
+    (tmp_path / 'run' / 'checkpoints').mkdir(parents=True)
+    with pytest.raises(ValueError, match='is a run: `experiments.open_model.open_model` loads it'):
+        load(tmp_path / 'run')
+
+
+@pytest.mark.parametrize(
+    'name, value, message',
+    [
+        ('params:decoder/output:w', np.zeros((12, 5), np.int32), 'w is int32, not float32'),
+        ('weights', np.zeros(3), 'something else than weights'),
+    ],
+)
+def test_weights_of_another_kind_are_refused(model, tmp_path, name, value, message):
+    path = tmp_path / 'model'
+    model.save(path)
+    arrays = load_file(path / 'weights.safetensors') | {name: value}
+    content = save(arrays)
+    (path / 'weights.safetensors').write_bytes(content)
+    damage(path, lambda about: about.update(sha256=hashlib.sha256(content).hexdigest()))
+    with pytest.raises(ValueError, match=message):
+        load(path)
+
+
+def test_no_such_file():
+    with pytest.raises(ValueError, match='nowhere.pystate does not exist'):
+        load('nowhere.pystate')
+
+
+# An encoder whose parameters have names in the released models.
+RELEASED_ENCODER = dict(ENCODER, num_cross_attends=1, num_blocks=2)
+LEARNED = dict(
+    contents='conv1x1',
+    contents_channels=4,
+    positions='learned',
+    position_channels=8,
+    position_init_std=0.02,
+    project_positions_to=8,
+)
+
+
+@pytest.fixture(scope='module')
+def learned():
+    decoder = dict(query_channels=9, use_query_residual=False)
+    return image_model(decoder=decoder, encoder=RELEASED_ENCODER, **LEARNED)
+
+
+@pytest.mark.parametrize('name', ['weights.pystate', 'weights.safetensors'])
+def test_foreign_files_load_with_the_arguments_of_their_model(learned, tmp_path, name):
+    path = tmp_path / name
+    if path.suffix == '.pystate':
+        foreign_files.write_deepmind(path, *translation.to_deepmind(learned.params, learned.state))
+    else:
+        tensors = translation.to_huggingface(learned.params, learned.state)
+        foreign_files.write_huggingface(path, tensors)
+    loaded = load(path, arguments=learned.arguments, front_end=IMAGE)
+    assert loaded.function == 'image_classifier'
+    assert loaded.licence == ''  # these are not the released weights
+    np.testing.assert_array_equal(loaded(IMAGES), learned(IMAGES))
+    # Without arguments they are to fit the released model, which is larger.
+    with pytest.raises(ValueError, match=rf'{name} does not fit the model. missing: encoder'):
+        load(path)
+
+
+@pytest.mark.parametrize('conv_kernel', ['hub', 'transformers'])
+def test_the_layout_of_the_kernel_is_passed_on(tmp_path, conv_kernel):
+    conv = dict(contents='conv7x7', contents_channels=3, num_bands=2, max_resolution=[2, 2])
+    decoder = dict(query_channels=9)
+    model = image_model(decoder=decoder, encoder=RELEASED_ENCODER, **conv)
+    tensors = translation.to_huggingface(model.params, model.state, conv_kernel=conv_kernel)
+    foreign_files.write_huggingface(tmp_path / 'x.safetensors', tensors)
+    how = dict(arguments=model.arguments, front_end=IMAGE, conv_kernel=conv_kernel)
+    np.testing.assert_array_equal(load(tmp_path / 'x.safetensors', **how)(IMAGES), model(IMAGES))
+
+
+def test_positions_behind_a_convolution_are_of_a_quarter_of_the_side():
+    learned = dict(positions='learned', position_channels=8, position_init_std=0.02)
+    model = image_model(contents='conv7x7', contents_channels=3, **learned)
+    larger = model.at_size(13)
+    assert larger.params['inputs/position_encoding']['positions'].shape == (16, 8)
+    assert larger(np.zeros((1, 13, 13, 3), np.float32)).shape == (1, 5)
+    for size in (0, 7.5, '7'):
+        with pytest.raises(ValueError, match='size is a number of pixels'):
+            model.at_size(size)
+
+
+def test_other_image_sizes(model, learned):
+    images = np.random.default_rng(1).normal(size=(1, 12, 12, 3)).astype(np.float32)
+    assert model.at_size(12)(images).shape == (1, 5)
+    assert model.at_size(12).front_end['size'] == 12
+    with pytest.raises(ValueError, match=r'\(36, 8\)'):
+        learned(images)
+    larger = learned.at_size(12)
+    assert larger(images).shape == (1, 5)
+    assert larger.params['inputs/position_encoding']['positions'].shape == (144, 8)
+    np.testing.assert_allclose(learned.at_size(6)(IMAGES), learned(IMAGES), atol=1e-5)
+    flow = dataclasses.replace(model, function='optical_flow')
+    with pytest.raises(ValueError, match='optical_flow is no image classifier'):
+        flow.at_size(12)
+
+
+def language_model():
+    return initialise(
+        'masked_language_model',
+        dict(
+            inputs=dict(vocabulary_size=11, channels=6, max_length=13),
+            encoder=RELEASED_ENCODER,
+            decoder=dict(use_query_residual=False),
+        ),
+        dict(length=13),
+    )
+
+
+WITHOUT_HAIKU = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        assert name.split('.')[0] not in ('haiku', 'perceiver_jax'), name
+sys.meta_path.insert(0, Refuse())
+import numpy as np
+from jax import export
+program = export.deserialize(bytearray(open(sys.argv[1], 'rb').read()))
+inputs = np.load(sys.argv[2])
+np.save(sys.argv[3], program.call(*(inputs[name] for name in inputs.files)))
+"""
+
+
+def test_an_exported_program_runs_without_haiku_at_any_batch_size(model, tmp_path):
+    program = tmp_path / 'model.stablehlo'
+    model.export(program)
+    assert jax.export.deserialize(bytearray(program.read_bytes())).platforms == (
+        'cpu',
+        'cuda',
+        'tpu',
+    )
+    images = np.random.default_rng(1).normal(size=(5, 6, 6, 3)).astype(np.float32)
+    np.savez(tmp_path / 'inputs.npz', images=images)
+    paths = [program, tmp_path / 'inputs.npz', tmp_path / 'outputs.npy']
+    subprocess.run([sys.executable, '-c', WITHOUT_HAIKU, *paths], check=True, timeout=100)
+    np.testing.assert_allclose(np.load(paths[-1]), model(images), atol=1e-5)
+
+
+def test_a_program_of_several_inputs(tmp_path):
+    model = language_model()
+    model.export(tmp_path / 'model.stablehlo', platforms=['cpu'])
+    program = jax.export.deserialize(bytearray((tmp_path / 'model.stablehlo').read_bytes()))
+    tokens = np.random.default_rng(0).integers(11, size=(3, 13), dtype=np.int32)
+    mask = np.arange(13) < np.array([[13], [5], [1]])
+    np.testing.assert_allclose(program.call(tokens, mask), model(tokens, mask), atol=1e-5)
+
+
+def test_examples_of_all_functions():
+    shapes = {
+        'point_classifier': (dict(num_points=11), [(2, 11, 3)]),
+        'optical_flow': (dict(tile=[6, 8]), [(2, 2, 6, 8, 3)]),
+        'masked_language_model': (dict(length=13), [(2, 13), (2, 13)]),
+        'video_autoencoder': (
+            dict(num_frames=3, size=8, frames_per_second=25, sample_rate=100),
+            [(2, 3, 8, 8, 3), (2, 12, 1)],
+        ),
+    }
+    for function, (front_end, expected) in shapes.items():
+        example = Pretrained(function, {}, front_end, {}, {}).example(2)
+        assert [x.shape for x in example] == expected
+    assert Pretrained('image_classifier', {}, IMAGE, {}, {}).example()[0].dtype == jnp.float32

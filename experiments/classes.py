@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from perceiver_jax.errors import Refused
+
 NUM_BEST = 5  # classes
 
 
@@ -37,17 +39,17 @@ def class_names(model, path: str | None) -> list[str]:
     try:
         text = Path(path).read_text('utf-8-sig')
     except UnicodeDecodeError as error:
-        raise ValueError(f'{path}: expected UTF-8, {error.reason} at byte {error.start}') from error
+        raise Refused(f'{path}: expected UTF-8, {error.reason} at byte {error.start}') from error
     names = [line for line in text.splitlines() if line.strip()]
     if Path(path).suffix.lower() == '.csv':
         rows = csv.DictReader(names)
         if 'name' not in (rows.fieldnames or []):
-            raise ValueError(f'{path}: expected a column `name`, got {rows.fieldnames}')
+            raise Refused(f'{path}: expected a column `name`, got {rows.fieldnames}')
         names = [row['name'] for row in rows]
         if not all(names):
-            raise ValueError(f'{path}: row {[*map(bool, names)].index(False) + 1} has no name')
+            raise Refused(f'{path}: row {[*map(bool, names)].index(False) + 1} has no name')
     if len(names) != count:
-        raise ValueError(f'{path}: expected the names of {count} classes, got {len(names)}')
+        raise Refused(f'{path}: expected the names of {count} classes, got {len(names)}')
     return names
 
 
@@ -55,7 +57,7 @@ def best_classes(logits, names: Sequence[str]) -> list[dict]:
     """The likeliest classes, the best first, with their probabilities."""
     probabilities = softmax(logits)
     if not np.isfinite(probabilities).all():
-        raise ValueError('the model gives no finite logits: its weights may have diverged')
+        raise Refused('the model gives no finite logits: its weights may have diverged')
     order = np.argsort(-probabilities, kind='stable')[:NUM_BEST].tolist()
     return [{'label': names[i], 'probability': float(probabilities[i])} for i in order]
 
@@ -63,11 +65,11 @@ def best_classes(logits, names: Sequence[str]) -> list[dict]:
 def some_inputs(paths: Sequence[str], what: str) -> Sequence[str]:
     """Refuses none, and two whose outputs would be the same file."""
     if not paths:
-        raise ValueError(f'INPUT: expected {what}, got none')
+        raise Refused(f'INPUT: expected {what}, got none')
     stems = [Path(path).stem for path in paths]
     for stem in stems:
         if stems.count(stem) > 1:
-            raise ValueError(f'INPUT: {stems.count(stem)} are called {stem!r}; run them apart')
+            raise Refused(f'INPUT: {stems.count(stem)} are called {stem!r}; run them apart')
     return paths
 
 

@@ -3,28 +3,22 @@
 import contextlib
 import sys
 import time
-import traceback
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NoReturn
+
+from perceiver_jax.errors import Refused
 
 
 @contextlib.contextmanager
 def one_line_errors(interrupted: str = 'interrupted') -> Iterator[None]:
-    """Ends the program with one line where this repository's code refuses what it was given.
+    """Ends the program with one line where it was given what it cannot use.
 
     Args:
       interrupted: what Ctrl-C says.
     """
-    import jax
-
-    # Unfiltered: where an error was raised tells whether its message is meant for the user.
-    jax.config.update('jax_traceback_filtering', 'off')
     try:
         yield
-    except ValueError as error:
-        if not is_ours(error):
-            raise
+    except Refused as error:
         fail(error, 2)
     except FloatingPointError as error:
         fail(error, 1)
@@ -34,15 +28,6 @@ def one_line_errors(interrupted: str = 'interrupted') -> Iterator[None]:
         fail(error, 2)
     except KeyboardInterrupt:
         fail(interrupted, 130)
-
-
-def is_ours(error: Exception) -> bool:
-    """Whether this repository's code raised an error, and so meant its message for the user."""
-    file = traceback.extract_tb(error.__traceback__)[-1].filename
-    root = Path(__file__).resolve().parent.parent
-    return any(
-        Path(file).is_relative_to(root / x) for x in ('perceiver_jax', 'configs', 'experiments')
-    )
 
 
 def fail(error: Exception | str, code: int) -> NoReturn:

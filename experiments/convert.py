@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.command_line import one_line_errors
+from perceiver_jax.errors import Refused
 
 FORMATS = {
     '': 'a folder with weights.safetensors and model.json, for perceiver_jax.load',
@@ -55,7 +56,7 @@ def convert(
     from perceiver_jax.weights import foreign_files, translation
 
     if target.suffix not in FORMATS:
-        raise ValueError(
+        raise Refused(
             f'{target} ends in {target.suffix!r}; known endings are {sorted(FORMATS)[1:]}, and none'
         )
     model = open_model(source, best=best, conv_kernel=conv_kernel or 'hub')
@@ -65,7 +66,7 @@ def convert(
         model.export(target)
     elif target.suffix == '.safetensors':
         if conv_kernel is None and 'inputs/conv7x7' in model.params:
-            raise ValueError(
+            raise Refused(
                 f'{target}: --conv_kernel=transformers writes the 7x7 kernel as transformers uses '
                 "it, --conv_kernel=hub as the hub's file has it: choose one"
             )

@@ -19,6 +19,7 @@ from configs.common import near_misses
 from experiments.command_line import fail, one_line_errors
 from experiments.training.describe import describe_table
 from experiments.training.evaluate import evaluate_checkpoint
+from perceiver_jax.errors import Refused
 
 # Grain's workers import this file again: what is slow to import is imported where it is used.
 
@@ -38,9 +39,9 @@ flags.mark_flag_as_required('config')
 def main(argv: list[str]) -> None:
     """Runs one mode."""
     if len(argv) > 1:
-        raise ValueError(f'unexpected argument {argv[1]!r}: flags are written --name=value')
+        raise Refused(f'unexpected argument {argv[1]!r}: flags are written --name=value')
     if MODE.value != 'describe' and not WORKDIR.value:
-        raise ValueError(f'--mode={MODE.value} needs --workdir')
+        raise Refused(f'--mode={MODE.value} needs --workdir')
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax and Grain log every step they take
     config, overrides = CONFIG.value, flags.FLAGS['config'].override_values
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> None:
     from experiments.training import parallel
 
     if config.task not in TASKS:
-        raise ValueError(f'Unknown task {config.task!r}. {near_misses(config.task, TASKS)}')
+        raise Refused(f'Unknown task {config.task!r}. {near_misses(config.task, TASKS)}')
     parallel.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     task = TASKS[config.task](config)
     if MODE.value == 'describe':

@@ -10,6 +10,7 @@ import ml_collections
 
 from experiments.tasks import TASKS
 from experiments.training.checkpointing import load_params
+from perceiver_jax.errors import Refused
 from perceiver_jax.weights import translation
 from perceiver_jax.weights.pretrained import Pretrained, load
 
@@ -26,13 +27,13 @@ def open_model(path: str | Path, *, best: bool = False, conv_kernel: str = 'hub'
       ValueError: if nothing there is a model, or it is not whole.
     """
     if not str(path):
-        raise ValueError('the model is named by an empty path')
+        raise Refused('the model is named by an empty path')
     path = Path(path)
     if (path / 'checkpoints').is_dir():
         logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax says that it only reads
         return load_workdir(path, best)
     if best:
-        raise ValueError(f'{path} is no run: it has no best checkpoint')
+        raise Refused(f'{path} is no run: it has no best checkpoint')
     return load(path, conv_kernel=conv_kernel)
 
 
@@ -51,7 +52,7 @@ def load_workdir(workdir: str | Path, best: bool = False) -> Pretrained:
         config = ml_collections.ConfigDict(json.loads(path.read_text()))
         task = TASKS[config.task](config)
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f'{path} is not the config of a run: {error!r}') from None
+        raise Refused(f'{path} is not the config of a run: {error!r}') from None
     params, state, step = load_params(workdir, best)
     expected = jax.eval_shape(task.init, jax.random.key(0))
     translation.check_fit(params, state, *expected, f'step {step} of {workdir}')

@@ -35,6 +35,7 @@ from experiments.imagenet.predict import classify_images
 from experiments.kinetics.predict import autoencode_clips
 from experiments.language.predict import fill_in_texts
 from experiments.modelnet40.predict import classify_shapes
+from perceiver_jax.errors import Refused
 
 # What is slow to import is imported where it is used: a mistake is told at once.
 
@@ -44,11 +45,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
     for path in (*arguments.inputs, arguments.classes, arguments.ground_truth):
         if path not in (None, '-') and not Path(path).is_file():
-            raise ValueError(f'{path}: there is no such file')
+            raise Refused(f'{path}: there is no such file')
 
     out = Path(arguments.out)
     if out.exists() and not out.is_dir():
-        raise ValueError(f'--out: {out} is no folder')
+        raise Refused(f'--out: {out} is no folder')
 
     from experiments.open_model import open_model
 
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_on, options = TASKS[model.function]
     for option in ('classes', 'text', 'tiles', 'ground_truth', 'start'):
         if getattr(arguments, option) is not None and option not in options:
-            raise ValueError(f'--{option} means nothing to a model for {model.function}')
+            raise Refused(f'--{option} means nothing to a model for {model.function}')
     for result in run_on(model, arguments):
         print(json.dumps(result) if arguments.json else as_text(result), flush=True)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from experiments.command_line import Progress, one_line_errors
 from experiments.flow.sources import SUBMISSIONS, open_source, write_submission
 from experiments.open_model import open_model
+from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.images import prepare_frames
 from perceiver_jax.tiling import tiled
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     source = open_source(arguments.benchmark, arguments.data, 'test')
     model = open_model(arguments.model, best=arguments.best)
     if model.function != 'optical_flow':
-        raise ValueError(f'{arguments.model} is a model for {model.function}, not for flow')
+        raise Refused(f'{arguments.model} is a model for {model.function}, not for flow')
     submit(model, source, arguments.benchmark, arguments.out, arguments.tiles)
     print(f'{len(source):,} files are in {arguments.out}')
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.pictures.units import metric_text
+from perceiver_jax.errors import Refused
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKS = BEGIN, END = '<!-- results:begin -->', '<!-- results:end -->'
@@ -51,25 +52,25 @@ def load_result(path: Path) -> dict:
     try:
         result = json.loads(path.read_text())
     except json.JSONDecodeError as error:
-        raise ValueError(f'{path}: not JSON: {error}') from None
+        raise Refused(f'{path}: not JSON: {error}') from None
     if not isinstance(result, dict):
-        raise ValueError(f'{path}: expected a JSON object, got {result!r}')
+        raise Refused(f'{path}: expected a JSON object, got {result!r}')
     if missing := FIELDS.keys() - result:
-        raise ValueError(f'{path}: keys missing: {", ".join(sorted(missing))}')
+        raise Refused(f'{path}: keys missing: {", ".join(sorted(missing))}')
     for key, value in result.items():
         kind = (FIELDS | OPTIONAL_FIELDS).get(key)
         if kind is None:
-            raise ValueError(f'{path}: unknown key {key!r}')
+            raise Refused(f'{path}: unknown key {key!r}')
         if not isinstance(value, kind):
             expected = getattr(kind, '__name__', kind)
-            raise ValueError(f'{path}: {key!r} is {value!r}, expected {expected}')
+            raise Refused(f'{path}: {key!r} is {value!r}, expected {expected}')
     is_fraction = metric_text(result['metric'], 0).endswith('%')
     for key in ('value', 'paper_value'):
         number = result[key]
         if number is None or math.isfinite(number) and (0 <= number <= 1 or not is_fraction):
             continue
         expected = 'a fraction in 0..1' if is_fraction else 'a finite number'
-        raise ValueError(f'{path}: {key!r} is {number}, expected {expected}')
+        raise Refused(f'{path}: {key!r} is {number}, expected {expected}')
     return result
 
 
@@ -125,7 +126,7 @@ def updated_readme(readme: str, tables: str, marks: tuple[str, str] = MARKS) -> 
     before, begin, rest = readme.partition(start)
     _, end, after = rest.partition(stop)
     if not (begin and end) or start in rest or stop in before + after:
-        raise ValueError(f'README.md: expected one line {start} and after it one line {stop}')
+        raise Refused(f'README.md: expected one line {start} and after it one line {stop}')
     return f'{before}{start}\n\n{tables}\n\n{stop}{after}'
 
 
@@ -184,14 +185,14 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
         result = load_result(options.add)
         added = root / 'results' / f'{run_name(result)}.json'
         if added.exists() and load_result(added) != result:
-            raise ValueError(f'{added} holds another run; remove it, or rename it, to add this one')
+            raise Refused(f'{added} holds another run; remove it, or rename it, to add this one')
         added.write_text(json.dumps(result, indent=2) + '\n')
         print(f'{added.relative_to(root)} written')
     readme = root / 'README.md'
     text = readme.read_text('utf-8')
     updated = updated_readme(text, render(read_results(root / 'results')))
     if options.check and updated != text:
-        raise ValueError('README.md and results/ differ; run: make table')
+        raise Refused('README.md and results/ differ; run: make table')
     if not options.check:
         readme.write_text(updated, 'utf-8')
 

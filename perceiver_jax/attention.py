@@ -23,6 +23,7 @@ import numpy as np
 from jax import Array
 
 from perceiver_jax.dot_product_attention import attend
+from perceiver_jax.errors import Refused
 from perceiver_jax.folding import cheapest_fold
 from perceiver_jax.layers import (
     LECUN_NORMAL,
@@ -69,7 +70,7 @@ class Attention(hk.Module):
     ) -> Array:  # [B, T, output_channels]
         for what, channels in (('qk', self.qk_channels), ('v', self.v_channels)):
             if channels % self.num_heads:
-                raise ValueError(
+                raise Refused(
                     f'{what}_channels ({channels}) must be divisible by num_heads '
                     f'({self.num_heads}) in {self.module_name}.'
                 )

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from perceiver_jax.attention import CrossAttend
+from perceiver_jax.errors import Refused
 from perceiver_jax.inputs import extract_patches
 from perceiver_jax.layers import Linear
 from perceiver_jax.recording import no_recording
@@ -144,7 +145,7 @@ def decode_in_chunks(
     Source: Perceiver IO, section 3: outputs do not depend on each other.
     """
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f'chunk_size must be at least 1, not {chunk_size}.')
+        raise Refused(f'chunk_size must be at least 1, not {chunk_size}.')
     queries = jnp.arange(num_queries)
     if chunk_size is None or chunk_size >= num_queries:
         return decode(queries)

@@ -21,6 +21,7 @@ from perceiver_jax.chunked_attention import (
     _logits,
     _prepared,
 )
+from perceiver_jax.errors import Refused
 
 IMPLEMENTATIONS = ('auto', 'plain', 'chunked', 'fused')
 
@@ -109,11 +110,9 @@ def attend(
     """
     _check_shapes(query, key, value, mask, key_bias)
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f'implementation must be one of {IMPLEMENTATIONS}, not {implementation!r}.'
-        )
+        raise Refused(f'implementation must be one of {IMPLEMENTATIONS}, not {implementation!r}.')
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f'chunk_size must be at least 1, not {chunk_size}.')
+        raise Refused(f'chunk_size must be at least 1, not {chunk_size}.')
     prepare = prepare_query, prepare_key
     value_is_key = value is key  # asked here: within a branch for one platform they are copies
     if implementation == 'plain':
@@ -136,7 +135,7 @@ def attend(
     reason = _not_fusable(query, value, mask, key_bias)
     if implementation == 'fused':
         if reason:
-            raise ValueError(f"implementation 'fused' takes {reason}.")
+            raise Refused(f"implementation 'fused' takes {reason}.")
         return fused(query, key, value)
     if implementation == 'auto' and not reason and jax.default_backend() == 'gpu':
         # A program that is exported for several platforms holds both.
@@ -166,16 +165,16 @@ def _check_shapes(
 ) -> None:
     shapes = f'query {query.shape}, key {key.shape}, value {value.shape}'
     if not query.ndim == key.ndim == value.ndim == 4:
-        raise ValueError(f'attend expects [B, T, H, F], [B, S, H, F], [B, S, H, V]; got {shapes}.')
+        raise Refused(f'attend expects [B, T, H, F], [B, S, H, F], [B, S, H, V]; got {shapes}.')
     batch, rows, heads, channels = query.shape
     if key.shape != (batch, key.shape[1], heads, channels) or value.shape[:3] != key.shape[:3]:
-        raise ValueError(f'attend expects [B, T, H, F], [B, S, H, F], [B, S, H, V]; got {shapes}.')
+        raise Refused(f'attend expects [B, T, H, F], [B, S, H, F], [B, S, H, V]; got {shapes}.')
     if mask is not None:
         full = (batch, rows, key.shape[1])
         if mask.ndim != 3 or any(m not in (1, n) for m, n in zip(mask.shape, full, strict=True)):
-            raise ValueError(f'The mask must broadcast to [B, T, S] = {full}; got {mask.shape}.')
+            raise Refused(f'The mask must broadcast to [B, T, S] = {full}; got {mask.shape}.')
     if key_bias is not None and key_bias.shape != key.shape[:3]:
-        raise ValueError(f'key_bias is [B, S, H] = {key.shape[:3]}; got {key_bias.shape}.')
+        raise Refused(f'key_bias is [B, S, H] = {key.shape[:3]}; got {key_bias.shape}.')
 
 
 def _all_prepared(query, key, value, prepare_query, prepare_key):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from perceiver_jax.attention import CrossAttend, SelfAttend
+from perceiver_jax.errors import Refused
 from perceiver_jax.recording import is_recording
 
 Step = tuple[str, int]  # 'cross_attend' or 'block', and its number: what has its own weights
@@ -53,18 +54,18 @@ def schedule(
     Source: Perceiver, section 4.1 and table 7 (sharing), table 6 (placement).
     """
     if cross_attend_placement not in ('start', 'interleaved'):
-        raise ValueError(
+        raise Refused(
             "cross_attend_placement must be 'start' or 'interleaved', "
             f'not {cross_attend_placement!r}.'
         )
     interleaved = cross_attend_placement == 'interleaved'
     if num_cross_attends < 1 or num_blocks < 1:
-        raise ValueError(
+        raise Refused(
             'num_cross_attends and num_blocks must be at least 1, '
             f'not {num_cross_attends} and {num_blocks}.'
         )
     if interleaved and num_cross_attends > num_blocks:
-        raise ValueError(
+        raise Refused(
             f'{num_cross_attends} cross-attends cannot be interleaved with {num_blocks} blocks.'
         )
     cross_attends = [
@@ -181,11 +182,9 @@ class Encoder(hk.Module):
         is_training: bool,
     ) -> Array:  # [B, N, D]
         if inputs.ndim != 3:
-            raise ValueError(f'Inputs are [B, M, C]; got {inputs.shape}.')
+            raise Refused(f'Inputs are [B, M, C]; got {inputs.shape}.')
         if input_mask is not None and input_mask.shape != inputs.shape[:2]:
-            raise ValueError(
-                f'The input mask is [B, M] = {inputs.shape[:2]}; got {input_mask.shape}.'
-            )
+            raise Refused(f'The input mask is [B, M] = {inputs.shape[:2]}; got {input_mask.shape}.')
         steps = schedule(
             self.num_cross_attends,
             self.num_blocks,

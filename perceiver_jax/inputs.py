@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from perceiver_jax.convolution import ConvDownsample
+from perceiver_jax.errors import Refused
 from perceiver_jax.layers import Linear
 from perceiver_jax.position_encoding import (
     LearnedPositions,
@@ -54,14 +55,14 @@ class ImageInputs(hk.Module):
             'learned': ('position_channels', 'position_init_std'),
         }
         if self.contents not in ('pixels', 'conv1x1', 'conv7x7'):
-            raise ValueError(
+            raise Refused(
                 f"contents must be 'pixels', 'conv1x1' or 'conv7x7', not {self.contents!r}."
             )
         if self.positions not in ('fourier', 'learned'):
-            raise ValueError(f"positions must be 'fourier' or 'learned', not {self.positions!r}.")
+            raise Refused(f"positions must be 'fourier' or 'learned', not {self.positions!r}.")
         for field in (*needs[self.contents], *needs[self.positions]):
             if getattr(self, field) is None:
-                raise ValueError(f'{self.contents} with {self.positions} positions needs {field}.')
+                raise Refused(f'{self.contents} with {self.positions} positions needs {field}.')
 
     def __call__(
         self,
@@ -70,7 +71,7 @@ class ImageInputs(hk.Module):
         is_training: bool,
     ) -> Array:  # [B, M, C]
         if images.ndim != 4:
-            raise ValueError(f'Images are [B, height, width, channels]; got {images.shape}.')
+            raise Refused(f'Images are [B, height, width, channels]; got {images.shape}.')
         if self.contents == 'conv7x7':
             images = ConvDownsample(self.contents_channels, self.batch_norm_axis, name='conv7x7')(
                 images, is_training=is_training
@@ -141,7 +142,7 @@ def extract_patches(images: Array, size: int) -> Array:
       ValueError: `size` is even.
     """
     if size % 2 == 0:
-        raise ValueError(f'A patch around a pixel has an odd side, not {size}.')
+        raise Refused(f'A patch around a pixel has an odd side, not {size}.')
     reach = size // 2
     height, width = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
@@ -169,7 +170,7 @@ def space_to_depth(video: Array, patch: Sequence[int]) -> Array:
     """
     batch, *sizes, channels = video.shape
     if any(size % p for size, p in zip(sizes, patch, strict=True)):
-        raise ValueError(f'Patches of {tuple(patch)} do not divide a video of {tuple(sizes)}.')
+        raise Refused(f'Patches of {tuple(patch)} do not divide a video of {tuple(sizes)}.')
     dt, dh, dw = patch
     frames, rows, columns = sizes[0] // dt, sizes[1] // dh, sizes[2] // dw
     cut = video.reshape(batch, frames, dt, rows, dh, columns, dw, channels)
@@ -199,9 +200,9 @@ class FlowInputs(hk.Module):
     def __post_init__(self):
         super().__post_init__()
         if self.contents not in ('patches', 'conv7x7'):
-            raise ValueError(f"contents must be 'patches' or 'conv7x7', not {self.contents!r}.")
+            raise Refused(f"contents must be 'patches' or 'conv7x7', not {self.contents!r}.")
         if len(self.max_resolution) != (2 if self.concatenate_frames else 3):
-            raise ValueError(
+            raise Refused(
                 'max_resolution has an entry for height and width, and one before for time where '
                 f'frames are separate; got {tuple(self.max_resolution)}.'
             )
@@ -218,7 +219,7 @@ class FlowInputs(hk.Module):
         is_training: bool,
     ) -> Array:  # [B, M, C]
         if frames.ndim != 5 or frames.shape[1] != 2:
-            raise ValueError(f'Frames are [B, 2, height, width, channels]; got {frames.shape}.')
+            raise Refused(f'Frames are [B, 2, height, width, channels]; got {frames.shape}.')
         batch, _, height, width, channels = frames.shape
         grid = self.grid(height, width)
         if not self.concatenate_frames:
@@ -288,7 +289,7 @@ def audio_elements(
     """
     batch, samples, channels = audio.shape
     if samples % samples_per_patch:
-        raise ValueError(f'Patches of {samples_per_patch} samples do not divide {samples}.')
+        raise Refused(f'Patches of {samples_per_patch} samples do not divide {samples}.')
     patches = audio.reshape(batch, -1, samples_per_patch * channels)
     grid = patches.shape[1:2]
     return with_positions(patches, grid_fourier_features(grid, num_bands, max_resolution))
@@ -312,7 +313,7 @@ def point_elements(points: Array, *, num_bands: int, max_resolution: Sequence[in
     Source: Perceiver, section 4.3.
     """
     if points.ndim != 3:
-        raise ValueError(f'Points are [B, M, coordinates]; got {points.shape}.')
+        raise Refused(f'Points are [B, M, coordinates]; got {points.shape}.')
     return fourier_features(jnp.asarray(points), num_bands, max_resolution)
 
 
@@ -337,7 +338,7 @@ def spectrogram_elements(
     Source: Perceiver, section 4.2; Perceiver IO, table 6 (one axis).
     """
     if any(size % p for size, p in zip(spectrogram.shape[1:], patch, strict=True)):
-        raise ValueError(
+        raise Refused(
             f'Patches of {tuple(patch)} do not divide a spectrogram of {spectrogram.shape[1:]}.'
         )
     patches = space_to_depth(spectrogram[:, None, :, :, None], (1, *patch))[:, 0]
@@ -362,7 +363,7 @@ class TextInputs(hk.Module):
     def __call__(self, tokens: Array, dtype: str) -> tuple[Array, Array]:
         """`[B, M]` integers, M up to `max_length` -> `[B, M, C]`, and the embeddings."""
         if tokens.ndim != 2 or tokens.shape[1] > self.max_length:
-            raise ValueError(f'Tokens are [B, at most {self.max_length}]; got {tokens.shape}.')
+            raise Refused(f'Tokens are [B, at most {self.max_length}]; got {tokens.shape}.')
         shape = (self.vocabulary_size, self.channels)
         init = hk.initializers.TruncatedNormal(1.0)
         embeddings = hk.get_parameter('embeddings', shape, jnp.float32, init)
@@ -395,7 +396,7 @@ class JoinModalities(hk.Module):
     ) -> Array:  # [B, sum of M, largest C + min_padding], in the order of `modalities`
         hidden = hidden or {}
         if unknown := hidden.keys() - modalities.keys():
-            raise ValueError(f'hidden names {sorted(unknown)}; there is {list(modalities)}.')
+            raise Refused(f'hidden names {sorted(unknown)}; there is {list(modalities)}.')
         width = max(x.shape[-1] for x in modalities.values()) + self.min_padding
         joined = []
         for modality, x in modalities.items():
@@ -405,7 +406,7 @@ class JoinModalities(hk.Module):
                 if modality in hidden:
                     x = jnp.where(hidden[modality][..., None], token, x)
             elif modality in hidden:
-                raise ValueError(f'{modality} cannot be hidden without mask_tokens.')
+                raise Refused(f'{modality} cannot be hidden without mask_tokens.')
             joined.append(x)
         return jnp.concatenate(joined, axis=1)
 

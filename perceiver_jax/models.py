@@ -20,6 +20,7 @@ from perceiver_jax.decoder import (
     decode_in_chunks,
 )
 from perceiver_jax.encoder import Encoder
+from perceiver_jax.errors import Refused
 from perceiver_jax.inputs import (
     FlowInputs,
     ImageInputs,
@@ -179,7 +180,7 @@ def optical_flow(
     _check_dtype(dtype)
     read = FlowInputs(**inputs, batch_norm_axis=batch_norm_axis, name='inputs')
     if (upsampling is None) != (read.contents == 'patches'):
-        raise ValueError(
+        raise Refused(
             f'upsampling goes with contents that are downsampled, not {read.contents!r} '
             f'with {upsampling}.'
         )
@@ -313,12 +314,12 @@ def video_autoencoder(
     """
     _check_dtype(dtype)
     if video.ndim != 5 or audio.ndim != 3 or audio.shape[-1] != 1:
-        raise ValueError(
+        raise Refused(
             'Video is [B, frames, height, width, 3] and audio [B, samples, 1]; '
             f'got {video.shape} and {audio.shape}.'
         )
     if unknown := set(output_elements or ()) - {'video', 'audio'}:
-        raise ValueError(f"output_elements are of 'video' and 'audio', not of {sorted(unknown)}.")
+        raise Refused(f"output_elements are of 'video' and 'audio', not of {sorted(unknown)}.")
     batch, hidden = video.shape[0], dict(hidden or {})
     if label is None:
         label = jnp.zeros((batch, num_classes))
@@ -420,7 +421,7 @@ def audio_visual_classifier(
     }
     expected = set(inputs) - {'min_padding'}
     if set(modalities) != expected or not expected <= make_elements.keys():
-        raise ValueError(
+        raise Refused(
             f'modalities are {sorted(modalities)}, and the model takes {sorted(expected)}, '
             f'of {list(make_elements)}.'
         )
@@ -438,4 +439,4 @@ def audio_visual_classifier(
 
 def _check_dtype(dtype: str) -> None:
     if dtype not in ('float32', 'bfloat16'):
-        raise ValueError(f"dtype must be 'float32' or 'bfloat16', not {dtype!r}.")
+        raise Refused(f"dtype must be 'float32' or 'bfloat16', not {dtype!r}.")

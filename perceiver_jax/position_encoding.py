@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from perceiver_jax.errors import Refused
 from perceiver_jax.layers import Linear
 
 
@@ -62,7 +63,7 @@ def fourier_features(
     """
     num_axes = positions.shape[-1]
     if len(max_resolution) != num_axes:
-        raise ValueError(
+        raise Refused(
             f'max_resolution {tuple(max_resolution)} must have one entry for each of the '
             f'{num_axes} axes of the positions.'
         )
@@ -110,7 +111,7 @@ def grid_fourier_features(
     """
     num_axes = len(shape)
     if len(max_resolution) != num_axes:
-        raise ValueError(
+        raise Refused(
             f'max_resolution {tuple(max_resolution)} must have one entry for each of the '
             f'{num_axes} axes of the grid {tuple(shape)}.'
         )
@@ -172,7 +173,7 @@ def resample_positions(positions: Array, grid: Sequence[int], new_grid: Sequence
       ValueError: `positions` are not of that grid.
     """
     if positions.shape[0] != np.prod(grid) or len(grid) != len(new_grid):
-        raise ValueError(
+        raise Refused(
             f'{positions.shape[0]} positions of the grid {tuple(grid)} cannot be resampled to '
             f'{tuple(new_grid)}.'
         )

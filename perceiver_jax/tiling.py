@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from perceiver_jax.errors import Refused
+
 
 def even_tiles(size: int, tile: int, min_overlap: int = 20) -> list[int]:
     """Returns where tiles along one axis start: as few as overlap enough, evenly spaced.
@@ -42,7 +44,7 @@ def deepmind_tiles(size: int, tile: int, min_overlap: int = 20) -> list[int]:
 
 def _check_sizes(size: int, tile: int, min_overlap: int):
     if not 0 <= min_overlap < tile <= size:
-        raise ValueError(
+        raise Refused(
             f'tiles need 0 <= min_overlap < tile <= size, got min_overlap={min_overlap}, '
             f'tile={tile}, size={size}'
         )
@@ -64,7 +66,7 @@ def tile_corners(
     """
     placements = {'even': even_tiles, 'deepmind': deepmind_tiles}
     if placement not in placements:
-        raise ValueError(f'placement must be one of {[*placements]}, got {placement!r}')
+        raise Refused(f'placement must be one of {[*placements]}, got {placement!r}')
     axes = zip(size, tile, strict=True)
     return [*itertools.product(*(placements[placement](n, t, min_overlap) for n, t in axes))]
 
@@ -156,13 +158,13 @@ def tiled(
       ValueError: if an argument is something else.
     """
     if batch_size < 1:
-        raise ValueError(f'batch_size must be at least 1, got {batch_size}')
+        raise Refused(f'batch_size must be at least 1, got {batch_size}')
     frames = np.asarray(frames)
     if frames.ndim != 4 or frames.shape[::3] != (2, 3) or not frames.size:
-        raise ValueError(f'frames must be [2, H, W, 3], got {frames.shape}')
+        raise Refused(f'frames must be [2, H, W, 3], got {frames.shape}')
 
     if len(tile) != 2:
-        raise ValueError(f'tile must be (height, width), got {tuple(tile)}')
+        raise Refused(f'tile must be (height, width), got {tuple(tile)}')
 
     sizes = frames.shape[1:3]
     missing = [max(side - size, 0) for side, size in zip(tile, sizes, strict=True)]
@@ -180,7 +182,7 @@ def tiled(
         batch = np.stack([frames[:, y : y + height, x : x + width] for y, x in filled])
         flows = np.asarray(function(batch))
         if flows.shape != (batch_size, height, width, 2):
-            raise ValueError(
+            raise Refused(
                 f'function must return {(batch_size, height, width, 2)}, got {flows.shape}'
             )
         for (y, x), flow in zip(chosen, flows, strict=False):

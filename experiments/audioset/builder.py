@@ -38,6 +38,7 @@ import tensorflow_datasets as tfds
 
 from experiments.audioset.sources import VERSION, data_folder
 from experiments.data.clip_files import KEPT, LEFT_OUT, encode_sound, read_clip
+from perceiver_jax.errors import Refused
 from perceiver_jax.files import whole, write_whole
 
 KINDS = ('audio_visual', 'audio')  # the data set's two configurations
@@ -80,10 +81,10 @@ def read_classes(path: str | os.PathLike) -> dict[str, str]:
         rows = list(csv.DictReader(file))
     columns = {'index', 'mid', 'display_name'}
     if not rows or not columns <= rows[0].keys():
-        raise ValueError(f'{path}: expected rows of the columns {sorted(columns)}')
+        raise Refused(f'{path}: expected rows of the columns {sorted(columns)}')
     for number, row in enumerate(rows):
         if row['index'] != str(number):
-            raise ValueError(f'{path}: expected index {number} in its row, got {row["index"]!r}')
+            raise Refused(f'{path}: expected index {number} in its row, got {row["index"]!r}')
     return {row['mid']: row['display_name'] for row in rows}
 
 
@@ -108,12 +109,12 @@ def read_segments(path: str | os.PathLike, mids: Iterable[str]) -> list[Segment]
                 start, end = (float(x) for x in rest[:2])
                 labels = tuple(label_of[mid] for mid in rest[2:] if mid)
             except (ValueError, KeyError) as error:
-                raise ValueError(
+                raise Refused(
                     f'{path}, line {number}: expected id, start, end and labels of the classes, '
                     f'got {line.strip()!r} ({error!r})'
                 ) from None
             if not 0 <= start < end:
-                raise ValueError(f'{path}, line {number}: the clip ends before it starts')
+                raise Refused(f'{path}, line {number}: the clip ends before it starts')
             segments.append(Segment(youtube_id, start, end, labels))
     return segments
 
@@ -128,7 +129,7 @@ def find_media(folder: str | os.PathLike) -> dict[str, list[tuple[float | None, 
       ValueError: if there is no such folder.
     """
     if not Path(folder).is_dir():
-        raise ValueError(f'media are read from a folder, and there is none at {str(folder)!r}')
+        raise Refused(f'media are read from a folder, and there is none at {str(folder)!r}')
     media = collections.defaultdict(list)
     for parent, _, names in sorted(os.walk(folder, followlinks=True)):
         for name in sorted(names):
@@ -280,7 +281,7 @@ class Audioset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     yield key, example
         if not found:
             counts = _count_remarks({split: parts})[0][split]
-            raise ValueError(f'not a single clip of {split!r} is of use: {dict(counts)}')
+            raise Refused(f'not a single clip of {split!r} is of use: {dict(counts)}')
 
 
 def prepare(
@@ -315,13 +316,13 @@ def prepare(
         use.
     """
     if kind not in KINDS:
-        raise ValueError(f'kind must be one of {KINDS}, got {kind!r}')
+        raise Refused(f'kind must be one of {KINDS}, got {kind!r}')
     names = read_classes(classes)
     found = find_media(media)
     out = Path(out).expanduser()
     finished = data_folder(out, kind)
     if finished.exists():
-        raise ValueError(f'{finished} is prepared already; remove it to prepare it again')
+        raise Refused(f'{finished} is prepared already; remove it to prepare it again')
     progress = out / f'audioset_{kind}_in_progress'
     parts = {}
     for split, files in segments.items():
@@ -331,7 +332,7 @@ def prepare(
                 clips.setdefault(segment.name, segment)
         parts[split] = _make_parts([*clips.values()], found, kind == 'audio_visual', progress)
         if not any(path for part in parts[split] for _, path, _ in part.clips):
-            raise ValueError(f'{media} has no file of the {len(clips):,} clips of {split!r}')
+            raise Refused(f'{media} has no file of the {len(clips):,} clips of {split!r}')
 
     builder = Audioset(
         classes=list(names.values()),

@@ -4,6 +4,8 @@ import numpy as np
 import scipy.stats
 import sklearn.metrics
 
+from perceiver_jax.errors import Refused
+
 
 def average_precision(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """The area under each class's precision over its recall.
@@ -63,7 +65,7 @@ def multi_label_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, flo
     """
     precision, area = average_precision(labels, scores), area_under_roc(labels, scores)
     if np.isnan(precision).all():
-        raise ValueError(f'of {labels.shape[1]} classes none has a positive example')
+        raise Refused(f'of {labels.shape[1]} classes none has a positive example')
     # Where a class is present everywhere, there is nothing to tell apart: that is chance.
     auc = 0.5 if np.isnan(area).all() else float(np.nanmean(area))
     numbers = {
@@ -81,9 +83,9 @@ def _by_class(metric, labels, scores, needs_negative) -> np.ndarray:
     labels, scores = np.asarray(labels), np.asarray(scores)
     # scikit-learn takes [examples, K]; the transpose would be measured without a complaint.
     if labels.ndim != 2 or labels.shape != scores.shape:
-        raise ValueError(f'labels {labels.shape} and scores {scores.shape} must be [examples, K]')
+        raise Refused(f'labels {labels.shape} and scores {scores.shape} must be [examples, K]')
     if not np.isin(labels, (0, 1)).all():
-        raise ValueError('labels must be 0 or 1')
+        raise Refused('labels must be 0 or 1')
     positive = labels.any(axis=0)
     measurable = positive & ~labels.all(axis=0) if needs_negative else positive
     values = np.full(labels.shape[1], np.nan)

@@ -6,6 +6,8 @@ What an example draws depends on (rng, its `index`) alone, however a batch is cu
 import jax
 import jax.numpy as jnp
 
+from perceiver_jax.errors import Refused
+
 
 def mix_sounds(
     rng: jax.Array, sounds: jax.Array, labels: jax.Array, index: jax.Array, alpha: float
@@ -67,7 +69,7 @@ def spec_augment(
     frames, bins = spectrograms.shape[1:]
     for name, width, size in (('time', time_width, frames), ('frequency', frequency_width, bins)):
         if not 0 <= width <= size:
-            raise ValueError(f'{name}_width is {width}, and the spectrogram has {size}')
+            raise Refused(f'{name}_width is {width}, and the spectrogram has {size}')
 
     def hidden(key, count, size, width):  # [size] bool
         key_width, key_start = jax.random.split(key)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from experiments.classes import NUM_BEST, class_names, some_inputs
+from perceiver_jax.errors import Refused
 
 
 def classify_clips(model, arguments: argparse.Namespace) -> Iterator[dict]:
@@ -44,7 +45,7 @@ def score_clip(model, path: str, start: float = 0.0) -> np.ndarray:
     if has_video:
         sound, frames, wrong = read_clip(path, start, None, with_frames=True)
         if wrong.keys() & LEFT_OUT.keys():
-            raise ValueError(f'{path}: ' + '; '.join(f'{k}: {v}' for k, v in wrong.items()))
+            raise Refused(f'{path}: ' + '; '.join(f'{k}: {v}' for k, v in wrong.items()))
     else:
         sound = read_audio(path, rate, start).mean(1)
     shape = ClipShape(
@@ -69,5 +70,5 @@ def score_clip(model, path: str, start: float = 0.0) -> np.ndarray:
         logits = model(model_inputs(heard, seen, modalities, rate, front_end['log_mel']))
         scores.append(1 / (1 + np.exp(-np.asarray(logits[0], np.float64))))
     if not np.isfinite(scores).all():
-        raise ValueError('the model gives no finite logits: its weights may have diverged')
+        raise Refused('the model gives no finite logits: its weights may have diverged')
     return np.mean(scores, axis=0)

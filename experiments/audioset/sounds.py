@@ -6,6 +6,8 @@ A clip of three seconds depends on (split, index) alone. The kinds differ in wha
 
 import numpy as np
 
+from perceiver_jax.errors import Refused
+
 SECONDS = 3
 _NUM_CLIPS = {'train': 2000, 'validation': 400}
 
@@ -15,7 +17,7 @@ class Sounds:
 
     def __init__(self, split: str, sample_rate: int):
         if sample_rate < 8000:
-            raise ValueError(f'sounds reach up to 4 kHz: 8,000 Hz are needed, not {sample_rate}')
+            raise Refused(f'sounds reach up to 4 kHz: 8,000 Hz are needed, not {sample_rate}')
         self._split, self._sample_rate = split, sample_rate
         self.classes = list(KINDS)
 

@@ -12,6 +12,7 @@ import soundfile
 from experiments.audioset.sounds import Sounds
 from experiments.data import clip_files
 from experiments.data.pipeline import BrokenExample, Source
+from perceiver_jax.errors import Refused
 
 SPLITS = ('train', 'validation')
 VERSION = '1.0.0'  # of the prepared data set
@@ -46,17 +47,17 @@ def open_source(
       ValueError: if there is no such data.
     """
     if split not in SPLITS:
-        raise ValueError(f'split must be one of {SPLITS}, got {split!r}')
+        raise Refused(f'split must be one of {SPLITS}, got {split!r}')
     if kind not in ('tfds', 'folder', 'sounds'):
-        raise ValueError(f"data source must be 'tfds', 'folder' or 'sounds', got {kind!r}")
+        raise Refused(f"data source must be 'tfds', 'folder' or 'sounds', got {kind!r}")
     if kind == 'sounds':
         if with_frames:
-            raise ValueError('generated sounds have no video')
+            raise Refused('generated sounds have no video')
         return Sounds(split, sample_rate)
     if not path or not Path(path).expanduser().is_dir():
-        raise ValueError(f'data source {kind!r} reads a folder, and there is none at {path!r}')
+        raise Refused(f'data source {kind!r} reads a folder, and there is none at {path!r}')
     if sample_rate != clip_files.SAMPLE_RATE:
-        raise ValueError(
+        raise Refused(
             f'the sound of {kind!r} has {clip_files.SAMPLE_RATE} Hz, config.clip.sample_rate is '
             f'{sample_rate}'
         )
@@ -82,7 +83,7 @@ class Prepared:
         folders = [path, *(data_folder(path, kind) for kind in kinds)]
         folder = next((x for x in folders if (x / 'features.json').is_file()), None)
         if folder is None:
-            raise ValueError(
+            raise Refused(
                 f'{path} holds no prepared AudioSet: expected features.json in it or in '
                 f'{" or ".join(str(x.relative_to(path)) for x in folders[1:])}'
             )
@@ -168,25 +169,25 @@ class LabelledFolder:
                 name = row[file_column].strip()
                 file = files.get(name) or files.get(Path(name).stem)
                 if file is None:
-                    raise ValueError(f'{path / media} has no file {name!r} of {path / csv_file}')
+                    raise Refused(f'{path / media} has no file {name!r} of {path / csv_file}')
                 self._clips.append((file, [label_of[x] for x in some]))
         if not self._clips:
             known = sorted({row[split_column] for row in rows})
-            raise ValueError(
+            raise Refused(
                 f'{path / csv_file} has no rows whose {split_column} is one of {parts}; there is '
                 f'{known[:9]}'
             )
 
     def _rows(self, file, file_column, label_column, split_column, only) -> list[dict]:
         if not file.is_file():
-            raise ValueError(f'{file}: there is no such table')
+            raise Refused(f'{file}: there is no such table')
         with open(file, newline='', encoding='utf-8-sig') as opened:
             rows = list(csv.DictReader(opened))
         column, _, value = only.partition('=')
         wanted = {file_column, label_column, split_column, *([column] if only else [])}
         if not rows or not wanted <= rows[0].keys():
             found = list(rows[0]) if rows else []
-            raise ValueError(f'{file} needs the columns {sorted(wanted)}, and has {found}')
+            raise Refused(f'{file} needs the columns {sorted(wanted)}, and has {found}')
         return [row for row in rows if not only or row[column] == value]
 
     def __repr__(self) -> str:
@@ -231,7 +232,7 @@ class LabelledFolder:
 def _files_by_stem(folder: Path) -> dict[str, str]:
     """File names, with and without their endings -> files."""
     if not folder.is_dir():
-        raise ValueError(f'{folder}: there is no such folder of media')
+        raise Refused(f'{folder}: there is no such folder of media')
     files = {}
     for name in sorted(os.listdir(folder)):
         files.setdefault(Path(name).stem, str(folder / name))

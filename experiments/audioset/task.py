@@ -19,6 +19,7 @@ from experiments.pictures.panels import choose_to_draw, class_bars, clip_grid, s
 from experiments.training import parallel
 from experiments.training.describe import describe_model
 from experiments.training.losses import sigmoid_cross_entropy, softmax_cross_entropy
+from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.spectrogram import log_mel
 from perceiver_jax.models import audio_visual_classifier
 from perceiver_jax.weights.pretrained import Pretrained
@@ -43,9 +44,9 @@ class AudioSet:
         self.has_video = 'video' in self.modalities
         self.mixes = config.augmentation.mixup_alpha > 0
         if self.mixes and self.has_video:
-            raise ValueError('config.augmentation.mixup_alpha mixes sound, not video: set it to 0')
+            raise Refused('config.augmentation.mixup_alpha mixes sound, not video: set it to 0')
         if self.has_video and config.clip.frames_per_second != FRAMES_PER_SECOND:
-            raise ValueError(
+            raise Refused(
                 f'config.clip.frames_per_second is {config.clip.frames_per_second}, and videos are '
                 f'read at {FRAMES_PER_SECOND}'
             )
@@ -65,7 +66,7 @@ class AudioSet:
         )
         self.model = hk.transform_with_state(self._forward)
         if config.loss.kind not in _LOSSES:
-            raise ValueError(
+            raise Refused(
                 f'config.loss.kind is {config.loss.kind!r}, it must be one of {[*_LOSSES]}'
             )
         self._scores, self._cross_entropy = _LOSSES[config.loss.kind]
@@ -96,7 +97,7 @@ class AudioSet:
         )
         # A column without a class would never have positives: the number must be theirs.
         if len(source.classes) != self.config.model.num_classes:
-            raise ValueError(
+            raise Refused(
                 f'the {data.source} data has {len(source.classes)} classes, and '
                 f'config.model.num_classes is {self.config.model.num_classes}'
             )
@@ -190,7 +191,7 @@ class AudioSet:
     def summarise(self, predictions):
         numbers = multi_label_metrics(predictions['labels'], predictions['scores'])
         if self.metric not in numbers:
-            raise ValueError(
+            raise Refused(
                 f'config.evaluation.metric is {self.metric!r}, and of this data '
                 f'{sorted(numbers)} can be measured'
             )

@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments.data.crops import inception_crop
 from experiments.data.pipeline import BrokenExample
+from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.images import centre_crop, decode_image
 
 # On the way to the model
@@ -28,7 +29,7 @@ class ClipShape:
 
     def __post_init__(self):
         if self.sample_rate % self.frames_per_second:
-            raise ValueError(
+            raise Refused(
                 f'config.clip: a frame must last a whole number of samples, got '
                 f'{self.sample_rate} Hz and {self.frames_per_second} frames per second'
             )
@@ -62,7 +63,7 @@ class TrainTransform:
 
     def __post_init__(self):
         if self.roll and self.shape.size:
-            raise ValueError('config.augmentation.roll is for sound without video')
+            raise Refused('config.augmentation.roll is for sound without video')
 
     def __call__(self, clip: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
         shape, sound = self.shape, clip['sound']
@@ -117,7 +118,7 @@ class EvalTransform:
 
     def __post_init__(self):
         if self.clip_frames < self.shape.num_frames:
-            raise ValueError(
+            raise Refused(
                 f'config.evaluation.clip_seconds is {self.clip_seconds}, less than the '
                 f'{self.shape.num_frames / self.shape.frames_per_second} of a window'
             )

@@ -21,6 +21,8 @@ import grain
 import numpy as np
 from absl import flags
 
+from perceiver_jax.errors import Refused
+
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
 
@@ -30,7 +32,7 @@ _MAX_ITEMS_PER_PIECE = 32
 _ENDLESS = 2**40  # steps
 
 
-class BrokenExample(ValueError):
+class BrokenExample(Refused):
     """An example that cannot be read; the message names its file and says why."""
 
 
@@ -79,9 +81,9 @@ def train_batches(
       the global batch, and 'broken' [b] int32, its number of replaced examples.
     """
     if len(source) == 0:
-        raise ValueError(f'{source} has no examples to train on')
+        raise Refused(f'{source} has no examples to train on')
     if batch_size < 1 or batch_size % process_count:
-        raise ValueError(
+        raise Refused(
             f'batch_size must be a positive multiple of the number of processes, got '
             f'batch_size={batch_size} with process_count={process_count}'
         )
@@ -127,7 +129,7 @@ def eval_batches(
       1 for broken examples.
     """
     if batch_size < 1:
-        raise ValueError(f'batch_size must be positive, got {batch_size}')
+        raise Refused(f'batch_size must be positive, got {batch_size}')
     rows = -(-batch_size // process_count)
     items = _EvalItems(
         reader=_Reader(source, on_broken),
@@ -148,7 +150,7 @@ class _Reader:
 
     def __post_init__(self):
         if self.on_broken not in ('stop', 'skip'):
-            raise ValueError(f"on_broken must be 'stop' or 'skip', got {self.on_broken!r}")
+            raise Refused(f"on_broken must be 'stop' or 'skip', got {self.on_broken!r}")
 
     def __call__(self, index: int, transform: Callable[[Example], Batch]) -> tuple[Batch, bool]:
         """Returns the example at `index`, or the next readable one, and whether it was broken."""
@@ -163,7 +165,7 @@ class _Reader:
             except Exception as error:
                 error.add_note(f'while reading example {candidate} of {self.source}')
                 raise _travelling(error) from error
-        raise ValueError(f'no example of {self.source} can be read')
+        raise Refused(f'no example of {self.source} can be read')
 
 
 @dataclasses.dataclass(frozen=True)

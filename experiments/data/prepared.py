@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from perceiver_jax.errors import Refused
+
 
 def version_folder(path: Path, dataset: str) -> Path:
     """Returns `path` if it is a prepared version, or the newest version of a data set in it.
@@ -22,7 +24,7 @@ def version_folder(path: Path, dataset: str) -> Path:
     if (path / 'features.json').is_file():
         return path
     if not prepared:
-        raise ValueError(
+        raise Refused(
             f'{path} holds no prepared {dataset}: expected features.json or '
             f'{dataset}/<version>/features.json in it'
         )
@@ -41,7 +43,7 @@ class ArrayRecords:
         self._name = f'{folder}, split {split}'
         for part in split.split('+'):
             if not any(folder.glob(f'*-{part}.array_record-*')):
-                raise ValueError(f'{folder} has no array_record files of the split {part!r}')
+                raise Refused(f'{folder} has no array_record files of the split {part!r}')
         builder = tfds.builder_from_directory(folder)
         self.features = builder.info.features
         self._source = builder.as_data_source(split, decoders=decoders)

@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from perceiver_jax.errors import Refused
 from perceiver_jax.files import write_whole
 
 _FLO_MAGIC = np.float32(202021.25)  # the bytes b'PIEH', where floats are little-endian
@@ -34,7 +35,7 @@ def read_flow(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     readers = {'.flo': read_flo, '.png': read_kitti_flow, '.pfm': read_pfm}
     suffix = Path(path).suffix.lower()
     if suffix not in readers:
-        raise ValueError(f"{path}: expected flow in .flo, .pfm or KITTI's .png, not {suffix!r}")
+        raise Refused(f"{path}: expected flow in .flo, .pfm or KITTI's .png, not {suffix!r}")
     return readers[suffix](path)
 
 
@@ -54,13 +55,13 @@ def read_flo(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     """
     content = Path(path).read_bytes()
     if len(content) < 12 or np.frombuffer(content, '<f4', 1)[0] != _FLO_MAGIC:
-        raise ValueError(
+        raise Refused(
             f"{path}: expected a .flo file, which begins with b'PIEH', width and height; "
             f'it begins with {content[:4]}, {len(content)} bytes in all'
         )
     width, height = np.frombuffer(content, '<i4', 2, offset=4).tolist()
     if width < 1 or height < 1 or len(content) != 12 + 8 * width * height:
-        raise ValueError(
+        raise Refused(
             f'{path}: expected {12 + 8 * width * height} bytes for {width} x {height} pixels, '
             f'got {len(content)}'
         )
@@ -108,14 +109,14 @@ def read_pfm(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     content = Path(path).read_bytes()
     header = _PFM_HEADER.match(content)
     if not header:
-        raise ValueError(
+        raise Refused(
             f"{path}: expected a .pfm file of three channels, which begins with b'PF', width, "
             f'height and scale; it begins with {content[:16]}, {len(content)} bytes in all'
         )
     width, height, scale = int(header[1]), int(header[2]), float(header[3])
     expected = header.end() + 12 * width * height
     if width < 1 or height < 1 or len(content) != expected:
-        raise ValueError(
+        raise Refused(
             f'{path}: expected {expected} bytes for {width} x {height} pixels, got {len(content)}'
         )
     numbers = np.frombuffer(content, '<f4' if scale < 0 else '>f4', offset=header.end())
@@ -144,10 +145,10 @@ def read_kitti_flow(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     if encoded:  # OpenCV fails an assertion on nothing, and returns None for everything else
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None:
-        raise ValueError(f'{path}: expected a 16-bit PNG, got no whole image')
+        raise Refused(f'{path}: expected a 16-bit PNG, got no whole image')
     if image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:
         channels = 1 if image.ndim == 2 else image.shape[2]
-        raise ValueError(
+        raise Refused(
             f"{path}: KITTI's flow has 3 channels of 16 bits, got {channels} of "
             f'{8 * image.itemsize}'
         )
@@ -181,12 +182,10 @@ def _check(name, flow, valid) -> tuple[np.ndarray, np.ndarray]:
     """Gives flow, and validity for all of it; refuses shapes that do not fit."""
     flow = np.asarray(flow)
     if flow.ndim != 3 or flow.shape[2] != 2 or flow.size == 0:
-        raise ValueError(f'{name}: flow is [height, width, 2], got {flow.shape}')
+        raise Refused(f'{name}: flow is [height, width, 2], got {flow.shape}')
     valid = np.ones(flow.shape[:2], bool) if valid is None else np.asarray(valid)
     if valid.shape != flow.shape[:2] or valid.dtype != bool:
-        raise ValueError(
-            f'{name}: validity is bool {flow.shape[:2]}, got {valid.dtype} {valid.shape}'
-        )
+        raise Refused(f'{name}: validity is bool {flow.shape[:2]}, got {valid.dtype} {valid.shape}')
     return flow, valid
 
 
@@ -194,7 +193,7 @@ def _check_range(name, flow, low: float, high: float) -> None:
     """Refuses flow [n, 2] outside, or that is no number."""
     wrong = ~((flow >= low) & (flow <= high))
     if wrong.any():
-        raise ValueError(
+        raise Refused(
             f'{name}: expected flow in {low:g}..{high:g} pixels, got {flow[wrong][0]:g} '
             f'and {wrong.sum() - 1} more like it'
         )

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from perceiver_jax.errors import Refused
+
 
 def end_point_error(flow: jax.Array, truth: jax.Array, epsilon: float = 0.0) -> jax.Array:
     """Distances between where two flows end.
@@ -30,7 +32,7 @@ def end_point_error(flow: jax.Array, truth: jax.Array, epsilon: float = 0.0) -> 
       ValueError: the shapes differ.
     """
     if flow.shape != truth.shape or flow.shape[-1] != 2:
-        raise ValueError(f'flow {flow.shape} and truth {truth.shape} must both be [..., 2]')
+        raise Refused(f'flow {flow.shape} and truth {truth.shape} must both be [..., 2]')
     difference = flow.astype(jnp.float32) - truth
     return jnp.sqrt(jnp.square(difference).sum(-1) + epsilon**2)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.command_line import Progress
+from perceiver_jax.errors import Refused
 
 KITTI_LARGEST = 511.98  # pixels; what its files can hold
 
@@ -14,7 +15,7 @@ KITTI_LARGEST = 511.98  # pixels; what its files can hold
 def flow_of_frames(model, arguments: argparse.Namespace) -> Iterator[dict]:
     """Estimates flow from the first input to the second."""
     if len(arguments.inputs) != 2:
-        raise ValueError(f'INPUT: expected two images, got {len(arguments.inputs)}')
+        raise Refused(f'INPUT: expected two images, got {len(arguments.inputs)}')
     tiles = arguments.tiles or 'even'
     yield estimate_flow(model, *arguments.inputs, arguments.out, tiles, arguments.ground_truth)
 
@@ -49,11 +50,11 @@ def estimate_flow(
     try:
         frames = prepare_frames(*images)
     except ValueError as error:
-        raise ValueError(f'{first}, {second}: {error}') from error
+        raise Refused(f'{first}, {second}: {error}') from error
     if ground_truth is not None:
         truth, valid = read_flow(ground_truth)
         if valid.shape != frames.shape[1:3] or not valid.any():
-            raise ValueError(
+            raise Refused(
                 f'{ground_truth}: expected flow of {frames.shape[1:3]} pixels, '
                 f'got {valid.shape}, {valid.sum()} of them valid'
             )

@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.images import read_image
 
 # Many examples are made at once; threads within one would only fight over the cores.
@@ -51,10 +52,10 @@ class MovingScenes:
         textures: str = '',  # a folder of images; '': procedural
     ):
         if split not in _SPLITS:
-            raise ValueError(f'scenes are generated for {_SPLITS}, not for {split!r}')
+            raise Refused(f'scenes are generated for {_SPLITS}, not for {split!r}')
         count = num_pairs if split == 'train' else num_evaluation_pairs
         if count < 1 or min(frame_size) < 1 or not 0 <= num_shapes[0] <= num_shapes[1]:
-            raise ValueError(
+            raise Refused(
                 'scenes need at least one pair, a frame size, and num_shapes as (fewest, most), '
                 f'got {count}, {tuple(frame_size)}, {tuple(num_shapes)}'
             )
@@ -69,7 +70,7 @@ class MovingScenes:
             files = folder.rglob('*') if folder.is_dir() else ()
             self._textures = sorted(str(x) for x in files if x.suffix.lower() in _IMAGE_ENDINGS)
             if not self._textures:
-                raise ValueError(f'textures: {folder} holds no images of {_IMAGE_ENDINGS}')
+                raise Refused(f'textures: {folder} holds no images of {_IMAGE_ENDINGS}')
 
     def __repr__(self) -> str:
         return f'generated scenes of {self._size[0]} x {self._size[1]}, {self._split}'

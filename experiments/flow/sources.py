@@ -21,6 +21,7 @@ import numpy as np
 from experiments.data.pipeline import BrokenExample, Source
 from experiments.flow.files import read_flow, write_flo, write_kitti_flow
 from experiments.flow.scenes import MovingScenes
+from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.images import read_image
 
 SPLITS = ('train', 'evaluation', 'test')
@@ -63,18 +64,18 @@ def open_source(
       ValueError: there is no such data, or a part of it is missing.
     """
     if split not in SPLITS:
-        raise ValueError(f'split must be one of {SPLITS}, got {split!r}')
+        raise Refused(f'split must be one of {SPLITS}, got {split!r}')
     if kind == 'scenes':
         return MovingScenes(split, **(scenes or {}))
     if kind not in _KINDS:
-        raise ValueError(f'flow data must be one of {[*_KINDS, "scenes"]}, got {kind!r}')
+        raise Refused(f'flow data must be one of {[*_KINDS, "scenes"]}, got {kind!r}')
     name, list_pairs = _KINDS[kind]
     folder = Path(path).expanduser() / name
     if not folder.is_dir():
-        raise ValueError(f'flow data {kind!r} lies in {folder}, and there is no such folder')
+        raise Refused(f'flow data {kind!r} lies in {folder}, and there is no such folder')
     pairs = list_pairs(folder, split)
     if not pairs:
-        raise ValueError(f'{folder} has no pairs of frames laid out as those of {kind}, {split}')
+        raise Refused(f'{folder} has no pairs of frames laid out as those of {kind}, {split}')
     return _Pairs(pairs, f'{folder}, {kind}, {split}')
 
 
@@ -94,7 +95,7 @@ def write_submission(path: str | os.PathLike, kind: str, name: str, flow: np.nda
       ValueError: a kind without a server.
     """
     if kind not in SUBMISSIONS:
-        raise ValueError(f'flow is submitted for {[*SUBMISSIONS]}, not for {kind!r}')
+        raise Refused(f'flow is submitted for {[*SUBMISSIONS]}, not for {kind!r}')
     file = Path(path, SUBMISSIONS[kind].format(name))
     if kind.startswith('sintel'):
         write_flo(file, flow)
@@ -266,7 +267,7 @@ def _flyingchairs(folder: Path, split: str) -> list[Pair]:
     for table in folder.rglob('FlyingChairs_train_val.txt'):
         parts = table.read_text().split()
         if len(parts) != len(pairs) or not set(parts) <= {'1', '2'}:
-            raise ValueError(
+            raise Refused(
                 f'{table}: expected 1 (training) or 2 (validation) for each of {len(pairs)} '
                 f'pairs, got {len(parts)} entries, of {sorted(set(parts))[:5]}'
             )
@@ -317,7 +318,7 @@ def _with_ending(stem: str | Path, endings: Sequence[str]) -> str:
     for ending in endings:
         if os.path.exists(f'{stem}{ending}'):
             return f'{stem}{ending}'
-    raise ValueError(f'{stem} is missing: expected it with one of the endings {endings}')
+    raise Refused(f'{stem} is missing: expected it with one of the endings {endings}')
 
 
 _KINDS = {  # kind -> its folder, and (folder, split) -> its pairs

@@ -20,6 +20,7 @@ from experiments.pictures.panels import flow_rows
 from experiments.training import parallel
 from experiments.training.checks import count_steps
 from experiments.training.describe import describe_model
+from perceiver_jax.errors import Refused
 from perceiver_jax.models import optical_flow
 from perceiver_jax.tiling import flow_of_tiles
 from perceiver_jax.weights.pretrained import Pretrained
@@ -40,7 +41,7 @@ class OpticalFlow:
         self.config = config
         self.names = tuple(config.data.evaluate)
         if not self.names:
-            raise ValueError('config.data.evaluate names no data set')
+            raise Refused('config.data.evaluate names no data set')
         self.metric = f'epe_{self.names[0]}'
         self.tile = tuple(config.augmentation.crop_size)
         self.model = hk.transform_with_state(self._forward)
@@ -103,7 +104,7 @@ class OpticalFlow:
     def _phase_batches(self, phase: 'Phase', start_step: int) -> Iterator[dict[str, np.ndarray]]:
         batch_size, both = self.config.train.batch_size, phase.both_directions
         if both and batch_size % (2 * jax.process_count()):
-            raise ValueError(
+            raise Refused(
                 f'config.train.batch_size is {batch_size}: pairs in both directions need a '
                 f'multiple of 2 x {jax.process_count()} processes'
             )
@@ -225,7 +226,7 @@ def curriculum(
     """
     fractions = both_directions_fraction, ramp_fraction
     if min(fractions) < 0 or sum(fractions) > 1 or num_stages < 1:
-        raise ValueError(
+        raise Refused(
             'config.curriculum: both_directions_fraction and ramp_fraction are parts of the steps '
             f'and num_stages is at least 1, got {fractions} and {num_stages}'
         )

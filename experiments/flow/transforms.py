@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from experiments.data.pipeline import BrokenExample
+from perceiver_jax.errors import Refused
 from perceiver_jax.tiling import tile_corners
 
 # Many examples are made at once; threads within one would only fight over the cores.
@@ -188,9 +189,9 @@ class TrainTransform:
 
     def __post_init__(self):
         if not 0 <= self.strength <= 1:
-            raise ValueError(f'strength is in 0..1, got {self.strength}')
+            raise Refused(f'strength is in 0..1, got {self.strength}')
         if self.both_directions and self.strength:
-            raise ValueError(f'both directions are not augmented, got strength {self.strength}')
+            raise Refused(f'both directions are not augmented, got strength {self.strength}')
 
     def __call__(self, example: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
         first, second = self._draw_maps(example['valid'].shape, rng)

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from perceiver_jax.errors import Refused
+
 
 def mixup_cutmix(
     rng: jax.Array,
@@ -36,7 +38,7 @@ def mixup_cutmix(
       alphas as in DeepMind's Perceiver IO release.
     """
     if images.ndim != 5 or images.shape[1] != 2 or labels.shape != images.shape[:2]:
-        raise ValueError(
+        raise Refused(
             f'expected pairs of images [b, 2, H, W, C] and labels [b, 2], got '
             f'{images.shape} and {labels.shape}'
         )

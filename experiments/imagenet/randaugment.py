@@ -11,6 +11,8 @@ Source: Cubuk et al., RandAugment, 2019; Perceiver IO, app. A.1 (4 layers at mag
 import cv2
 import numpy as np
 
+from perceiver_jax.errors import Refused
+
 _FILL = 128
 _LEVELS = np.arange(256)
 
@@ -33,7 +35,7 @@ def randaugment(
       uint8 [height, width, 3].
     """
     if not 0 <= magnitude <= 10:
-        raise ValueError(f'magnitude must lie in 0..10, got {magnitude}')
+        raise Refused(f'magnitude must lie in 0..10, got {magnitude}')
     for pick in rng.integers(len(OPERATIONS), size=layers):
         image = _OPERATIONS_BY_NUMBER[pick](image, magnitude / 10, rng)
     return image

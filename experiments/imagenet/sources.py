@@ -15,6 +15,7 @@ import numpy as np
 from experiments.data.pipeline import BrokenExample, Source
 from experiments.data.prepared import ArrayRecords, version_folder
 from experiments.imagenet.digits import Digits
+from perceiver_jax.errors import Refused
 
 SPLITS = ('train', 'validation')
 _IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png')  # in any case
@@ -38,14 +39,14 @@ def open_source(kind: str, path: str | None, split: str) -> Source:
       ValueError: if there is no such data.
     """
     if split not in SPLITS:
-        raise ValueError(f'split must be one of {SPLITS}, got {split!r}')
+        raise Refused(f'split must be one of {SPLITS}, got {split!r}')
     if kind == 'digits':
         return Digits(split)
     sources = {'tfds': _ArrayRecords, 'tfrecord': _TFRecords, 'folder': _Folder}
     if kind not in sources:
-        raise ValueError(f'data source must be one of {[*sources, "digits"]}, got {kind!r}')
+        raise Refused(f'data source must be one of {[*sources, "digits"]}, got {kind!r}')
     if not path or not Path(path).expanduser().is_dir():
-        raise ValueError(f'data source {kind!r} reads a folder, and there is none at {path!r}')
+        raise Refused(f'data source {kind!r} reads a folder, and there is none at {path!r}')
     return sources[kind](Path(path).expanduser(), split)
 
 
@@ -60,7 +61,7 @@ class _ArrayRecords:
         try:
             self._records = ArrayRecords(folder, split, decoders)
         except ValueError as error:
-            raise ValueError(
+            raise Refused(
                 f'{error}: prepare them with --file_format=array_record, or read TFRecord files '
                 f"with source='tfrecord'"
             ) from None
@@ -86,10 +87,10 @@ class _TFRecords:
         self._name = f'{folder}, split {split}'
         self._files = sorted(folder.glob(f'*-{split}.tfrecord-*-of-*'))
         if not self._files:
-            raise ValueError(f'{folder} has no TFRecord files of the split {split!r}')
+            raise Refused(f'{folder} has no TFRecord files of the split {split!r}')
         num_files = int(self._files[0].name.rpartition('-of-')[-1])
         if len(self._files) != num_files:
-            raise ValueError(
+            raise Refused(
                 f'{folder} has {len(self._files)} of the {num_files} TFRecord files of the '
                 f'split {split!r}'
             )
@@ -126,11 +127,11 @@ class _Folder:
         train, self._folder = path / 'train', path / {'train': 'train', 'validation': 'val'}[split]
         for folder in (train, self._folder):
             if not folder.is_dir():
-                raise ValueError(f'{folder} is missing: expected train/<class>/ and val/<class>/')
+                raise Refused(f'{folder} is missing: expected train/<class>/ and val/<class>/')
         self.classes = _folders(train)
         unknown = sorted(set(_folders(self._folder)) - set(self.classes))
         if unknown:
-            raise ValueError(f'{self._folder} has classes that {train} lacks: {unknown[:5]}')
+            raise Refused(f'{self._folder} has classes that {train} lacks: {unknown[:5]}')
         names, labels = [], []
         for label, name in enumerate(self.classes):
             if (self._folder / name).is_dir():
@@ -139,7 +140,7 @@ class _Folder:
                         names.append(os.fsencode(f'{name}/{file}'))
                         labels.append(label)
         if not names:
-            raise ValueError(f'{self._folder} has no images <class>/*{_IMAGE_ENDINGS}')
+            raise Refused(f'{self._folder} has no images <class>/*{_IMAGE_ENDINGS}')
         # Arrays: a million Python strings would take long to send to each worker.
         self._names, self._labels = np.array(names), np.array(labels, np.int32)
 
@@ -205,6 +206,6 @@ def _records(file: Path, size: int):
             header = records.read(_LENGTH.size)
             length = _LENGTH.unpack(header)[0] if len(header) == _LENGTH.size else size
             if offset + length + 16 > size:
-                raise ValueError(f'{file} ends within its record at byte {offset}')
+                raise Refused(f'{file} ends within its record at byte {offset}')
             yield offset + 12, length
             offset += length + 16

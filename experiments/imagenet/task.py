@@ -16,6 +16,7 @@ from experiments.pictures.panels import answers, choose_to_draw, image_grid
 from experiments.training import parallel
 from experiments.training.describe import describe_model
 from experiments.training.losses import softmax_cross_entropy
+from perceiver_jax.errors import Refused
 from perceiver_jax.inputs import as_images
 from perceiver_jax.models import image_classifier
 from perceiver_jax.recording import record_attention
@@ -36,14 +37,14 @@ class ImageNet:
         self.config = config
         self.mixes = config.loss.mixup_alpha > 0
         if self.mixes != (config.loss.cutmix_alpha > 0):
-            raise ValueError(
+            raise Refused(
                 'config.loss.mixup_alpha and config.loss.cutmix_alpha must both be 0 or both be '
                 f'more, got {config.loss.mixup_alpha} and {config.loss.cutmix_alpha}'
             )
         self.model = hk.transform_with_state(self._forward)
         size = config.images.image_size
         if size < 1:
-            raise ValueError(f'config.images.image_size is {size}, it must be at least 1')
+            raise Refused(f'config.images.image_size is {size}, it must be at least 1')
         self.image_shape = (1, size, size, len(config.images.mean))
         self.train_transform = TrainTransform(**config.images, **config.augmentation)
         self.eval_transform = EvalTransform(
@@ -68,7 +69,7 @@ class ImageNet:
     def _open(self, split: str):
         source = open_source(self.config.data.source, self.config.data.path, split)
         if len(source.classes) > self.config.model.num_classes:
-            raise ValueError(
+            raise Refused(
                 f'the {self.config.data.source} data has {len(source.classes)} classes, and '
                 f'config.model.num_classes is {self.config.model.num_classes}'
             )

@@ -13,6 +13,7 @@ import numpy as np
 from experiments.data.crops import inception_crop
 from experiments.data.pipeline import BrokenExample
 from experiments.imagenet.randaugment import randaugment
+from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.images import centre_crop, decode_image, normalise, resize
 
 # Many examples are made at once; threads within one would only fight over the cores.
@@ -59,7 +60,7 @@ class TrainTransform:
 
     def __post_init__(self):
         if self.randaugment_layers and len(self.mean) != 3:
-            raise ValueError(
+            raise Refused(
                 f'RandAugment needs images of 3 channels, got randaugment_layers='
                 f'{self.randaugment_layers} with {len(self.mean)} means'
             )

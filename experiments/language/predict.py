@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.classes import softmax
+from perceiver_jax.errors import Refused
 
 NUM_CANDIDATES = 3  # for each masked byte
 
@@ -17,7 +18,7 @@ NUM_CANDIDATES = 3  # for each masked byte
 def fill_in_texts(model, arguments: argparse.Namespace) -> Iterator[dict]:
     """Fills in --text, or each input."""
     if (arguments.text is None) == (not arguments.inputs):
-        raise ValueError('INPUT: expected text files, or --text instead')
+        raise Refused('INPUT: expected text files, or --text instead')
     if arguments.text is not None:
         yield {'input': '--text', **fill_in(model, os.fsencode(arguments.text))}
     for path in arguments.inputs:
@@ -25,7 +26,7 @@ def fill_in_texts(model, arguments: argparse.Namespace) -> Iterator[dict]:
         try:
             yield {'input': path, **fill_in(model, text.removesuffix(b'\n').removesuffix(b'\r'))}
         except ValueError as error:
-            raise ValueError(f'{path}: {error}') from error
+            raise Refused(f'{path}: {error}') from error
 
 
 def masked_tokens(text: bytes, length: int) -> np.ndarray:
@@ -39,13 +40,13 @@ def masked_tokens(text: bytes, length: int) -> np.ndarray:
     pieces = re.split(rb'\[MASK(?:\*(\d+))?\]', text)  # text, count or None, text, ...
     num_bytes = sum(map(len, pieces[::2])) + sum(int(count or 1) for count in pieces[1::2])
     if num_bytes > length:
-        raise ValueError(f'the text has {num_bytes:,} bytes, and at most {length:,} fit')
+        raise Refused(f'the text has {num_bytes:,} bytes, and at most {length:,} fit')
     tokens = [encode_text(pieces[0])]
     for count, piece in zip(pieces[1::2], pieces[2::2], strict=True):
         tokens += [np.full(int(count or 1), MASK, np.int32), encode_text(piece)]
     tokens = np.concatenate(tokens)
     if not (tokens == MASK).any():
-        raise ValueError('nothing is masked: expected [MASK], or [MASK*6] for six bytes, in it')
+        raise Refused('nothing is masked: expected [MASK], or [MASK*6] for six bytes, in it')
     return tokens
 
 

@@ -38,6 +38,7 @@ import tensorflow_datasets as tfds
 
 from experiments.modelnet40.files import read_cloud, some_points
 from experiments.modelnet40.sources import OFFICIAL
+from perceiver_jax.errors import Refused
 
 SPLITS = ('train', 'validation', 'test')
 NUM_POINTS = 4096  # our choice: twice what the model sees, so that an epoch sees other points
@@ -117,7 +118,7 @@ def find_shapes(path: Path) -> list[Shape]:
       ValueError: if there are none, or it is not known what they are; names the file.
     """
     if not path.exists():
-        raise ValueError(f'{path} does not exist')
+        raise Refused(f'{path} does not exist')
     if path.is_dir() and (files := sorted(path.rglob('ply_data_*.h5'))):
         shapes = [shape for file in files for shape in _of_hdf5(file)]
     elif path.suffix == '.npz':
@@ -134,16 +135,16 @@ def find_shapes(path: Path) -> list[Shape]:
             if (shape := _of_file_name(member, str(path), member))
         ]
     else:
-        raise ValueError(f'{path} is no folder, no zip and no .npz')
+        raise Refused(f'{path} is no folder, no zip and no .npz')
     if not shapes:
-        raise ValueError(
+        raise Refused(
             f'{path} holds no shapes: expected <class>/<train|test>/<name>.off, ply_data_*.h5, '
             f'<class>/<class>_0001.txt or .npy in it'
         )
     shapes.sort(key=lambda shape: (shape.label, shape.name))
     for shape, following in itertools.pairwise(shapes):
         if (shape.label, shape.name) == (following.label, following.name):
-            raise ValueError(f'{shape} and {following} are both the shape {shape.name!r}')
+            raise Refused(f'{shape} and {following} are both the shape {shape.name!r}')
     return shapes
 
 
@@ -183,7 +184,7 @@ def _of_file_name(name: str, file: str, member: str | None = None) -> Shape | No
     found = match.groupdict()
     split = found.get('split') or official_split(found['name'])
     if split is None:
-        raise ValueError(
+        raise Refused(
             f'{member or file}: expected it in a folder train/ or test/, or a name of ModelNet40'
         )
     return Shape(found['name'], found['label'], split, file, member)
@@ -193,14 +194,14 @@ def _of_hdf5(file: Path) -> Iterator[Shape]:
     """Shapes of ply_data_train0.h5, with names from ply_data_train_0_id2file.json where it is."""
     parts = re.fullmatch(r'ply_data_(train|test)_?(\d+)\.h5', file.name)
     if parts is None:
-        raise ValueError(f'{file}: expected a name such as ply_data_train0.h5')
+        raise Refused(f'{file}: expected a name such as ply_data_train0.h5')
     split, number = parts.groups()
     labels, points = (_hdf5(str(file))[key] for key in ('label', 'data'))
     listed, classes = file.with_name('shape_names.txt'), sorted(OFFICIAL)
     if listed.is_file():
         classes = listed.read_text().split()
     if len(labels) != len(points) or labels.max() >= len(classes):
-        raise ValueError(
+        raise Refused(
             f'{file} has {len(points)} shapes and {len(labels)} labels up to {labels.max()}, '
             f'and there are {len(classes)} classes'
         )
@@ -208,7 +209,7 @@ def _of_hdf5(file: Path) -> Iterator[Shape]:
     if named.is_file():
         names = [Path(name).stem for name in json.loads(named.read_text())]
         if len(names) != len(labels):
-            raise ValueError(f'{named} has {len(names)} names for {len(labels)} shapes')
+            raise Refused(f'{named} has {len(names)} names for {len(labels)} shapes')
     else:
         names = [f'{split}{number}_{row:04}' for row in range(len(labels))]
     for row, (name, label) in enumerate(zip(names, labels.ravel(), strict=True)):
@@ -220,18 +221,18 @@ def _of_npz(file: Path) -> list[Shape]:
     num = len(arrays['points'])
     for key in ('label', 'name', 'split'):
         if key in arrays and len(arrays[key]) != num:
-            raise ValueError(f'{file}: {key!r} has {len(arrays[key])} entries for {num} shapes')
+            raise Refused(f'{file}: {key!r} has {len(arrays[key])} entries for {num} shapes')
     classes, shapes = _texts(arrays['classes']), []
     names, labels = _texts(arrays['name']), arrays['label'].tolist()
     splits = _texts(arrays['split']) if 'split' in arrays else map(official_split, names)
     for row, (name, label, split) in enumerate(zip(names, labels, splits, strict=True)):
         if split not in SPLITS:
-            raise ValueError(
+            raise Refused(
                 f'{file}: the split of {name!r} is {split!r}, expected one of {SPLITS}, or a '
                 'name of ModelNet40'
             )
         if not 0 <= label < len(classes):
-            raise ValueError(f'{file}: the label of {name!r} is {label}, of {len(classes)} classes')
+            raise Refused(f'{file}: the label of {name!r} is {label}, of {len(classes)} classes')
         shapes.append(Shape(name, classes[label], split, str(file), row))
     return shapes
 
@@ -267,7 +268,7 @@ def _bytes(shape: Shape) -> bytes:
     try:
         return _zip(shape.file).read(shape.place)
     except (zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f'{shape}: {error}') from error
+        raise Refused(f'{shape}: {error}') from error
 
 
 @functools.lru_cache(maxsize=1)
@@ -281,9 +282,9 @@ def _npz(file: str) -> dict[str, np.ndarray]:
         with np.load(file) as arrays:
             found = dict(arrays)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f'{file}: {error}') from error
+        raise Refused(f'{file}: {error}') from error
     if missing := {'points', 'label', 'name', 'classes'} - set(found):
-        raise ValueError(f'{file} lacks {sorted(missing)}; it has {sorted(found)}')
+        raise Refused(f'{file} lacks {sorted(missing)}; it has {sorted(found)}')
     return found
 
 
@@ -295,7 +296,7 @@ def _hdf5(file: str) -> dict[str, np.ndarray]:
         with h5py.File(file) as arrays:
             return {key: arrays[key][:] for key in ('data', 'label')}
     except (OSError, KeyError) as error:
-        raise ValueError(f'{file}: {error}') from error
+        raise Refused(f'{file}: {error}') from error
 
 
 def _texts(array: np.ndarray) -> list[str]:
@@ -312,10 +313,10 @@ def prepare(path: Path, data_dir: Path, num_points: int = NUM_POINTS, seed: int 
       ValueError: if something cannot be read; names the file.
     """
     if num_points < 1:
-        raise ValueError(f'--num_points is {num_points}, it must be at least 1')
+        raise Refused(f'--num_points is {num_points}, it must be at least 1')
     builder = Modelnet40(path, num_points=num_points, seed=seed, data_dir=data_dir)
     if builder.data_path.exists():
-        raise ValueError(f'{builder.data_path} exists already; remove it to prepare it again')
+        raise Refused(f'{builder.data_path} exists already; remove it to prepare it again')
     builder.download_and_prepare()
     counts = {split: info.num_examples for split, info in builder.info.splits.items()}
     train = counts.get('train', 0) + counts.get('validation', 0)

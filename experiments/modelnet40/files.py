@@ -5,6 +5,8 @@ import re
 
 import numpy as np
 
+from perceiver_jax.errors import Refused
+
 
 def read_cloud(encoded: bytes, num_points: int, rng: np.random.Generator, name: str) -> np.ndarray:
     """Reads points, or draws them of a mesh's surface, uniformly by area.
@@ -24,7 +26,7 @@ def read_cloud(encoded: bytes, num_points: int, rng: np.random.Generator, name: 
     """
     ending = name.lower().rpartition('.')[-1]
     if ending not in ('off', 'npy', 'txt'):
-        raise ValueError(f'{name}: expected an .off, .npy or .txt file')
+        raise Refused(f'{name}: expected an .off, .npy or .txt file')
     try:
         if ending == 'off':
             points = _sample_surface(encoded, num_points, rng)
@@ -33,7 +35,7 @@ def read_cloud(encoded: bytes, num_points: int, rng: np.random.Generator, name: 
         else:
             points = np.loadtxt(io.StringIO(encoded.decode().replace(',', ' ')), ndmin=2)
     except Exception as error:  # whatever the libraries make of a damaged file
-        raise ValueError(f'{name}: {error}') from error
+        raise Refused(f'{name}: {error}') from error
     return some_points(points, num_points, rng, name)
 
 
@@ -42,10 +44,10 @@ def some_points(
 ) -> np.ndarray:
     """At most `num_points` of an array [P, 3 or more], in random order; see `read_cloud`."""
     if points.ndim != 2 or points.shape[1] < 3 or not len(points):
-        raise ValueError(f'{name}: expected points [P, 3 or more], got {points.shape}')
+        raise Refused(f'{name}: expected points [P, 3 or more], got {points.shape}')
     points = points[rng.permutation(len(points))[:num_points], :3].astype(np.float32)
     if not np.isfinite(points).all():
-        raise ValueError(f'{name}: some of its coordinates are not finite')
+        raise Refused(f'{name}: some of its coordinates are not finite')
     return points
 
 
@@ -63,19 +65,18 @@ def _sample_surface(off: bytes, num_points: int, rng: np.random.Generator) -> np
     Raises:
       ValueError: if the file is cut, or the mesh has no area. Of other damage, trimesh's errors.
     """
-
     import trimesh  # each worker imports this file
 
     counts = re.search(rb'OFF(?:\s|#.*)*?(\d+)\s+(\d+)', off)
     if counts is None:
-        raise ValueError("expected 'OFF' and the numbers of vertices and faces")
+        raise Refused("expected 'OFF' and the numbers of vertices and faces")
     expected = sum(map(int, counts.groups()))
     # trimesh takes fewer faces than there should be.
     lines = off[counts.end() :].split(b'\n')[1:]
     found = sum(1 for line in lines if line.strip() and not line.lstrip().startswith(b'#'))
     if found < expected:
-        raise ValueError(f'it ends after {found} of {expected} vertices and faces')
+        raise Refused(f'it ends after {found} of {expected} vertices and faces')
     mesh = trimesh.load_mesh(io.BytesIO(off), file_type='off', process=False)
     if not mesh.area > 0:
-        raise ValueError(f'a mesh of {len(mesh.faces)} faces without area')
+        raise Refused(f'a mesh of {len(mesh.faces)} faces without area')
     return np.asarray(trimesh.sample.sample_surface(mesh, num_points, seed=rng)[0])

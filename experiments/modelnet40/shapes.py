@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from perceiver_jax.errors import Refused
+
 NUM_POINTS = 512
 NUM_SHAPES = {'train': 2000, 'validation': 500, 'test': 500}
 _FIRST = {'train': 0, 'validation': 10**6, 'test': 2 * 10**6}
@@ -134,7 +136,7 @@ class Shapes:
     def __init__(self, split: str):
         parts = split.split('+')
         if unknown := set(parts) - set(NUM_SHAPES):
-            raise ValueError(f'shapes have the splits {[*NUM_SHAPES]}, not {sorted(unknown)}')
+            raise Refused(f'shapes have the splits {[*NUM_SHAPES]}, not {sorted(unknown)}')
         self._split = split
         self._numbers = np.concatenate(
             [np.arange(_FIRST[part], _FIRST[part] + NUM_SHAPES[part]) for part in parts]

@@ -5,6 +5,7 @@ from pathlib import Path
 from experiments.data.pipeline import Source
 from experiments.data.prepared import ArrayRecords, version_folder
 from experiments.modelnet40.shapes import Shapes
+from perceiver_jax.errors import Refused
 
 # Class -> official training and test shapes. Names count on: airplane_0001 to airplane_0626 are
 # for training, airplane_0627 to airplane_0726 for the test.
@@ -72,9 +73,9 @@ def open_source(kind: str, path: str | None, split: str) -> Source:
     if kind == 'shapes':
         return Shapes(split)
     if kind != 'tfds':
-        raise ValueError(f"data source must be 'tfds' or 'shapes', got {kind!r}")
+        raise Refused(f"data source must be 'tfds' or 'shapes', got {kind!r}")
     if not path or not Path(path).expanduser().is_dir():
-        raise ValueError(f'data source {kind!r} reads a folder, and there is none at {path!r}')
+        raise Refused(f'data source {kind!r} reads a folder, and there is none at {path!r}')
     return _Prepared(Path(path).expanduser(), split)
 
 

@@ -15,6 +15,7 @@ from experiments.pictures.panels import answers, choose_to_draw, cloud_grid, con
 from experiments.training import parallel
 from experiments.training.describe import describe_model
 from experiments.training.losses import softmax_cross_entropy
+from perceiver_jax.errors import Refused
 from perceiver_jax.models import point_classifier
 from perceiver_jax.recording import record_attention
 from perceiver_jax.weights.pretrained import Pretrained
@@ -33,7 +34,7 @@ class ModelNet40:
         self.config = config
         num_points = config.points.num_points
         if num_points < 2:
-            raise ValueError(f'config.points.num_points is {num_points}, it must be at least 2')
+            raise Refused(f'config.points.num_points is {num_points}, it must be at least 2')
         self.model = hk.transform_with_state(self._forward)
         self.points_shape = (1, num_points, 3)
         self.train_transform = TrainTransform(num_points=num_points, **config.augmentation)
@@ -56,7 +57,7 @@ class ModelNet40:
     def _open(self, split: str):
         source = open_source(self.config.data.source, self.config.data.path, split)
         if len(source.classes) != self.config.model.num_classes:
-            raise ValueError(
+            raise Refused(
                 f'the {self.config.data.source} data has {len(source.classes)} classes, and '
                 f'config.model.num_classes is {self.config.model.num_classes}'
             )

@@ -8,6 +8,7 @@ import dataclasses
 import numpy as np
 
 from experiments.data.pipeline import BrokenExample
+from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.points import prepare_points
 
 
@@ -44,7 +45,7 @@ class EvalTransform:
 def _checked(example: dict, num_points: int) -> np.ndarray:
     points = example['points']
     if len(points) < num_points:
-        raise ValueError(
+        raise Refused(
             f'config.points.num_points is {num_points}, and {example["name"]} has {len(points)}'
         )
     return points.astype(np.float64)

@@ -3,6 +3,8 @@
 import flow_vis
 import numpy as np
 
+from perceiver_jax.errors import Refused
+
 
 def flow_picture(
     flow: np.ndarray, valid: np.ndarray | None = None, largest: float | None = None
@@ -24,19 +26,19 @@ def flow_picture(
     flow = np.asarray(flow)
     valid = np.ones(flow.shape[:2], bool) if valid is None else np.asarray(valid)
     if flow.ndim != 3 or flow.shape[2] != 2 or flow.size == 0:
-        raise ValueError(f'flow_picture: flow is [height, width, 2], got {flow.shape}')
+        raise Refused(f'flow_picture: flow is [height, width, 2], got {flow.shape}')
     if valid.shape != flow.shape[:2] or valid.dtype != bool:
-        raise ValueError(
+        raise Refused(
             f'flow_picture: validity is bool {flow.shape[:2]}, got {valid.dtype} {valid.shape}'
         )
     wrong = ~np.isfinite(flow[valid])
     if wrong.any():
-        raise ValueError(
+        raise Refused(
             f'flow_picture: valid flow is finite, got {flow[valid][wrong][0]:g} '
             f'and {wrong.sum() - 1} more like it'
         )
     if largest is not None and not largest > 0:
-        raise ValueError(f'largest: expected a positive length in pixels, got {largest}')
+        raise Refused(f'largest: expected a positive length in pixels, got {largest}')
     flow = np.where(valid[..., None], flow, 0).astype(np.float64)
     length = np.hypot(flow[..., 0], flow[..., 1])
     unit = flow / np.maximum(length, largest or length.max() or 1.0)[..., None]

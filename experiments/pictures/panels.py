@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from experiments.pictures.flow_colours import flow_picture
 from experiments.pictures.style import BLUE, GREEN, INK, PALE, RED
+from perceiver_jax.errors import Refused
 
 
 def choose_to_draw(correct: np.ndarray, count: int) -> np.ndarray:
@@ -53,12 +54,12 @@ def image_grid(
     images = np.asarray(images)
     count = len(images)
     if count == 0 or not (images.ndim == 3 or images.ndim == 4 and images.shape[3] == 3):
-        raise ValueError(f'images: expected [n, height, width(, 3)], got {images.shape}')
+        raise Refused(f'images: expected [n, height, width(, 3)], got {images.shape}')
     if not (images.min() >= -1e-3 and images.max() <= 1 + 1e-3):
-        raise ValueError(f'images: expected 0..1, got {images.min():g}..{images.max():g}')
+        raise Refused(f'images: expected 0..1, got {images.min():g}..{images.max():g}')
     for name, values in (('titles', titles), ('correct', correct), ('heatmaps', heatmaps)):
         if values is not None and len(values) != count:
-            raise ValueError(f'{name}: expected {count}, one an image, got {len(values)}')
+            raise Refused(f'{name}: expected {count}, one an image, got {len(values)}')
 
     height, width = images.shape[1:3]
     total_width = width if heatmaps is None else 2.05 * width

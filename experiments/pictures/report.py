@@ -20,6 +20,7 @@ from matplotlib.ticker import (
 
 from experiments.pictures.style import BLUE, GREY, INK, ORANGE, STYLE, _figure
 from experiments.pictures.units import metric_text
+from perceiver_jax.errors import Refused
 from perceiver_jax.files import whole
 
 
@@ -40,7 +41,7 @@ def write_report(
       ValueError: there are no rows.
     """
     if not rows:
-        raise ValueError(f'{path}: a report needs at least one row of metrics, got none')
+        raise Refused(f'{path}: a report needs at least one row of metrics, got none')
     with matplotlib.rc_context(STYLE):
         figure = _figure(title, height=9.5)
         curves, samples = figure.subfigures(2, 1, height_ratios=(1, 1.15))

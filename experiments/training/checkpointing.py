@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments.training import parallel
+from perceiver_jax.errors import Refused
 from perceiver_jax.weights.translation import check_shapes
 
 Tree = Any  # nested dictionaries, tuples and NamedTuples of arrays
@@ -114,7 +115,7 @@ class Checkpoints:
             steps = sorted((s for s in steps if s in self._scores), key=self._scores.get)[-1:]
         if not steps:
             wanted = 'evaluated checkpoint' if best else 'checkpoint'
-            raise ValueError(f'no {wanted} in {self._directory}')
+            raise Refused(f'no {wanted} in {self._directory}')
         step, arrays, _ = self._read_first_whole(steps)
         return step, arrays
 
@@ -132,7 +133,7 @@ class Checkpoints:
                 if parallel.is_main_process():
                     reason = f'{type(error).__name__}: {" ".join(str(error).split())[:100]}'
                     print(f'{self._directory / str(step)} is damaged, skipped: {reason}')
-        raise ValueError(
+        raise Refused(
             f'all checkpoints in {self._directory} are damaged; remove them to start afresh'
         )
 
@@ -144,7 +145,7 @@ class Checkpoints:
         arrays = self._manager.restore(step, args=ocp.args.PyTreeRestore(restore_args=to_host))
         expected, found = metadata.custom_metadata['sha256'], digest(arrays)
         if found != expected:
-            raise ValueError(f'sha256 is {found}, {expected} was saved')
+            raise Refused(f'sha256 is {found}, {expected} was saved')
         return arrays, metadata.custom_metadata
 
 

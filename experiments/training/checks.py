@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from perceiver_jax.errors import Refused
+
 # Keys of the configuration that may change when a run is resumed: none of them changes the result.
 FREE_KEYS = (
     'parallel',
@@ -30,17 +32,17 @@ def check_sizes(config, num_devices: int) -> None:
     sizes = config.train
     for key in sizes:
         if key not in ('epochs', 'steps') and sizes[key] < 1:
-            raise ValueError(f'config.train.{key} is {sizes[key]}, it must be at least 1')
+            raise Refused(f'config.train.{key} is {sizes[key]}, it must be at least 1')
     if sizes.batch_size % (num_devices * sizes.accumulate_steps):
-        raise ValueError(
+        raise Refused(
             f'config.train.batch_size is {sizes.batch_size}, it must be a multiple of '
             f'{num_devices} devices x config.train.accumulate_steps {sizes.accumulate_steps}'
         )
     for key, value in (('seed', config.seed), ('data.num_workers', config.data.num_workers)):
         if value < 0:
-            raise ValueError(f'config.{key} is {value}, it must be at least 0')
+            raise Refused(f'config.{key} is {value}, it must be at least 0')
     if config.evaluation.batch_size < 1 or config.evaluation.batch_size % num_devices:
-        raise ValueError(
+        raise Refused(
             f'config.evaluation.batch_size is {config.evaluation.batch_size}, '
             f'it must be a multiple of {num_devices} devices'
         )
@@ -61,7 +63,7 @@ def count_steps(config, num_train_examples: int) -> tuple[int, float]:
     """
     sizes = config.train
     if (sizes.epochs is None) == (sizes.steps is None):
-        raise ValueError(
+        raise Refused(
             'exactly one of config.train.epochs and config.train.steps must be set, '
             f'got {sizes.epochs} and {sizes.steps}'
         )
@@ -70,7 +72,7 @@ def count_steps(config, num_train_examples: int) -> tuple[int, float]:
         total_steps = int(sizes.epochs * num_train_examples // sizes.batch_size)
     if total_steps < 1:
         key = 'steps' if sizes.epochs is None else 'epochs'
-        raise ValueError(f'config.train.{key} is {sizes[key]}, which makes {total_steps} updates')
+        raise Refused(f'config.train.{key} is {sizes[key]}, which makes {total_steps} updates')
     return total_steps, num_train_examples / sizes.batch_size
 
 
@@ -90,7 +92,7 @@ def check_resumable(workdir: Path, config) -> None:
     try:
         before = _leaves(json.loads(path.read_text()))
     except (json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(
+        raise Refused(
             f'{path} is damaged ({error}); remove it to resume with the config at hand'
         ) from None
     now = _leaves(json.loads(json.dumps(config.to_dict())))  # tuples as lists
@@ -100,7 +102,7 @@ def check_resumable(workdir: Path, config) -> None:
         if before.get(key) != now.get(key) and key not in FREE_KEYS
     ]
     if differing:
-        raise ValueError(
+        raise Refused(
             f'{workdir} holds a run with another config: {"; ".join(differing)}. '
             'Resume it with its own config, or choose another workdir'
         )

@@ -27,7 +27,6 @@ def evaluate_checkpoint(config, task, workdir: Path, name: str, best: bool) -> d
     Raises:
       ValueError: if there is no such checkpoint, or it is of another model.
     """
-
     from experiments.pictures.report import write_samples
     from experiments.training.checkpointing import check_fit, flatten, load_params
     from experiments.training.checks import check_sizes

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from perceiver_jax.errors import Refused
+
 
 def softmax_cross_entropy(
     logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
@@ -26,11 +28,11 @@ def softmax_cross_entropy(
     Source: Szegedy et al. 2016, section 7; DeepMind's Perceiver IO release trains with s = 0.1.
     """
     if logits.ndim != 2 or logits.shape != labels.shape:
-        raise ValueError(
+        raise Refused(
             f'logits {logits.shape} and labels {labels.shape} must both be [examples, classes]'
         )
     if not 0 <= label_smoothing < 1:
-        raise ValueError(f'label_smoothing is {label_smoothing}, it must be in [0, 1)')
+        raise Refused(f'label_smoothing is {label_smoothing}, it must be in [0, 1)')
     labels = (1 - label_smoothing) * labels + label_smoothing / labels.shape[-1]
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     return -jnp.sum(labels * log_probabilities, axis=-1)
@@ -50,7 +52,7 @@ def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
       ValueError: if the shapes differ.
     """
     if logits.ndim != 2 or logits.shape != labels.shape:
-        raise ValueError(
+        raise Refused(
             f'logits {logits.shape} and labels {labels.shape} must both be [examples, classes]'
         )
     logits = logits.astype(jnp.float32)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from perceiver_jax.errors import Refused
+
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]  # updates made so far -> multiplier or rate
 
 
@@ -97,9 +99,8 @@ def flat_cosine(total_steps, steps_per_epoch, *, flat_fraction) -> Schedule:
 
 def cosine(total_steps, steps_per_epoch, *, warmup_steps) -> Schedule:
     """A linear warm-up, then a cosine to 0 (optical flow without, language with warm-up)."""
-
     if warmup_steps >= total_steps:
-        raise ValueError(
+        raise Refused(
             f'config.optimizer.schedule.warmup_steps is {warmup_steps}, and the run has '
             f'{total_steps} updates'
         )
@@ -126,12 +127,12 @@ def _cosine(progress):
 
 def _make_schedule(total_steps, steps_per_epoch, *, kind, **arguments) -> Schedule:
     if kind not in SCHEDULES:
-        raise ValueError(
+        raise Refused(
             f'config.optimizer.schedule.kind is {kind!r}, it must be one of {", ".join(SCHEDULES)}'
         )
     expected = inspect.getfullargspec(SCHEDULES[kind]).kwonlyargs
     if sorted(arguments) != sorted(expected):
-        raise ValueError(
+        raise Refused(
             f'config.optimizer.schedule has {sorted(arguments)} beside the kind, '
             f'{kind!r} takes {sorted(expected)}'
         )

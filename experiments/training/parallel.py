@@ -18,6 +18,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from perceiver_jax.errors import Refused
+
 AXIS = 'data'  # the one mesh axis, and the axis name that a pmapped step is bound to
 
 
@@ -127,7 +129,7 @@ def make(kind: str) -> Jit | Pmap:
       ValueError: if it is not one of KINDS.
     """
     if kind not in KINDS:
-        raise ValueError(f'config.parallel is {kind!r}, it must be one of {", ".join(KINDS)}')
+        raise Refused(f'config.parallel is {kind!r}, it must be one of {", ".join(KINDS)}')
     return KINDS[kind]()
 
 
@@ -167,7 +169,7 @@ def initialize(
     elif None not in given:
         jax.distributed.initialize(coordinator, num_processes, process_id)
     elif given != (None, None, None):
-        raise ValueError(
+        raise Refused(
             'coordinator, num_processes and process_id go together, '
             f'got {coordinator}, {num_processes}, {process_id}'
         )

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from perceiver_jax.errors import Refused
+
 
 def read_image(path: str | Path, channels: int = 3) -> np.ndarray:
     """Reads a photograph: JPEG, PNG or whatever else OpenCV decodes, of any colour space.
@@ -26,7 +28,7 @@ def read_image(path: str | Path, channels: int = 3) -> np.ndarray:
     try:
         return decode_image(Path(path).read_bytes(), channels, oriented=True)
     except ValueError as error:
-        raise ValueError(f'{path}: {error}') from error
+        raise Refused(f'{path}: {error}') from error
 
 
 def decode_image(encoded: bytes, channels: int, *, oriented: bool = False) -> np.ndarray:
@@ -44,11 +46,10 @@ def decode_image(encoded: bytes, channels: int, *, oriented: bool = False) -> np
     Raises:
       ValueError: if these are not a whole image.
     """
-
     import cv2
 
     if channels not in (1, 3):
-        raise ValueError(f'channels must be 1 or 3, not {channels!r}')
+        raise Refused(f'channels must be 1 or 3, not {channels!r}')
     flags = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}[channels]
     if not oriented:
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
@@ -57,9 +58,7 @@ def decode_image(encoded: bytes, channels: int, *, oriented: bool = False) -> np
     except cv2.error:  # no bytes, or more pixels than OpenCV takes; None for everything else
         image = None
     if image is None:
-        raise ValueError(
-            f'{len(encoded)} bytes that are no whole image of a kind that OpenCV reads'
-        )
+        raise Refused(f'{len(encoded)} bytes that are no whole image of a kind that OpenCV reads')
     return image.reshape(*image.shape[:2], channels)
 
 
@@ -87,7 +86,7 @@ def prepare_image(
     """
     _check_image('image', image, len(mean))
     if size < 1 or size % 1:
-        raise ValueError(f'size must be a whole number of pixels, got {size}')
+        raise Refused(f'size must be a whole number of pixels, got {size}')
     return normalise(resize(centre_crop(image, crop_fraction), size), mean, std)
 
 
@@ -107,13 +106,13 @@ def prepare_frames(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     _check_image('first frame', first, 3)
     _check_image('second frame', second, 3)
     if first.shape != second.shape:
-        raise ValueError(f'frames must be of one size, got {first.shape} and {second.shape}')
+        raise Refused(f'frames must be of one size, got {first.shape} and {second.shape}')
     return np.stack([first, second]).astype(np.float32) / 255 * 2 - 1
 
 
 def _check_image(name: str, image: np.ndarray, channels: int):
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != channels:
-        raise ValueError(
+        raise Refused(
             f'{name} must be uint8 [height, width, {channels}], got {image.dtype} {image.shape}'
         )
 
@@ -124,7 +123,7 @@ def centre_crop(image: np.ndarray, fraction: float) -> np.ndarray:
     0.875 is 224 / (224 + 32), the published evaluation's. Source: DeepMind's Perceiver IO release.
     """
     if not 0 < fraction <= 1:
-        raise ValueError(f'the part of the shorter side to crop must be in 0..1, got {fraction}')
+        raise Refused(f'the part of the shorter side to crop must be in 0..1, got {fraction}')
     height, width = image.shape[:2]
     side = max(int(fraction * min(height, width)), 1)
     top, left = (height - side + 1) // 2, (width - side + 1) // 2
@@ -146,7 +145,6 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 
     Source: tf.image.resize(method='bicubic'); Keys, Cubic Convolution Interpolation, 1981.
     """
-
     import cv2
 
     height, width, channels = image.shape
@@ -160,7 +158,6 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 @functools.lru_cache(maxsize=4096)
 def _cubic_weights(length: int, size: int):
     """Returns the sparse matrix [size, length], four entries a row, that resizes one axis."""
-
     import scipy.sparse  # comes with JAX; three times as fast as adding four rows at a time
 
     centres = (np.arange(size) + 0.5) * (length / size) - 0.5

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from perceiver_jax.errors import Refused
 from perceiver_jax.files import whole
 from perceiver_jax.front_ends.images import centre_crop
 
@@ -59,7 +60,7 @@ def read_audio(
     missing = 0 if wanted is None else wanted - len(sound)
     if not len(sound) or missing > _MISSING_SOUND * sample_rate:
         needed = 'sound' if duration is None else f'{duration:.2f} s of sound'
-        raise ValueError(
+        raise Refused(
             f'{path}: needs {needed} from {start:.2f} s on, has {len(sound) / sample_rate:.2f} s'
         )
     return np.pad(sound, ((0, missing), (0, 0)))
@@ -126,7 +127,7 @@ def read_video(
     _check_times(start, num_frames=num_frames, size=size, frames_per_second=frames_per_second)
     times = start + np.arange(num_frames) / frames_per_second
     if num_frames % 1 or size % 1:
-        raise ValueError(f'num_frames and size are whole, got {num_frames} and {size}')
+        raise Refused(f'num_frames and size are whole, got {num_frames} and {size}')
     images, shown, square = [], None, None
     with contextlib.closing(frames_at(path, times)) as frames:
         for image in frames:
@@ -134,7 +135,7 @@ def read_video(
                 shown, square = image, _square(image, size)
             images.append(square)
     if len(images) < num_frames:
-        raise ValueError(
+        raise Refused(
             f'{path}: needs {num_frames / frames_per_second:.2f} s of video from {start:.2f} s on, '
             f'has {len(images) / frames_per_second:.2f} s'
         )
@@ -177,9 +178,9 @@ def _whole(frames: Iterator) -> Iterator:
     """Passes PyAV's video frames on, as long as none is damaged."""
     for frame in frames:
         if frame.time is None:
-            raise ValueError('a frame has no time')
+            raise Refused('a frame has no time')
         if frame.is_corrupt:
-            raise ValueError(f'the frame at {frame.time:.2f} s is damaged')
+            raise Refused(f'the frame at {frame.time:.2f} s is damaged')
         yield frame
 
 
@@ -255,12 +256,12 @@ def write_clip(
 
     video, audio = np.asarray(video, np.float32), np.asarray(audio, np.float32)
     if video.ndim != 4 or video.shape[-1] != 3 or not video.size:
-        raise ValueError(f'video must be [T, height, width, 3], got {video.shape}')
+        raise Refused(f'video must be [T, height, width, 3], got {video.shape}')
     if audio.ndim != 2 or audio.shape[-1] not in (1, 2) or not audio.size:
-        raise ValueError(f'audio must be [n, 1] or [n, 2], got {audio.shape}')
+        raise Refused(f'audio must be [n, 1] or [n, 2], got {audio.shape}')
     _check_times(frames_per_second=frames_per_second, sample_rate=sample_rate)
     if not (np.isfinite(video).all() and np.isfinite(audio).all()):
-        raise ValueError(f'{path}: video and audio must be finite to be written')
+        raise Refused(f'{path}: video and audio must be finite to be written')
     height, width = video.shape[1:3]
     video = np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode='edge')
     images = np.rint(255 * np.clip(video, 0, 1)).astype(np.uint8)
@@ -292,7 +293,7 @@ def write_clip(
             container.mux(track.encode(sound))
             container.mux(track.encode())
     except av.FFmpegError as error:
-        raise ValueError(
+        raise Refused(
             f'{path}: cannot write {images.shape[2]} x {images.shape[1]} pixels at '
             f'{frames_per_second} Hz with sound at {sample_rate} Hz: {error.strerror}'
         ) from error
@@ -320,13 +321,13 @@ def _opened(path: str | Path, kind: str) -> Iterator[tuple]:
                     return
         except (av.FFmpegError, OSError, ValueError) as error:
             reason = getattr(error, 'strerror', error)
-            raise ValueError(f'{path}: cannot decode its {kind}: {reason}') from error
+            raise Refused(f'{path}: cannot decode its {kind}: {reason}') from error
     raise NoSuchStream(f'{path}: there is no {kind} in it')
 
 
 def _check_times(start: float = 0.0, **positive: float):
     if not 0 <= start < math.inf:
-        raise ValueError(f'start must be at least 0 seconds, got {start}')
+        raise Refused(f'start must be at least 0 seconds, got {start}')
     for name, value in positive.items():
         if not 0 < value < math.inf:
-            raise ValueError(f'{name} must be positive, got {value}')
+            raise Refused(f'{name} must be positive, got {value}')

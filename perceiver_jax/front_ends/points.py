@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from perceiver_jax.errors import Refused
+
 
 def prepare_points(points: np.ndarray, num_points: int | None = None) -> np.ndarray:
     """Takes some points of a cloud, moves their mean to 0 and scales them to the unit cube.
@@ -20,11 +22,11 @@ def prepare_points(points: np.ndarray, num_points: int | None = None) -> np.ndar
     Source: Perceiver, section 4.3. That the cube is [-1, 1]^3 around the mean is our choice.
     """
     if points.ndim != 2 or points.shape[1] != 3 or not len(points):
-        raise ValueError(f'points must be [points, 3 coordinates], got {points.shape}')
+        raise Refused(f'points must be [points, 3 coordinates], got {points.shape}')
     if num_points is not None and num_points < len(points):
         points = points[np.linspace(0, len(points) - 1, num_points).astype(int)]
     points = points - points.mean(0, dtype=np.float64)
     size = np.abs(points).max()
     if not (np.isfinite(size) and size > 0):
-        raise ValueError('points must be finite and in more than one place')
+        raise Refused('points must be finite and in more than one place')
     return (points / size).astype(np.float32)

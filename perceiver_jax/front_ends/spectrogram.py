@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from perceiver_jax.errors import Refused
+
 FLOOR = 1e-10  # of the power, -100 dB
 
 
@@ -50,7 +52,7 @@ def log_mel(
     """
     samples = sound.shape[-1]
     if samples % hop or window < hop or (window - hop) % 2:
-        raise ValueError(
+        raise Refused(
             f'A hop of {hop} samples must divide the sound of {samples}, and a window, of '
             f'{window}, must be longer by an even number.'
         )
@@ -86,7 +88,7 @@ def mel_filters(
       ValueError: A filter has no frequency of the transform within, or the range is none.
     """
     if not 0 <= low < high <= sample_rate / 2:
-        raise ValueError(
+        raise Refused(
             f'Mel filters from {low} to {high} Hz are not within 0 to {sample_rate / 2} Hz.'
         )
 
@@ -101,7 +103,7 @@ def mel_filters(
     filters = np.maximum(0, np.minimum(rising, falling))
     if not filters.any(axis=0).all():
         empty = int((~filters.any(axis=0)).sum())
-        raise ValueError(
+        raise Refused(
             f'{empty} of {num_bins} mel filters from {low} to {high} Hz fall between the '
             f'frequencies of a window of {window} samples: take fewer, or a longer window.'
         )

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from perceiver_jax.errors import Refused
+
 VOCABULARY_SIZE = 262  # six special tokens, then the 256 bytes
 PAD, BOS, EOS, MASK, CLS, SEP = range(6)
 _FIRST_BYTE = 6
@@ -24,7 +26,7 @@ def decode_text(tokens: Sequence[int] | np.ndarray) -> str:
     tokens = np.asarray(tokens)
     outside = tokens[(tokens < 0) | (tokens >= VOCABULARY_SIZE) | (tokens % 1 != 0)]
     if outside.size:
-        raise ValueError(f'tokens are integers in 0..{VOCABULARY_SIZE - 1}, got {outside[0]}')
+        raise Refused(f'tokens are integers in 0..{VOCABULARY_SIZE - 1}, got {outside[0]}')
     encoded = (tokens[tokens >= _FIRST_BYTE] - _FIRST_BYTE).astype(np.uint8).tobytes()
     return encoded.decode(errors='replace')
 
@@ -49,7 +51,7 @@ def pad_tokens(
     mask = np.zeros((len(sequences), length), bool)
     for row, sequence in enumerate(sequences):
         if len(sequence) > length:
-            raise ValueError(f'sequence {row} has {len(sequence)} tokens, at most {length} fit')
+            raise Refused(f'sequence {row} has {len(sequence)} tokens, at most {length} fit')
         tokens[row, : len(sequence)] = sequence
         mask[row, : len(sequence)] = True
     return tokens, mask

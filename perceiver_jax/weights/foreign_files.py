@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from perceiver_jax.errors import Refused
 from perceiver_jax.files import whole, write_whole
 from perceiver_jax.weights.translation import (
     Arrays,
@@ -50,13 +51,13 @@ def read_deepmind(path: str | os.PathLike) -> tuple[Arrays, Arrays]:
             }
             for tree in ('params', 'state')
         )
-    except _Refused as refused:
-        raise ValueError(
+    except Refused as refused:
+        raise Refused(
             f'{path} asks for {refused}, which weights do not need: it was refused, and nothing in '
             'the file was run.'
         ) from None
     except Exception as error:  # what pickle raises depends on which byte is wrong
-        raise ValueError(
+        raise Refused(
             f"{path} is not a pickle of DeepMind's parameters, or damaged: {error!r}."
         ) from None
     return params, state
@@ -105,21 +106,19 @@ def read_huggingface(path: str | os.PathLike) -> dict[str, np.ndarray]:
         ]
         path = next((path / name for name in names if (path / name).exists()), path)
         if path.is_dir():
-            raise ValueError(f'{path} holds none of {", ".join(names)}.')
+            raise Refused(f'{path} holds none of {", ".join(names)}.')
     if not path.name.endswith('.index.json'):
         return _read_tensors(path)
     try:
         files = json.loads(path.read_text('utf-8'))['weight_map']  # tensor -> file beside this one
         parts = sorted({Path(file).name for file in files.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f'{path} is not an index of tensors: {error!r}.') from None
+        raise Refused(f'{path} is not an index of tensors: {error!r}.') from None
     tensors = {}
     for part in parts:
         tensors |= _read_tensors(path.with_name(part))
     if missing := sorted(files.keys() - tensors.keys()):
-        raise ValueError(
-            f'{path} promises tensors that are in none of its files: {_some(missing)}.'
-        )
+        raise Refused(f'{path} promises tensors that are in none of its files: {_some(missing)}.')
     return tensors
 
 
@@ -130,7 +129,6 @@ def write_huggingface(path: str | os.PathLike, tensors: Mapping[str, Any]) -> No
       path: The file; in the folder of a model, transformers looks for 'model.safetensors'.
       tensors: As `to_huggingface` returns them.
     """
-
     from safetensors.numpy import save
 
     # safetensors writes an array's memory as it lies, so that has to be in C order.
@@ -138,16 +136,12 @@ def write_huggingface(path: str | os.PathLike, tensors: Mapping[str, Any]) -> No
     write_whole(path, save(tensors, metadata={'format': 'pt'}))  # transformers asks for that
 
 
-class _Refused(Exception):
-    """Says what a pickle asked for."""
-
-
 class _Dtype:
     """Stands in for NumPy's in a pickle: plain numbers only, so that no bytes become pointers."""
 
     def __init__(self, code, *_):
         if not re.fullmatch(r'[<>=|]?[biuf][1248]', code):
-            raise _Refused(f'an array of dtype {str(code)[:40]!r}')
+            raise Refused(f'an array of dtype {str(code)[:40]!r}')
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state):
@@ -205,7 +199,7 @@ class _Unpickler(pickle.Unpickler):
         name = f'{module.replace("numpy._core", "numpy.core")}.{name}'
         stand_ins = _stand_ins()  # made anew: what a pickle sets on one is gone with it
         if name not in stand_ins:
-            raise _Refused(name)
+            raise Refused(name)
         return stand_ins[name]
 
 
@@ -221,7 +215,7 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
     path = _existing(path)
     read = {'.safetensors': _read_safetensors, '.bin': _read_torch}.get(path.suffix)
     if read is None:
-        raise ValueError(f'{path} is neither a .safetensors nor a .bin file.')
+        raise Refused(f'{path} is neither a .safetensors nor a .bin file.')
     return {name: _widen(array) for name, array in read(path).items()}
 
 
@@ -233,14 +227,14 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
     except (SafetensorError, AttributeError) as error:  # the latter: a dtype that NumPy lacks
-        raise ValueError(f'{path} is not a safetensors file, or damaged: {error}.') from None
+        raise Refused(f'{path} is not a safetensors file, or damaged: {error}.') from None
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError:
-        raise ValueError(
+        raise Refused(
             f'{path} can only be read with torch, which is not installed; a .safetensors file '
             'needs no torch.'
         ) from None
@@ -253,7 +247,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         }
     except Exception as error:  # what torch raises depends on which byte is wrong
         # Its own message may advise to run what is in the file.
-        raise ValueError(
+        raise Refused(
             f"{path} is damaged, or holds more than torch's tensors: {type(error).__name__}; "
             'nothing in it was run.'
         ) from None
@@ -262,5 +256,5 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 def _existing(path: str | os.PathLike) -> Path:
     path = Path(path)
     if not path.exists():
-        raise ValueError(f'{path} does not exist.')
+        raise Refused(f'{path} does not exist.')
     return path

@@ -21,6 +21,7 @@ import numpy as np
 from jax import Array
 
 from perceiver_jax import models
+from perceiver_jax.errors import Refused
 from perceiver_jax.files import write_whole
 from perceiver_jax.position_encoding import resample_positions
 from perceiver_jax.recording import record_attention
@@ -103,9 +104,9 @@ class Pretrained:
           ValueError: The model takes no images, or that is no size.
         """
         if self.function != 'image_classifier':
-            raise ValueError(f'{self.function} is no image classifier: it has no image size.')
+            raise Refused(f'{self.function} is no image classifier: it has no image size.')
         if not isinstance(size, int) or size < 1:
-            raise ValueError(f'size is a number of pixels, not {size!r}.')
+            raise Refused(f'size is a number of pixels, not {size!r}.')
         params, module = self.params, 'inputs/position_encoding'
         if module in params:
             quarter = 4 if self.arguments['inputs']['contents'] == 'conv7x7' else 1
@@ -127,7 +128,7 @@ class Pretrained:
 
         path = Path(path)
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise ValueError(f'{path} exists already; a model is saved to a new folder.')
+            raise Refused(f'{path} exists already; a model is saved to a new folder.')
         about = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         trees = {name: about.pop(name) for name in ('params', 'state')}
         arrays = {
@@ -202,9 +203,9 @@ class Pretrained:
                     for name in params
                     if name.endswith('/attention/query')
                 )
-                raise ValueError(f'No module {module_name!r} attends; these do: {known}.')
+                raise Refused(f'No module {module_name!r} attends; these do: {known}.')
             if not 0 <= call < len(recorded):
-                raise ValueError(
+                raise Refused(
                     f'{module_name} is applied {len(recorded)} times: there is no call {call}.'
                 )
             return recorded[call]
@@ -279,13 +280,13 @@ def load(
     """
     path = Path(path)
     if not path.exists():
-        raise ValueError(f'{path} does not exist.')
+        raise Refused(f'{path} does not exist.')
     if (path / 'model.json').is_file():
         return _load_ours(path)
     if (path.parent / 'model.json').is_file():
-        raise ValueError(f'{path} is a part of a model: load its folder, {path.parent}.')
+        raise Refused(f'{path} is a part of a model: load its folder, {path.parent}.')
     if (path / 'checkpoints').is_dir():
-        raise ValueError(f'{path} is a run: `experiments.open_model.open_model` loads it.')
+        raise Refused(f'{path} is a run: `experiments.open_model.open_model` loads it.')
     if path.is_dir() or path.suffix in ('.safetensors', '.bin', '.json'):
         tensors = foreign_files.read_huggingface(path)
         params, state = translation.from_huggingface(tensors, conv_kernel=conv_kernel)
@@ -314,21 +315,21 @@ def _load_ours(path: Path) -> Pretrained:
     try:
         about = dict(json.loads((path / 'model.json').read_text('utf-8')))
         if about.pop('format') != FORMAT:
-            raise ValueError('another format')
+            raise Refused('another format')
         sha256 = about.pop('sha256')
         about = {name: about[name] for name in _FIELDS}
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{path}/model.json is not one of {FORMAT}: {error!r}') from None
+        raise Refused(f'{path}/model.json is not one of {FORMAT}: {error!r}') from None
     weights = path / 'weights.safetensors'
     if not weights.is_file() or _sha256(weights) != sha256:
-        raise ValueError(f'{weights} is missing or not the one that model.json was written with.')
+        raise Refused(f'{weights} is missing or not the one that model.json was written with.')
     try:
         trees = {'params': {}, 'state': {}}
         for key, value in load_file(weights).items():
             kind, module, name = key.split(':')
             trees[kind].setdefault(module, {})[name] = value
     except (SafetensorError, ValueError, KeyError) as error:
-        raise ValueError(f'{weights} holds something else than weights: {error!r}') from None
+        raise Refused(f'{weights} holds something else than weights: {error!r}') from None
     model = Pretrained(**about, **trees)
     _check_fit(model, path)
     return model
@@ -339,11 +340,11 @@ _FIELDS = [f.name for f in dataclasses.fields(Pretrained) if f.name not in ('par
 
 def _check_fit(model: Pretrained, source: Path) -> None:
     if model.function not in list(_EXAMPLES):
-        raise ValueError(f'{source}: there is no model {model.function!r}.')
+        raise Refused(f'{source}: there is no model {model.function!r}.')
     try:
         expected = jax.eval_shape(model.init, jax.random.key(0))
     except Exception as error:  # arguments that are unknown, missing or mean nothing
-        raise ValueError(f'{source}: its arguments make no {model.function}: {error}') from error
+        raise Refused(f'{source}: its arguments make no {model.function}: {error}') from error
     translation.check_fit(model.params, model.state, *expected, source)
 
 
@@ -351,7 +352,7 @@ def _as_arrays(inputs: tuple, named: dict) -> tuple[tuple, dict]:
     try:
         return jax.tree.map(jnp.asarray, (inputs, named), is_leaf=lambda x: isinstance(x, list))
     except TypeError as error:
-        raise ValueError(f'A model is called with arrays: {error}') from None
+        raise Refused(f'A model is called with arrays: {error}') from None
 
 
 def _to_host(tree) -> Tree:

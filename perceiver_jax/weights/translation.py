@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from perceiver_jax.errors import Refused
+
 Tree = Mapping[str, Mapping[str, Any]]  # Haiku's: module name -> parameter name -> array
 Arrays = dict[str, dict[str, np.ndarray]]  # the same, of NumPy's arrays
 
@@ -291,7 +293,7 @@ def our_name(kind: str, module: str, parameter: str) -> tuple[str, str]:
     name = f'{module}:{parameter}'
     key, k = _parse(name, 'deepmind')
     if key not in _rows(kind, 'deepmind'):
-        raise ValueError(f"{name!r} is no parameter of DeepMind's {kind}.")
+        raise Refused(f"{name!r} is no parameter of DeepMind's {kind}.")
     module, parameter = _write(_rows(kind, 'deepmind')[key][0].ours, k, 'ours').split(':')
     return module, parameter
 
@@ -381,7 +383,7 @@ def check_fit(
     )
     for name, value in found.items():
         if np.dtype(value.dtype).kind != np.dtype(wanted[name].dtype).kind:
-            raise ValueError(f'{source}: {name} is {value.dtype}, not {wanted[name].dtype}.')
+            raise Refused(f'{source}: {name} is {value.dtype}, not {wanted[name].dtype}.')
 
 
 def check_shapes(
@@ -405,7 +407,7 @@ def check_shapes(
     }
     if any(problems.values()):
         listed = '; '.join(f'{what}: {_some(names)}' for what, names in problems.items() if names)
-        raise ValueError(f'{source} does not fit the model. {listed}.')
+        raise Refused(f'{source} does not fit the model. {listed}.')
 
 
 def _translate(
@@ -413,19 +415,19 @@ def _translate(
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Arrays by name, from one of the table's columns to another: parameters, and state."""
     if conv_kernel not in ('hub', 'transformers'):
-        raise ValueError(f"conv_kernel must be 'hub' or 'transformers', not {conv_kernel!r}.")
+        raise Refused(f"conv_kernel must be 'hub' or 'transformers', not {conv_kernel!r}.")
     kind = _recognise(arrays, source)
     rows = _rows(kind, source)
     keys = {name: _parse(name, source) for name in arrays}
     if unknown := [name for name, (key, _) in keys.items() if key not in rows]:
-        raise ValueError(
+        raise Refused(
             f'{len(unknown)} of these parameters do not belong to {kind}, which they are most '
             f'like: {_some(unknown)}.'
         )
     if source == 'ours':
         needed = {row.ours for row in _TABLE[kind] if row.tree == 'params' and '*' not in row.ours}
         if missing := sorted(needed - set(arrays)):
-            raise ValueError(
+            raise Refused(
                 f'This is none of the models that were released: most like {kind}, it lacks '
                 f'{_some(missing)}.'
             )
@@ -439,13 +441,13 @@ def _translate(
             try:
                 array = _lay_out(_as_ours(array, layout, source), layout, target)
             except ValueError:
-                raise ValueError(
+                raise Refused(
                     f'{name} is {array.shape}, which is no {row.layout} of {source}.'
                 ) from None
             translated = _write(getattr(row, target), k, target)
             former = trees[row.tree].setdefault(translated, array)
             if former is not array and not np.array_equal(former, array):
-                raise ValueError(f'{name} is {array}, but another {translated} is {former}.')
+                raise Refused(f'{name} is {array}, but another {translated} is {former}.')
     return trees['params'], trees['state']
 
 
@@ -470,7 +472,7 @@ def _recognise(names: Iterable[str], *sides: str) -> str:
     for side in sides:
         if kind := _closest(_prefixed(names) if side == 'huggingface' else names, side):
             return kind
-    raise ValueError(f'These parameters are of no Perceiver that is known: {_some(names)}.')
+    raise Refused(f'These parameters are of no Perceiver that is known: {_some(names)}.')
 
 
 def _closest(names: Iterable[str], side: str) -> str | None:
@@ -487,7 +489,7 @@ def _closest(names: Iterable[str], side: str) -> str | None:
 def _rows(kind: str, side: str) -> dict[tuple[str, ...], list[_Row]]:
     """The table of a kind of model by one of its columns, each name split at the `*`."""
     if kind not in _TABLE:
-        raise ValueError(f'kind must be one of {list(_TABLE)}, not {kind!r}.')
+        raise Refused(f'kind must be one of {list(_TABLE)}, not {kind!r}.')
     rows = {}
     for row in _TABLE[kind]:
         if (name := getattr(row, side)) is not None:

@@ -2,7 +2,6 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from experiments import command_line, launch
@@ -113,10 +112,10 @@ def test_the_table_sets_the_sizes_beside_the_papers():
     ]
 
 
-def test_only_errors_raised_by_this_repository_are_the_users():
-    with pytest.raises(ValueError) as ours:
+def test_what_is_refused_is_one_line_and_a_bug_keeps_its_traceback(capsys):
+    with pytest.raises(SystemExit) as ended, command_line.one_line_errors():
         parallel.make('pjit')
-    with pytest.raises(ValueError) as a_librarys:
-        np.zeros(3).reshape(2)
-    assert command_line.is_ours(ours.value)
-    assert not command_line.is_ours(a_librarys.value)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: config.parallel is 'pjit'")
+    with pytest.raises(ValueError, match='length 1; 2 is required'), command_line.one_line_errors():
+        dict([(1,)])

@@ -1,17 +1,19 @@
 """Where clips of sound and video are read from."""
 
 import csv
+import functools
 import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import soundfile
 
 from experiments.audioset.sounds import Sounds
 from experiments.data import clip_files
-from experiments.data.pipeline import BrokenExample, Source
+from experiments.data.pipeline import BrokenExample, Example, Source
+from experiments.data.prepared import TfdsRecords
 from perceiver_jax.errors import Refused
 
 SPLITS = ('train', 'validation')
@@ -63,7 +65,7 @@ def open_source(
         )
     path = Path(path).expanduser()
     if kind == 'tfds':
-        return Prepared(path, split, with_frames)
+        return _open_records(path, split, with_frames)
     return LabelledFolder(path, split, with_frames, **table)
 
 
@@ -72,44 +74,33 @@ def data_folder(out: Path, kind: str) -> Path:
     return out / 'audioset' / kind / VERSION
 
 
-class Prepared:
-    """AudioSet as array_record files."""
+def _open_records(path: Path, split: str, with_frames: bool) -> TfdsRecords:
+    """AudioSet as `experiments.audioset.builder` leaves it."""
+    kinds = ['audio_visual'] if with_frames else ['audio_visual', 'audio']
+    folders = [path, *(data_folder(path, kind) for kind in kinds)]
+    folder = next((x for x in folders if (x / 'features.json').is_file()), None)
+    if folder is None:
+        raise Refused(
+            f'{path} holds no prepared AudioSet: expected features.json in it or in '
+            f'{" or ".join(str(x.relative_to(path)) for x in folders[1:])}'
+        )
+    convert = functools.partial(_from_tfds, source=f'{folder}, split {split}', frames=with_frames)
+    return TfdsRecords(folder, split, convert, label='labels')
 
-    def __init__(self, path: Path, split: str, with_frames: bool):
 
-        import tensorflow_datasets as tfds
+def _from_tfds(example: dict[str, Any], *, source: str, frames: bool) -> Example:
+    import soundfile
 
-        kinds = ['audio_visual'] if with_frames else ['audio_visual', 'audio']
-        folders = [path, *(data_folder(path, kind) for kind in kinds)]
-        folder = next((x for x in folders if (x / 'features.json').is_file()), None)
-        if folder is None:
-            raise Refused(
-                f'{path} holds no prepared AudioSet: expected features.json in it or in '
-                f'{" or ".join(str(x.relative_to(path)) for x in folders[1:])}'
-            )
-        self._name, self._with_frames = f'{folder}, split {split}', with_frames
-        builder = tfds.builder_from_directory(folder)
-        self._source = builder.as_data_source(split)
-        self.classes = builder.info.features['labels'].feature.names
-
-    def __repr__(self) -> str:
-        return self._name
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> dict:
-        example = self._source[index]
-        name, frames = example['name'].decode(), list(example['frames'])
-        if self._with_frames and not frames:
-            raise BrokenExample(f'{name} of {self._name} has no video')
-        try:
-            sound, _ = soundfile.read(io.BytesIO(example['sound']), dtype='float32')
-        except soundfile.SoundFileError as error:
-            raise BrokenExample(f'{name} of {self._name}: {error}') from error
-        labels = [int(label) for label in example['labels']]
-        frames = frames if self._with_frames else []
-        return {'name': name, 'sound': sound, 'frames': frames, 'labels': labels}
+    name = example['name'].decode()
+    images = list(example['frames']) if frames else []
+    if frames and not images:
+        raise BrokenExample(f'{name} of {source} has no video')
+    try:
+        sound, _ = soundfile.read(io.BytesIO(example['sound']), dtype='float32')
+    except soundfile.SoundFileError as error:
+        raise BrokenExample(f'{name} of {source}: {error}') from error
+    labels = [int(label) for label in example['labels']]
+    return {'name': name, 'sound': sound, 'frames': images, 'labels': labels}
 
 
 class LabelledFolder:
@@ -211,6 +202,8 @@ class LabelledFolder:
         return {'name': file, 'sound': sound, 'frames': frames, 'labels': labels}
 
     def _read(self, file: str) -> tuple[np.ndarray, list[bytes]]:
+        import soundfile
+
         if not self._with_frames:  # most sound files need no FFmpeg and no resampling
             try:
                 sound, rate = soundfile.read(file, dtype='float32', always_2d=True)

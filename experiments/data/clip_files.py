@@ -6,7 +6,6 @@ import os
 
 import cv2
 import numpy as np
-import soundfile
 
 from perceiver_jax.front_ends.media import NoSuchStream, frames_at, sound_pieces
 
@@ -124,6 +123,8 @@ def encode_frame(image: np.ndarray) -> bytes:
 
 def encode_sound(sound: np.ndarray) -> bytes:
     """Mono sound as FLAC of 16 bits: no loss but the rounding, half the size."""
+    import soundfile
+
     encoded = io.BytesIO()
     soundfile.write(encoded, sound, SAMPLE_RATE, format='FLAC', subtype='PCM_16')
     return encoded.getvalue()

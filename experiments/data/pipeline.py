@@ -15,13 +15,15 @@ import logging
 import pickle
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import grain
 import numpy as np
 from absl import flags
 
 from perceiver_jax.errors import Refused
+
+if TYPE_CHECKING:
+    import grain  # slow to import, and not needed by all who import this file
 
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
@@ -80,6 +82,8 @@ def train_batches(
       Iterator of the transform's arrays [b, ...] with 'index' [b] uint32, the item's place in
       the global batch, and 'broken' [b] int32, its number of replaced examples.
     """
+    import grain
+
     if len(source) == 0:
         raise Refused(f'{source} has no examples to train on')
     if batch_size < 1 or batch_size % process_count:
@@ -128,6 +132,8 @@ def eval_batches(
       the source, 'mask' [b] bool, False for padding and broken examples, and 'broken' [b] int32,
       1 for broken examples.
     """
+    import grain
+
     if batch_size < 1:
         raise Refused(f'batch_size must be positive, got {batch_size}')
     rows = -(-batch_size // process_count)
@@ -174,7 +180,7 @@ class _TrainItems:
 
     reader: _Reader
     transform: Callable[[Example, np.random.Generator], Batch]
-    order: grain.MapDataset  # place in the endless stream -> index in the source
+    order: 'grain.MapDataset'  # place in the endless stream -> index in the source
     seed: int
     batch_size: int
     rows: int
@@ -229,8 +235,10 @@ class _EvalItems:
         }
 
 
-def _batches(items: grain.MapDataset, rows: int, num_workers: int) -> Iterator[Batch]:
+def _batches(items: 'grain.MapDataset', rows: int, num_workers: int) -> Iterator[Batch]:
     """Yields batches of `rows` consecutive items, in order; frees its workers however it ends."""
+    import grain
+
     piece = max(n for n in range(1, _MAX_ITEMS_PER_PIECE + 1) if rows % n == 0)
     pieces = items.batch(piece, drop_remainder=True)
     if num_workers:

@@ -1,8 +1,11 @@
 """Data sets that TensorFlow Datasets has prepared, read at random without TensorFlow."""
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from experiments.data.pipeline import Example
 from perceiver_jax.errors import Refused
 
 
@@ -10,11 +13,11 @@ def version_folder(path: Path, dataset: str) -> Path:
     """Returns `path` if it is a prepared version, or the newest version of a data set in it.
 
     Args:
-      path: TFDS's data folder, or the folder of one version in it.
-      dataset: the name that TFDS knows it by.
+      path: The data folder of TFDS, or the folder of one version in it.
+      dataset: The name that TFDS knows the data set by.
 
     Raises:
-      ValueError: if nothing is prepared there.
+      Refused: Nothing is prepared there.
     """
     prepared = [
         file.parent
@@ -31,28 +34,50 @@ def version_folder(path: Path, dataset: str) -> Path:
     return max(prepared, key=lambda folder: [int(part) for part in folder.name.split('.')])
 
 
-class ArrayRecords:
+class TfdsRecords:
     """A split, or several as in 'train+validation', of a version in array_record files.
 
-    Items are what TFDS makes of the features; `features` describes them. Picklable.
+    A picklable `Source` with the attribute `classes`, the names of the labels.
     """
 
-    def __init__(self, folder: Path, split: str, decoders: dict | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        convert: Callable[[dict[str, Any]], Example],
+        *,
+        label: str = 'label',
+        decoders: Mapping[str, Any] | None = None,
+    ):
+        """Opens the files.
+
+        Args:
+          folder: The folder of the prepared version.
+          split: Names of splits, joined by '+'.
+          convert: Makes our example of TFDS's dictionary of features; picklable.
+          label: The feature that is a class label, or a sequence of them.
+          decoders: TFDS's decoders by feature, where one is not to be decoded as usual.
+
+        Raises:
+          Refused: A split has no files.
+        """
         import tensorflow_datasets as tfds  # slow, and the other sources run without it
 
         self._name = f'{folder}, split {split}'
+        self._convert = convert
         for part in split.split('+'):
             if not any(folder.glob(f'*-{part}.array_record-*')):
                 raise Refused(f'{folder} has no array_record files of the split {part!r}')
         builder = tfds.builder_from_directory(folder)
-        self.features = builder.info.features
-        self._source = builder.as_data_source(split, decoders=decoders)
+        labels = builder.info.features[label]
+        self.classes = list(getattr(labels, 'feature', labels).names)
+        self._records = builder.as_data_source(split, decoders=decoders)
 
     def __repr__(self) -> str:
         return self._name
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._records)
 
-    def __getitem__(self, index: int) -> dict:
-        return self._source[index]
+    def __getitem__(self, index: int) -> Example:
+        return self._convert(self._records[index])

@@ -7,7 +7,6 @@ validation. The same writers stand in both.
 
 import cv2
 import numpy as np
-import sklearn.datasets
 
 _NUM_TRAIN = 1437
 
@@ -16,6 +15,8 @@ class Digits:
     """Source of {'encoded': PNG bytes, 'label': int, 'name': str}, as `imagenet.open_source`."""
 
     def __init__(self, split: str):
+        import sklearn.datasets  # slow, and other sources do not need it
+
         digits = sklearn.datasets.load_digits()
         # RandomState's numbers never change between versions of NumPy; default_rng's may.
         order = np.random.RandomState(0).permutation(len(digits.target))

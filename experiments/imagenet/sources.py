@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.data.pipeline import BrokenExample, Source
-from experiments.data.prepared import ArrayRecords, version_folder
+from experiments.data.prepared import TfdsRecords, version_folder
 from experiments.imagenet.digits import Digits
 from perceiver_jax.errors import Refused
 
@@ -42,7 +42,7 @@ def open_source(kind: str, path: str | None, split: str) -> Source:
         raise Refused(f'split must be one of {SPLITS}, got {split!r}')
     if kind == 'digits':
         return Digits(split)
-    sources = {'tfds': _ArrayRecords, 'tfrecord': _TFRecords, 'folder': _Folder}
+    sources = {'tfds': _open_records, 'tfrecord': _TFRecords, 'folder': _Folder}
     if kind not in sources:
         raise Refused(f'data source must be one of {[*sources, "digits"]}, got {kind!r}')
     if not path or not Path(path).expanduser().is_dir():
@@ -50,31 +50,19 @@ def open_source(kind: str, path: str | None, split: str) -> Source:
     return sources[kind](Path(path).expanduser(), split)
 
 
-class _ArrayRecords:
+def _open_records(path: Path, split: str) -> TfdsRecords:
     """imagenet2012 as `tfds build imagenet2012 --file_format=array_record` leaves it."""
+    import tensorflow_datasets as tfds  # slow, and the other sources run without it
 
-    def __init__(self, path: Path, split: str):
-        import tensorflow_datasets as tfds  # slow, and the other sources run without it
-
-        folder = version_folder(path, 'imagenet2012')
-        decoders = {'image': tfds.decode.SkipDecoding()}
-        try:
-            self._records = ArrayRecords(folder, split, decoders)
-        except ValueError as error:
-            raise Refused(
-                f'{error}: prepare them with --file_format=array_record, or read TFRecord files '
-                f"with source='tfrecord'"
-            ) from None
-        self.classes = self._records.features['label'].names
-
-    def __repr__(self) -> str:
-        return repr(self._records)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> dict:
-        return _from_tfds(self._records[index])
+    folder = version_folder(path, 'imagenet2012')
+    decoders = {'image': tfds.decode.SkipDecoding()}
+    try:
+        return TfdsRecords(folder, split, _from_tfds, decoders=decoders)
+    except Refused as error:
+        raise Refused(
+            f'{error}: prepare them with --file_format=array_record, or read TFRecord files '
+            f"with source='tfrecord'"
+        ) from None
 
 
 class _TFRecords:

@@ -1,9 +1,10 @@
 """ModelNet40 as `experiments.modelnet40.builder` prepares it, or generated shapes."""
 
 from pathlib import Path
+from typing import Any
 
-from experiments.data.pipeline import Source
-from experiments.data.prepared import ArrayRecords, version_folder
+from experiments.data.pipeline import Example, Source
+from experiments.data.prepared import TfdsRecords, version_folder
 from experiments.modelnet40.shapes import Shapes
 from perceiver_jax.errors import Refused
 
@@ -76,24 +77,13 @@ def open_source(kind: str, path: str | None, split: str) -> Source:
         raise Refused(f"data source must be 'tfds' or 'shapes', got {kind!r}")
     if not path or not Path(path).expanduser().is_dir():
         raise Refused(f'data source {kind!r} reads a folder, and there is none at {path!r}')
-    return _Prepared(Path(path).expanduser(), split)
+    folder = version_folder(Path(path).expanduser(), 'modelnet40')
+    return TfdsRecords(folder, split, _from_tfds)
 
 
-class _Prepared:
-    def __init__(self, path: Path, split: str):
-        self._records = ArrayRecords(version_folder(path, 'modelnet40'), split)
-        self.classes = self._records.features['label'].names
-
-    def __repr__(self) -> str:
-        return repr(self._records)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> dict:
-        example = self._records[index]
-        return {
-            'points': example['points'],
-            'label': int(example['label']),
-            'name': example['name'].decode(),
-        }
+def _from_tfds(example: dict[str, Any]) -> Example:
+    return {
+        'points': example['points'],
+        'label': int(example['label']),
+        'name': example['name'].decode(),
+    }

@@ -51,13 +51,11 @@ def main(argv: list[str]) -> None:
     )
     replace_length(config, overrides)
 
-    from experiments.tasks import TASKS
+    from experiments.tasks import make_task
     from experiments.training import parallel
 
-    if config.task not in TASKS:
-        raise Refused(f'Unknown task {config.task!r}. {near_misses(config.task, TASKS)}')
     parallel.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    task = TASKS[config.task](config)
+    task = make_task(config)
     if MODE.value == 'describe':
         sizes = task.describe()
         print(json.dumps(sizes) if JSON.value else describe_table(sizes))

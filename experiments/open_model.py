@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import ml_collections
 
-from experiments.tasks import TASKS
+from experiments.tasks import make_task
 from experiments.training.checkpointing import load_params
 from perceiver_jax.errors import Refused
 from perceiver_jax.weights import translation
@@ -50,7 +50,7 @@ def load_workdir(workdir: str | Path, best: bool = False) -> Pretrained:
     path = Path(workdir) / 'config.json'
     try:
         config = ml_collections.ConfigDict(json.loads(path.read_text()))
-        task = TASKS[config.task](config)
+        task = make_task(config)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise Refused(f'{path} is not the config of a run: {error!r}') from None
     params, state, step = load_params(workdir, best)

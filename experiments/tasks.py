@@ -1,21 +1,28 @@
 """What the loop needs to know of a task, and which tasks there are."""
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+import importlib
+from typing import TYPE_CHECKING, Any, Protocol
 
+import haiku as hk
 import jax
 import ml_collections
 import numpy as np
-from matplotlib.figure import SubFigure
 
-from experiments.audioset.task import AudioSet
-from experiments.flow.task import OpticalFlow
-from experiments.imagenet.task import ImageNet
-from experiments.modelnet40.task import ModelNet40
+from configs.common import near_misses
+from experiments.data.pipeline import Batches
+from perceiver_jax.errors import Refused
 from perceiver_jax.weights.pretrained import Pretrained
 
-Batch = dict[str, np.ndarray]  # the leading axis is the examples
-Tree = dict[str, Any]  # Haiku parameters or state
+if TYPE_CHECKING:
+    from matplotlib.figure import SubFigure  # slow to import, and needed to draw alone
+
+# Each is imported when it is made: no task needs what another one imports.
+TASKS = {
+    'audioset': 'experiments.audioset.task.AudioSet',
+    'flow': 'experiments.flow.task.OpticalFlow',
+    'imagenet': 'experiments.imagenet.task.ImageNet',
+    'modelnet40': 'experiments.modelnet40.task.ModelNet40',
+}
 
 
 class Task(Protocol):
@@ -38,37 +45,43 @@ class Task(Protocol):
     def paper_value(self) -> float | None:
         """The paper's number for the headline metric, if the data is the paper's."""
 
-    def train_batches(self, start_step: int) -> Iterator[Batch]:
+    def train_batches(self, start_step: int) -> Batches:
         """This process's part of the global batches from a step on, without end.
 
         `index` [b] uint32 is an example's place in the global batch.
         """
 
-    def eval_batches(self) -> Iterator[Batch]:
+    def eval_batches(self) -> Batches:
         """This process's part of the evaluation examples; `mask` [b] is false on padding.
 
         `index` [b] uint32 is an example's place in the evaluation data.
         """
 
-    def init(self, rng: jax.Array) -> tuple[Tree, Tree]:
+    def init(self, rng: jax.Array) -> tuple[hk.Params, hk.State]:
         """Parameters and state of the model."""
 
     def loss(
-        self, params: Tree, state: Tree, rng: jax.Array, batch: Batch
-    ) -> tuple[jax.Array, tuple[Tree, dict[str, jax.Array]]]:
+        self, params: hk.Params, state: hk.State, rng: jax.Array, batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, tuple[hk.State, dict[str, jax.Array]]]:
         """The mean loss over the batch, the new state, and scalar metrics to log."""
 
-    def predict(self, params: Tree, state: Tree, batch: Batch) -> dict[str, jax.Array]:
+    def predict(
+        self, params: hk.Params, state: hk.State, batch: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
         """What evaluation needs of each example: arrays [b, ...]."""
 
     def summarise(self, predictions: dict[str, np.ndarray]) -> dict[str, float]:
         """Metrics from the predictions of all evaluation examples."""
 
-    def pretrained(self, params: Tree, state: Tree) -> Pretrained:
+    def pretrained(self, params: hk.Params, state: hk.State) -> Pretrained:
         """The model with its weights, to be used without this repository's experiments."""
 
     def draw(
-        self, subfigure: SubFigure, params: Tree, state: Tree, predictions: dict[str, np.ndarray]
+        self,
+        subfigure: 'SubFigure',
+        params: hk.Params,
+        state: hk.State,
+        predictions: dict[str, np.ndarray],
     ) -> None:
         """Sample predictions as a picture.
 
@@ -79,9 +92,16 @@ class Task(Protocol):
         """`inputs`, `latents`, `parameters`, `forward_flops`, and `paper`'s figures."""
 
 
-TASKS: dict[str, type[Task]] = {
-    'audioset': AudioSet,
-    'flow': OpticalFlow,
-    'imagenet': ImageNet,
-    'modelnet40': ModelNet40,
-}
+def make_task(config: ml_collections.ConfigDict) -> Task:
+    """Makes the task that `config.task` names.
+
+    Args:
+      config: The configuration of the run.
+
+    Raises:
+      Refused: There is no such task, or its configuration contradicts itself.
+    """
+    if config.task not in TASKS:
+        raise Refused(f'Unknown task {config.task!r}. {near_misses(config.task, TASKS)}')
+    module, _, name = TASKS[config.task].rpartition('.')
+    return getattr(importlib.import_module(module), name)(config)

@@ -1,8 +1,6 @@
 """Metrics of multi-label classification, class by class, by scikit-learn."""
 
 import numpy as np
-import scipy.stats
-import sklearn.metrics
 
 from perceiver_jax.errors import Refused
 
@@ -22,6 +20,8 @@ def average_precision(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
     Source: AudioSet's mAP is the mean over the classes (Gemmeke et al., 2017).
     """
+    import sklearn.metrics  # slow, and needed to evaluate alone
+
     return _by_class(sklearn.metrics.average_precision_score, labels, scores, needs_negative=False)
 
 
@@ -38,6 +38,8 @@ def area_under_roc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     Raises:
       ValueError: if the shapes differ or labels are neither 0 nor 1.
     """
+    import sklearn.metrics
+
     return _by_class(sklearn.metrics.roc_auc_score, labels, scores, needs_negative=True)
 
 
@@ -46,6 +48,8 @@ def d_prime(auc: float) -> float:
 
     An area of 1 would be infinite: it counts as 1 - 1e-6, which is 6.7.
     """
+    import scipy.stats
+
     return float(np.sqrt(2) * scipy.stats.norm.ppf(np.clip(auc, 1e-6, 1 - 1e-6)))
 
 

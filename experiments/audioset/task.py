@@ -1,28 +1,32 @@
 """AudioSet's task: what is special about classifying clips of sound and video, and only that."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
-from matplotlib.figure import SubFigure
 
 from experiments.audioset.metrics import average_precision, multi_label_metrics
 from experiments.audioset.mixing import drop_examples, mix_sounds, spec_augment
 from experiments.audioset.sources import open_source
 from experiments.audioset.transforms import ClipShape, EvalTransform, TrainTransform
-from experiments.data import pipeline
+from experiments.data import reading
 from experiments.data.clip_files import FRAMES_PER_SECOND
-from experiments.pictures.panels import choose_to_draw, class_bars, clip_grid, short_name
-from experiments.training import parallel
+from experiments.data.pipeline import Batches, LabelledSource
 from experiments.training.describe import describe_model
 from experiments.training.losses import sigmoid_cross_entropy, softmax_cross_entropy
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.spectrogram import log_mel
 from perceiver_jax.models import audio_visual_classifier
 from perceiver_jax.weights.pretrained import Pretrained
+
+if TYPE_CHECKING:
+    from matplotlib.figure import SubFigure  # slow to import, and needed to draw alone
 
 # Videos disappear from YouTube: whoever has so many of them has the papers' data.
 PAPER_CLASSES = 527
@@ -37,7 +41,7 @@ class AudioSet:
 
     higher_is_better = True
 
-    def __init__(self, config):
+    def __init__(self, config: ml_collections.ConfigDict):
         self.config = config
         self.metric = config.evaluation.metric
         self.modalities = sorted(set(config.model.inputs) - {'min_padding'})
@@ -52,8 +56,8 @@ class AudioSet:
             )
         size = config.clip.size if self.has_video else 0
         self.shape = ClipShape(**{**config.clip, 'size': size})
-        augmentation = config.augmentation
-        on_host = {name: augmentation[name] for name in _ON_HOST}
+        fields = {field.name for field in dataclasses.fields(TrainTransform)}
+        on_host = {name: value for name, value in config.augmentation.items() if name in fields}
         self.train_transform = TrainTransform(
             shape=self.shape, num_classes=config.model.num_classes, **on_host
         )
@@ -78,14 +82,14 @@ class AudioSet:
     # Data
 
     @functools.cached_property
-    def train_source(self):
+    def train_source(self) -> LabelledSource:
         return self._open('train')
 
     @functools.cached_property
-    def eval_source(self):
+    def eval_source(self) -> LabelledSource:
         return self._open('validation')
 
-    def _open(self, split: str):
+    def _open(self, split: str) -> LabelledSource:
         data = self.config.data
         source = open_source(
             data.source,
@@ -96,11 +100,7 @@ class AudioSet:
             table=data.table,
         )
         # A column without a class would never have positives: the number must be theirs.
-        if len(source.classes) != self.config.model.num_classes:
-            raise Refused(
-                f'the {data.source} data has {len(source.classes)} classes, and '
-                f'config.model.num_classes is {self.config.model.num_classes}'
-            )
+        reading.check_classes(self.config, source.classes)
         return source
 
     @property
@@ -124,32 +124,27 @@ class AudioSet:
         )
         return self.config.paper.value if is_the_papers else None
 
-    def train_batches(self, start_step: int):
-        return pipeline.train_batches(
+    def train_batches(self, start_step: int) -> Batches:
+        return reading.train_batches(
+            self.config,
             self.train_source,
             self.train_transform,
-            batch_size=self.config.train.batch_size,
-            seed=self.config.seed,
-            start_step=start_step,
+            start_step,
             examples_per_item=2 if self.mixes else 1,
-            **parallel.data_options(self.config.data),
         )
 
-    def eval_batches(self):
-        return pipeline.eval_batches(
-            self.eval_source,
-            self.eval_transform,
-            batch_size=self.config.evaluation.batch_size,
-            **parallel.data_options(self.config.data),
-        )
+    def eval_batches(self) -> Batches:
+        return reading.eval_batches(self.config, self.eval_source, self.eval_transform)
 
     # Model
 
-    def init(self, rng):
+    def init(self, rng: jax.Array) -> tuple[hk.Params, hk.State]:
         inputs = jax.tree.map(lambda x: jnp.zeros(x.shape), self._window(batch=1))
         return self.model.init(rng, inputs, is_training=False)
 
-    def loss(self, params, state, rng, batch):
+    def loss(
+        self, params: hk.Params, state: hk.State, rng: jax.Array, batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, tuple[hk.State, dict[str, jax.Array]]]:
         settings, index = self.config.augmentation, batch['index']
         purposes = ('mix', 'mask', 'video', 'sound', 'model')
         keys = dict(zip(purposes, jax.random.split(rng, len(purposes)), strict=True))
@@ -171,7 +166,9 @@ class AudioSet:
         best = jnp.take_along_axis(labels, logits.argmax(-1)[:, None], axis=-1)
         return loss, (state, {'top_label_is_right': (best > 0).mean()})
 
-    def predict(self, params, state, batch):
+    def predict(
+        self, params: hk.Params, state: hk.State, batch: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
         shape, labels = self.shape, batch['labels']
 
         def cut(x, starts, length):  # [b, whole, ...] -> [b, length, ...]
@@ -188,7 +185,7 @@ class AudioSet:
         # Our choice: probabilities are averaged, not logits; the papers say 'scores'.
         return {'loss': losses.mean(0), 'scores': scores.mean(0), 'labels': labels}
 
-    def summarise(self, predictions):
+    def summarise(self, predictions: dict[str, np.ndarray]) -> dict[str, float]:
         numbers = multi_label_metrics(predictions['labels'], predictions['scores'])
         if self.metric not in numbers:
             raise Refused(
@@ -210,11 +207,8 @@ class AudioSet:
         video = jax.ShapeDtypeStruct(frames, jnp.uint8)
         return jax.eval_shape(self._inputs, sound, video)
 
-    def pretrained(self, params, state):
-        try:
-            classes = list(self.eval_source.classes)
-        except (OSError, ValueError):  # the data need not be at hand to use the model
-            classes = None
+    def pretrained(self, params: hk.Params, state: hk.State) -> Pretrained:
+        classes = reading.class_names(lambda: self.eval_source)
         settings = None
         if 'spectrogram' in self.modalities:
             settings = self.config.spectrogram.to_dict()
@@ -229,8 +223,16 @@ class AudioSet:
 
     # What people look at
 
-    def draw(self, subfigure: SubFigure, params, state, predictions) -> None:
+    def draw(
+        self,
+        subfigure: 'SubFigure',
+        params: hk.Params,
+        state: hk.State,
+        predictions: dict[str, np.ndarray],
+    ) -> None:
         """Evaluation clips, a third of them mistakes if there are, and which classes do well."""
+        from experiments.pictures.panels import choose_to_draw, class_bars, clip_grid, short_name
+
         labels, scores = predictions['labels'], predictions['scores']
         right = np.take_along_axis(labels, scores.argmax(1)[:, None], 1)[:, 0] > 0
         drawn = choose_to_draw(right, NUM_DRAWN)
@@ -243,7 +245,7 @@ class AudioSet:
             said = (f'{short_name(names[k], 18)} {100 * scores[i, k]:.0f} %' for k in best)
             true = (short_name(names[k]) for k in np.flatnonzero(labels[i])[:3])
             titles.append((', '.join(said), ', '.join(true)))
-        left, side = subfigure.subfigures(1, 2, width_ratios=(2.6, 1))
+        left, side = subfigure.subfigures(1, 2, squeeze=False, width_ratios=(2.6, 1))[0]
         clip_grid(
             left,
             [self._picture(example['sound']) for example in examples],
@@ -271,7 +273,7 @@ class AudioSet:
         video = example['video']
         return video[np.linspace(0, len(video) - 1, NUM_FRAMES_DRAWN).astype(int)]
 
-    def describe(self):
+    def describe(self) -> dict[str, Any]:
         # As the papers count: every projection of every input element.
         forward = functools.partial(self._forward, is_training=False, implementation='plain')
         sizes = describe_model(forward, self._window(batch=1))
@@ -279,43 +281,38 @@ class AudioSet:
 
 
 def model_inputs(
-    sound: jax.Array,
-    video: jax.Array | None,
+    sound: jax.Array | np.ndarray,
+    video: jax.Array | np.ndarray | None,
     modalities: Sequence[str],
     sample_rate: int,
-    spectrogram: Mapping | None,
+    spectrogram: Mapping[str, Any] | None,
 ) -> dict[str, jax.Array]:
-    """What `audio_visual_classifier` takes of a batch of windows.
+    """Makes what `audio_visual_classifier` takes of a batch of windows.
 
     Args:
-      sound: [b, samples], from -1 to 1.
-      video: [b, T, S, S, 3] uint8; None where the model does not look.
-      modalities: those of the model.
-      sample_rate: of the sound, Hz.
-      spectrogram: the other arguments of `log_mel`, where the model takes one.
+      sound: Sound, `[B, samples]`, from -1 to 1.
+      video: Frames, uint8 `[B, T, S, S, 3]`; None where the model takes no video.
+      modalities: Names of the modalities that the model takes.
+      sample_rate: Sample rate of the sound, in Hz.
+      spectrogram: The other arguments of `log_mel`; None where the model takes no spectrogram.
 
     Returns:
       The modalities by name, float32.
     """
-    make = {
-        'audio': lambda: sound[..., None],
-        'spectrogram': lambda: log_mel(sound, sample_rate=sample_rate, **spectrogram),
-        'video': lambda: video.astype(jnp.float32) / 127.5 - 1,
-    }
-    return {name: make[name]() for name in modalities}
+    sound = jnp.asarray(sound)
+    inputs = {}
+    if 'audio' in modalities:
+        inputs['audio'] = sound[..., None]
+    if 'spectrogram' in modalities:
+        assert spectrogram is not None
+        inputs['spectrogram'] = log_mel(sound, sample_rate=sample_rate, **spectrogram)
+    if 'video' in modalities:
+        assert video is not None
+        inputs['video'] = jnp.asarray(video, jnp.float32) / 127.5 - 1
+    return inputs
 
 
 _LOSSES = {  # logits -> scores, and (logits, labels) -> loss
     'sigmoid': (jax.nn.sigmoid, sigmoid_cross_entropy),
     'softmax': (jax.nn.softmax, softmax_cross_entropy),
 }
-_ON_HOST = (  # fields of TrainTransform
-    'crop_area',
-    'flip',
-    'brightness',
-    'contrast',
-    'saturation',
-    'hue',
-    'roll',
-    'gain_db',
-)

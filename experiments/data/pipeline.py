@@ -14,7 +14,7 @@ import functools
 import logging
 import pickle
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Example = dict[str, Any]
 Batch = dict[str, np.ndarray]
+Batches = Generator[Batch, None, None]  # to be closed when done: they own threads or processes
 
 # A worker sends its items in pieces of a batch: whole batches of large images, several per
 # worker, would fill the memory.
@@ -46,6 +47,14 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Example: ...
 
 
+class LabelledSource(Source, Protocol):
+    """A source whose examples have labels."""
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """The names of the labels, in their order."""
+
+
 def train_batches(
     source: Source,
     transform: Callable[[Example, np.random.Generator], Batch],
@@ -58,7 +67,7 @@ def train_batches(
     num_workers: int = 0,
     examples_per_item: int = 1,
     on_broken: str = 'stop',
-) -> Iterator[Batch]:
+) -> Batches:
     """Returns this process's part of the global training batches, forever.
 
     Every epoch visits every example once, in an order of its own; an epoch may end within a
@@ -114,7 +123,7 @@ def eval_batches(
     process_count: int = 1,
     num_workers: int = 0,
     on_broken: str = 'stop',
-) -> Iterator[Batch]:
+) -> Batches:
     """Returns this process's part of one pass over the source.
 
     Each example stands unmasked in exactly one batch of one process, and all processes yield
@@ -235,7 +244,7 @@ class _EvalItems:
         }
 
 
-def _batches(items: 'grain.MapDataset', rows: int, num_workers: int) -> Iterator[Batch]:
+def _batches(items: 'grain.MapDataset', rows: int, num_workers: int) -> Batches:
     """Yields batches of `rows` consecutive items, in order; frees its workers however it ends."""
     import grain
 

@@ -3,20 +3,19 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
-from matplotlib.figure import SubFigure
 
-from experiments.data import pipeline
+from experiments.data import reading
+from experiments.data.pipeline import Batches, Source
 from experiments.flow.metrics import end_point_error, measure, summarise
 from experiments.flow.sources import Several, open_source
 from experiments.flow.transforms import EvalTransform, TrainTransform
-from experiments.pictures.panels import flow_rows
 from experiments.training import parallel
 from experiments.training.checks import count_steps
 from experiments.training.describe import describe_model
@@ -24,6 +23,9 @@ from perceiver_jax.errors import Refused
 from perceiver_jax.models import optical_flow
 from perceiver_jax.tiling import flow_of_tiles
 from perceiver_jax.weights.pretrained import Pretrained
+
+if TYPE_CHECKING:
+    from matplotlib.figure import SubFigure  # slow to import, and needed to draw alone
 
 # AutoFlow's pairs that the paper trained on (40,000 are public), and the pairs with public flow.
 PAPER_PAIRS = 400_000
@@ -37,7 +39,7 @@ class OpticalFlow:
 
     higher_is_better = False
 
-    def __init__(self, config):
+    def __init__(self, config: ml_collections.ConfigDict):
         self.config = config
         self.names = tuple(config.data.evaluate)
         if not self.names:
@@ -59,11 +61,11 @@ class OpticalFlow:
     # Data
 
     @functools.cached_property
-    def train_source(self):
+    def train_source(self) -> Source:
         return self._open(self.config.data.train, 'train')
 
     @functools.cached_property
-    def eval_source(self):
+    def eval_source(self) -> Several:
         return Several([self._open(name, 'evaluation') for name in self.names])
 
     def _open(self, name: str, split: str):
@@ -90,7 +92,7 @@ class OpticalFlow:
     def _eval_counts(self) -> dict[str, int]:
         return dict(zip(self.names, self.eval_source.lengths, strict=True))
 
-    def train_batches(self, start_step: int):
+    def train_batches(self, start_step: int) -> Batches:
         total_steps, _ = count_steps(self.config, self.num_train_examples)
         phases = curriculum(total_steps, **self.config.curriculum)
         ends = [phase.start for phase in phases[1:]] + [None]
@@ -101,41 +103,38 @@ class OpticalFlow:
             with contextlib.closing(self._phase_batches(phase, first)) as batches:
                 yield from itertools.islice(batches, None if end is None else end - first)
 
-    def _phase_batches(self, phase: 'Phase', start_step: int) -> Iterator[dict[str, np.ndarray]]:
+    def _phase_batches(self, phase: 'Phase', start_step: int) -> Batches:
         batch_size, both = self.config.train.batch_size, phase.both_directions
         if both and batch_size % (2 * jax.process_count()):
             raise Refused(
                 f'config.train.batch_size is {batch_size}: pairs in both directions need a '
                 f'multiple of 2 x {jax.process_count()} processes'
             )
-        batches = pipeline.train_batches(
+        transform = TrainTransform(
+            strength=phase.strength, both_directions=both, **self.config.augmentation
+        )
+        batches = reading.train_batches(
+            self.config,
             self.train_source,
-            TrainTransform(
-                strength=phase.strength, both_directions=both, **self.config.augmentation
-            ),
+            transform,
+            start_step,
             batch_size=batch_size // 2 if both else batch_size,
-            seed=self.config.seed,
-            start_step=start_step,
-            **parallel.data_options(self.config.data),
         )
         with contextlib.closing(batches):
             for batch in batches:
                 yield unfold_directions(batch) if both else batch
 
-    def eval_batches(self):
-        return pipeline.eval_batches(
-            self.eval_source,
-            self.eval_transform,
-            batch_size=self.config.evaluation.batch_size,
-            **parallel.data_options(self.config.data),
-        )
+    def eval_batches(self) -> Batches:
+        return reading.eval_batches(self.config, self.eval_source, self.eval_transform)
 
     # Model
 
-    def init(self, rng):
+    def init(self, rng: jax.Array) -> tuple[hk.Params, hk.State]:
         return self.model.init(rng, jnp.zeros((1, 2, *self.tile, 3)), is_training=False)
 
-    def loss(self, params, state, rng, batch):
+    def loss(
+        self, params: hk.Params, state: hk.State, rng: jax.Array, batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, tuple[hk.State, dict[str, jax.Array]]]:
         frames = as_inputs(batch['frames'])
         flow, state = self.model.apply(params, state, rng, frames, is_training=True)
         # Our choice: the error that is evaluated. Averaged over each pair's valid pixels, then over
@@ -145,7 +144,9 @@ class OpticalFlow:
         error = jnp.where(batch['valid'], error, 0).sum((1, 2)) / jnp.maximum(pixels, 1)
         return error.mean() / FLOW_SCALE, (state, {'epe': error.mean()})
 
-    def predict(self, params, state, batch):
+    def predict(
+        self, params: hk.Params, state: hk.State, batch: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
         flow = self.estimate(params, state, batch)
         known = (batch[name] for name in ('flow', 'valid', 'matched', 'unmatched'))
         return {**measure(flow, *known), 'data': batch['data']}
@@ -165,17 +166,25 @@ class OpticalFlow:
             self.config.evaluation.tiles_at_once,
         )
 
-    def summarise(self, predictions):
+    def summarise(self, predictions: dict[str, np.ndarray]) -> dict[str, float]:
         return summarise(predictions, predictions['data'], self.names)
 
-    def pretrained(self, params, state):
+    def pretrained(self, params: hk.Params, state: hk.State) -> Pretrained:
         model = self.config.model.to_dict()
         return Pretrained('optical_flow', model, dict(tile=list(self.tile)), params, state)
 
     # What people look at
 
-    def draw(self, subfigure: SubFigure, params, state, predictions) -> None:
+    def draw(
+        self,
+        subfigure: 'SubFigure',
+        params: hk.Params,
+        state: hk.State,
+        predictions: dict[str, np.ndarray],
+    ) -> None:
         """Evaluation pairs at equal distances: frames, true and estimated flow, and the error."""
+        from experiments.pictures.panels import flow_rows
+
         count = len(predictions['index'])
         drawn = np.unique(np.linspace(0, count - 1, NUM_DRAWN).round().astype(int))
         estimate = jax.jit(self.estimate)
@@ -189,7 +198,7 @@ class OpticalFlow:
             rows.append((*(example[k] for k in ('name', 'frames', 'flow', 'valid')), flow))
         flow_rows(subfigure, *zip(*rows, strict=True))
 
-    def describe(self):
+    def describe(self) -> dict[str, Any]:
         frames = jax.ShapeDtypeStruct((1, 2, *self.tile, 3), jnp.float32)
         # As the papers count: every projection of every input element.
         forward = functools.partial(self._forward, is_training=False, implementation='plain')

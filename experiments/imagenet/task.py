@@ -1,18 +1,19 @@
 """ImageNet's task: what is special about classifying images, and only that."""
 
 import functools
+from typing import TYPE_CHECKING, Any
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
-from matplotlib.figure import SubFigure
 
-from experiments.data import pipeline
+from experiments.data import reading
+from experiments.data.pipeline import Batches, LabelledSource
 from experiments.imagenet.mixing import mixup_cutmix
 from experiments.imagenet.sources import open_source
 from experiments.imagenet.transforms import EvalTransform, TrainTransform
-from experiments.pictures.panels import answers, choose_to_draw, image_grid
 from experiments.training import parallel
 from experiments.training.describe import describe_model
 from experiments.training.losses import softmax_cross_entropy
@@ -21,6 +22,9 @@ from perceiver_jax.inputs import as_images
 from perceiver_jax.models import image_classifier
 from perceiver_jax.recording import record_attention
 from perceiver_jax.weights.pretrained import Pretrained
+
+if TYPE_CHECKING:
+    from matplotlib.figure import SubFigure  # slow to import, and needed to draw alone
 
 PAPER_EXAMPLES = (1_281_167, 50_000)  # training and validation images of ILSVRC 2012
 NUM_DRAWN = 20
@@ -33,7 +37,7 @@ class ImageNet:
     metric = 'top1'
     higher_is_better = True
 
-    def __init__(self, config):
+    def __init__(self, config: ml_collections.ConfigDict):
         self.config = config
         self.mixes = config.loss.mixup_alpha > 0
         if self.mixes != (config.loss.cutmix_alpha > 0):
@@ -59,20 +63,16 @@ class ImageNet:
     # Data
 
     @functools.cached_property
-    def train_source(self):
+    def train_source(self) -> LabelledSource:
         return self._open('train')
 
     @functools.cached_property
-    def eval_source(self):
+    def eval_source(self) -> LabelledSource:
         return self._open('validation')
 
-    def _open(self, split: str):
+    def _open(self, split: str) -> LabelledSource:
         source = open_source(self.config.data.source, self.config.data.path, split)
-        if len(source.classes) > self.config.model.num_classes:
-            raise Refused(
-                f'the {self.config.data.source} data has {len(source.classes)} classes, and '
-                f'config.model.num_classes is {self.config.model.num_classes}'
-            )
+        reading.check_classes(self.config, source.classes, fewer_allowed=True)
         return source
 
     @property
@@ -94,31 +94,26 @@ class ImageNet:
     def _is_the_papers_data(self) -> bool:
         return (len(self.train_source), len(self.eval_source)) == PAPER_EXAMPLES
 
-    def train_batches(self, start_step: int):
-        return pipeline.train_batches(
+    def train_batches(self, start_step: int) -> Batches:
+        return reading.train_batches(
+            self.config,
             self.train_source,
             self.train_transform,
-            batch_size=self.config.train.batch_size,
-            seed=self.config.seed,
-            start_step=start_step,
+            start_step,
             examples_per_item=2 if self.mixes else 1,
-            **parallel.data_options(self.config.data),
         )
 
-    def eval_batches(self):
-        return pipeline.eval_batches(
-            self.eval_source,
-            self.eval_transform,
-            batch_size=self.config.evaluation.batch_size,
-            **parallel.data_options(self.config.data),
-        )
+    def eval_batches(self) -> Batches:
+        return reading.eval_batches(self.config, self.eval_source, self.eval_transform)
 
     # Model
 
-    def init(self, rng):
+    def init(self, rng: jax.Array) -> tuple[hk.Params, hk.State]:
         return self.model.init(rng, jnp.zeros(self.image_shape), is_training=False)
 
-    def loss(self, params, state, rng, batch):
+    def loss(
+        self, params: hk.Params, state: hk.State, rng: jax.Array, batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, tuple[hk.State, dict[str, jax.Array]]]:
         settings, num_classes = self.config.loss, self.config.model.num_classes
         if self.mixes:
             images, labels = mixup_cutmix(
@@ -137,7 +132,9 @@ class ImageNet:
         correct = logits.argmax(-1) == labels.argmax(-1)
         return loss, (state, {'top1': correct.mean()})
 
-    def predict(self, params, state, batch):
+    def predict(
+        self, params: hk.Params, state: hk.State, batch: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
         logits, _ = self.model.apply(params, state, None, batch['image'], is_training=False)
         labels = batch['label']
         loss = softmax_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
@@ -148,15 +145,12 @@ class ImageNet:
             'top5': (top5 == labels[:, None]).any(-1),
         }
 
-    def summarise(self, predictions):
+    def summarise(self, predictions: dict[str, np.ndarray]) -> dict[str, float]:
         return {name: float(np.mean(values)) for name, values in predictions.items()}
 
-    def pretrained(self, params, state):
+    def pretrained(self, params: hk.Params, state: hk.State) -> Pretrained:
         model, images = self.config.model.to_dict(), self.config.images
-        try:
-            classes = list(self.eval_source.classes)
-        except (OSError, ValueError):  # the data need not be at hand to use the model
-            classes = None
+        classes = reading.class_names(lambda: self.eval_source)
         front_end = dict(
             size=images.image_size,
             crop_fraction=self.config.evaluation.crop_fraction,
@@ -167,11 +161,18 @@ class ImageNet:
 
     # What people look at
 
-    def draw(self, subfigure: SubFigure, params, state, predictions) -> None:
+    def draw(
+        self,
+        subfigure: 'SubFigure',
+        params: hk.Params,
+        state: hk.State,
+        predictions: dict[str, np.ndarray],
+    ) -> None:
         """Evaluation images, with a third of mistakes if there are, beside what is attended to.
 
         The heat is the first cross-attend's attention, averaged over the latents.
         """
+        from experiments.pictures.panels import answers, choose_to_draw, image_grid
 
         def forward(images):
             with record_attention('encoder/cross_attend_1') as weights:
@@ -203,7 +204,7 @@ class ImageNet:
         images = np.clip(images * self.config.images.std + self.config.images.mean, 0, 1)
         return images[..., 0] if images.shape[-1] == 1 else images
 
-    def describe(self):
+    def describe(self) -> dict[str, Any]:
         image = jax.ShapeDtypeStruct(self.image_shape, jnp.float32)
         # As the papers count: every projection of every input element.
         forward = functools.partial(self._forward, is_training=False, implementation='plain')

@@ -1,24 +1,27 @@
 """ModelNet40's task: what is special about classifying point clouds, and only that."""
 
 import functools
+from typing import TYPE_CHECKING, Any
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
-from matplotlib.figure import SubFigure
 
-from experiments.data import pipeline
+from experiments.data import reading
+from experiments.data.pipeline import Batches, LabelledSource
 from experiments.modelnet40.sources import open_source
 from experiments.modelnet40.transforms import EvalTransform, TrainTransform
-from experiments.pictures.panels import answers, choose_to_draw, cloud_grid, confusion_matrix
-from experiments.training import parallel
 from experiments.training.describe import describe_model
 from experiments.training.losses import softmax_cross_entropy
 from perceiver_jax.errors import Refused
 from perceiver_jax.models import point_classifier
 from perceiver_jax.recording import record_attention
 from perceiver_jax.weights.pretrained import Pretrained
+
+if TYPE_CHECKING:
+    from matplotlib.figure import SubFigure  # slow to import, and needed to draw alone
 
 PAPER_EXAMPLES = (9_843, 2_468)  # official training and test shapes
 NUM_DRAWN = 12
@@ -30,7 +33,7 @@ class ModelNet40:
     metric = 'accuracy'
     higher_is_better = True
 
-    def __init__(self, config):
+    def __init__(self, config: ml_collections.ConfigDict):
         self.config = config
         num_points = config.points.num_points
         if num_points < 2:
@@ -47,20 +50,16 @@ class ModelNet40:
     # Data
 
     @functools.cached_property
-    def train_source(self):
+    def train_source(self) -> LabelledSource:
         return self._open(self.config.data.train_split)
 
     @functools.cached_property
-    def eval_source(self):
+    def eval_source(self) -> LabelledSource:
         return self._open(self.config.data.eval_split)
 
-    def _open(self, split: str):
+    def _open(self, split: str) -> LabelledSource:
         source = open_source(self.config.data.source, self.config.data.path, split)
-        if len(source.classes) != self.config.model.num_classes:
-            raise Refused(
-                f'the {self.config.data.source} data has {len(source.classes)} classes, and '
-                f'config.model.num_classes is {self.config.model.num_classes}'
-            )
+        reading.check_classes(self.config, source.classes)
         return source
 
     @property
@@ -89,36 +88,30 @@ class ModelNet40:
             len(self.eval_source),
         ) == PAPER_EXAMPLES
 
-    def train_batches(self, start_step: int):
-        return pipeline.train_batches(
-            self.train_source,
-            self.train_transform,
-            batch_size=self.config.train.batch_size,
-            seed=self.config.seed,
-            start_step=start_step,
-            **parallel.data_options(self.config.data),
+    def train_batches(self, start_step: int) -> Batches:
+        return reading.train_batches(
+            self.config, self.train_source, self.train_transform, start_step
         )
 
-    def eval_batches(self):
-        return pipeline.eval_batches(
-            self.eval_source,
-            self.eval_transform,
-            batch_size=self.config.evaluation.batch_size,
-            **parallel.data_options(self.config.data),
-        )
+    def eval_batches(self) -> Batches:
+        return reading.eval_batches(self.config, self.eval_source, self.eval_transform)
 
     # Model
 
-    def init(self, rng):
+    def init(self, rng: jax.Array) -> tuple[hk.Params, hk.State]:
         return self.model.init(rng, jnp.zeros(self.points_shape), is_training=False)
 
-    def loss(self, params, state, rng, batch):
+    def loss(
+        self, params: hk.Params, state: hk.State, rng: jax.Array, batch: dict[str, jax.Array]
+    ) -> tuple[jax.Array, tuple[hk.State, dict[str, jax.Array]]]:
         logits, state = self.model.apply(params, state, rng, batch['points'], is_training=True)
         labels = jax.nn.one_hot(batch['label'], logits.shape[-1])
         loss = softmax_cross_entropy(logits, labels, self.config.loss.label_smoothing).mean()
         return loss, (state, {'accuracy': (logits.argmax(-1) == batch['label']).mean()})
 
-    def predict(self, params, state, batch):
+    def predict(
+        self, params: hk.Params, state: hk.State, batch: dict[str, jax.Array]
+    ) -> dict[str, jax.Array]:
         logits, _ = self.model.apply(params, state, None, batch['points'], is_training=False)
         labels = jax.nn.one_hot(batch['label'], logits.shape[-1])
         return {
@@ -127,7 +120,7 @@ class ModelNet40:
             'label': batch['label'],
         }
 
-    def summarise(self, predictions):
+    def summarise(self, predictions: dict[str, np.ndarray]) -> dict[str, float]:
         counts = self._confusion(predictions)
         shapes = counts.sum(1)
         recall = counts.diagonal()[shapes > 0] / shapes[shapes > 0]
@@ -142,22 +135,31 @@ class ModelNet40:
         np.add.at(counts, (predictions['label'], predictions['guess']), 1)
         return counts
 
-    def pretrained(self, params, state):
-        try:
-            classes = list(self.eval_source.classes)
-        except (OSError, ValueError):  # the data need not be at hand to use the model
-            classes = None
+    def pretrained(self, params: hk.Params, state: hk.State) -> Pretrained:
+        classes = reading.class_names(lambda: self.eval_source)
         front_end = dict(num_points=self.config.points.num_points)
         model = self.config.model.to_dict()
         return Pretrained('point_classifier', model, front_end, params, state, classes)
 
     # What people look at
 
-    def draw(self, subfigure: SubFigure, params, state, predictions) -> None:
+    def draw(
+        self,
+        subfigure: 'SubFigure',
+        params: hk.Params,
+        state: hk.State,
+        predictions: dict[str, np.ndarray],
+    ) -> None:
         """The confusion of the classes, and clouds with a third of mistakes if there are.
 
         Points are the brighter the more the first cross-attend looks at them, over all latents.
         """
+        from experiments.pictures.panels import (
+            answers,
+            choose_to_draw,
+            cloud_grid,
+            confusion_matrix,
+        )
 
         def attention(points):
             with record_attention('encoder/cross_attend_1') as weights:
@@ -171,7 +173,7 @@ class ModelNet40:
         heat, _ = apply(*jax.device_put((params, state)), None, clouds)
         labels, guesses = predictions['label'][drawn], predictions['guess'][drawn]
         names = self.eval_source.classes
-        left, right = subfigure.subfigures(1, 2)
+        left, right = subfigure.subfigures(1, 2, squeeze=False)[0]
         confusion_matrix(left, self._confusion(predictions), names)
         cloud_grid(
             right,
@@ -181,7 +183,7 @@ class ModelNet40:
             np.asarray(heat),
         )
 
-    def describe(self):
+    def describe(self) -> dict[str, Any]:
         points = jax.ShapeDtypeStruct(self.points_shape, jnp.float32)
         # As the papers count: every projection of every input element.
         forward = functools.partial(self._forward, is_training=False, implementation='plain')

@@ -180,16 +180,6 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
-def data_options(data) -> dict:
-    """What a pipeline is told by this process's place among the others, and by config.data."""
-    return dict(
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_workers=data.num_workers,
-        on_broken=data.on_broken,
-    )
-
-
 def barrier(name: str) -> None:
     """Waits until all processes have come here."""
     multihost_utils.sync_global_devices(name)

@@ -1,0 +1,106 @@
+"""How a task reads its data: batches from a config, and the names of the classes.
+
+The same functions for every task. A task says which source and which transform; where this process
+stands among the others, and what `config.data` and `config.train` say, is read here.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from experiments.data import pipeline
+from experiments.data.pipeline import Batch, Batches, Example, LabelledSource, Source
+from perceiver_jax.errors import Refused
+
+
+def train_batches(
+    config: ml_collections.ConfigDict,
+    source: Source,
+    transform: Callable[[Example, np.random.Generator], Batch],
+    start_step: int,
+    *,
+    batch_size: int | None = None,
+    examples_per_item: int = 1,
+) -> Batches:
+    """Returns this process's part of the global training batches from a step on, forever.
+
+    Args:
+      config: The configuration of the run.
+      source: The training examples.
+      transform: Augments an example; see `pipeline.train_batches`.
+      start_step: Number of global batches to pass over.
+      batch_size: Items in a global batch; None: `config.train.batch_size`.
+      examples_per_item: Consecutive examples that make one item; mixing needs two.
+
+    Raises:
+      Refused: The source is empty, or the batch cannot be cut over the processes.
+    """
+    return pipeline.train_batches(
+        source,
+        transform,
+        batch_size=config.train.batch_size if batch_size is None else batch_size,
+        seed=config.seed,
+        start_step=start_step,
+        examples_per_item=examples_per_item,
+        **_options(config.data),
+    )
+
+
+def eval_batches(
+    config: ml_collections.ConfigDict, source: Source, transform: Callable[[Example], Batch]
+) -> Batches:
+    """Returns this process's part of one pass over the evaluation examples.
+
+    Args:
+      config: The configuration of the run.
+      source: The evaluation examples.
+      transform: Makes arrays of an example, always the same ones.
+    """
+    return pipeline.eval_batches(
+        source, transform, batch_size=config.evaluation.batch_size, **_options(config.data)
+    )
+
+
+def check_classes(
+    config: ml_collections.ConfigDict, classes: Sequence[str], *, fewer_allowed: bool = False
+) -> None:
+    """Compares the number of classes in the data with the number of logits of the model.
+
+    Args:
+      config: The configuration of the run.
+      classes: The names of the classes in the data.
+      fewer_allowed: Whether the model may have logits without a class.
+
+    Raises:
+      Refused: The numbers do not fit; names both.
+    """
+    num_logits = config.model.num_classes
+    if len(classes) > num_logits or (len(classes) < num_logits and not fewer_allowed):
+        raise Refused(
+            f'the {config.data.source} data has {len(classes)} classes, and '
+            f'config.model.num_classes is {num_logits}'
+        )
+
+
+def class_names(open_source: Callable[[], LabelledSource]) -> list[str] | None:
+    """Returns the names of the classes where the data is at hand, and None elsewhere.
+
+    Args:
+      open_source: Opens data that has `classes`; a model can be used without its data.
+    """
+    try:
+        return list(open_source().classes)
+    except (OSError, Refused):
+        return None
+
+
+def _options(data: ml_collections.ConfigDict) -> dict[str, Any]:
+    return dict(
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=data.num_workers,
+        on_broken=data.on_broken,
+    )

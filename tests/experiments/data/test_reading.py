@@ -1,0 +1,85 @@
+import ml_collections
+import numpy as np
+import pytest
+
+from experiments.data import reading
+from perceiver_jax.errors import Refused
+
+
+class Numbers:
+    """Examples that are their own index."""
+
+    classes = ('even', 'odd')
+
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, index):
+        return {'number': index}
+
+
+def config(num_classes=2):
+    return ml_collections.ConfigDict(
+        dict(
+            seed=3,
+            data=dict(source='numbers', num_workers=0, on_broken='stop'),
+            train=dict(batch_size=4),
+            evaluation=dict(batch_size=3),
+            model=dict(num_classes=num_classes),
+        )
+    )
+
+
+def array_of(example, rng=None):
+    return {'number': np.int32(example['number'])}
+
+
+def taken(batches, count):
+    some = [next(batches)['number'].tolist() for _ in range(count)]
+    batches.close()
+    return some
+
+
+def test_training_starts_at_any_step_with_batches_of_the_configs_size():
+    whole = taken(reading.train_batches(config(), Numbers(), array_of, 0), 4)
+    assert taken(reading.train_batches(config(), Numbers(), array_of, 2), 2) == whole[2:]
+    assert [len(batch) for batch in whole] == [4] * 4
+    assert sorted(sum(whole, [])[:7]) == list(range(7))  # an epoch
+    (half,) = taken(reading.train_batches(config(), Numbers(), array_of, 0, batch_size=2), 1)
+    assert half == whole[0][:2]
+
+
+def test_several_examples_make_an_item():
+    batches = reading.train_batches(config(), Numbers(), array_of, 0, examples_per_item=2)
+    assert next(batches)['number'].shape == (4, 2)
+    batches.close()
+
+
+def test_evaluation_passes_over_each_example_once():
+    batches = list(reading.eval_batches(config(), Numbers(), array_of))
+    numbers = np.concatenate([batch['number'][batch['mask']] for batch in batches])
+    assert numbers.tolist() == list(range(7))
+    assert [len(batch['mask']) for batch in batches] == [3] * 3
+
+
+def test_as_many_logits_as_classes():
+    reading.check_classes(config(), Numbers.classes)
+    reading.check_classes(config(num_classes=3), Numbers.classes, fewer_allowed=True)
+    message = 'the numbers data has 2 classes, and config.model.num_classes is'
+    with pytest.raises(Refused, match=f'{message} 3'):
+        reading.check_classes(config(num_classes=3), Numbers.classes)
+    with pytest.raises(Refused, match=f'{message} 1'):
+        reading.check_classes(config(num_classes=1), Numbers.classes, fewer_allowed=True)
+
+
+def test_classes_are_named_where_the_data_is_at_hand():
+    def absent():
+        raise Refused('there is no such folder')
+
+    def bug():
+        raise ValueError('of ours')
+
+    assert reading.class_names(Numbers) == ['even', 'odd']
+    assert reading.class_names(absent) is None
+    with pytest.raises(ValueError, match='of ours'):
+        reading.class_names(bug)

@@ -1,0 +1,55 @@
+"""Every task is made from its config, offers what the loop needs, and imports no more than that."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import ml_collections
+import pytest
+
+from configs import audioset, flow, imagenet, modelnet40
+from experiments.tasks import TASKS, Task, make_task
+from perceiver_jax.errors import Refused
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = {'audioset': audioset, 'flow': flow, 'imagenet': imagenet, 'modelnet40': modelnet40}
+
+
+def test_every_config_has_a_task():
+    assert CONFIGS.keys() == TASKS.keys()
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_a_task_has_every_member_that_the_loop_needs(name):
+    task = make_task(CONFIGS[name].get_config('demo'))
+    members = {*Task.__annotations__, *(x for x in vars(Task) if not x.startswith('_'))}
+    assert {'metric', 'train_batches', 'draw'} <= members
+    missing = {x for x in members if not hasattr(type(task), x) and x not in vars(task)}
+    assert missing == set()
+
+
+def test_an_unknown_task_is_refused_with_its_near_misses():
+    with pytest.raises(Refused, match="Unknown task 'imagnet'. Did you mean imagenet?"):
+        make_task(ml_collections.ConfigDict({'task': 'imagnet'}))
+
+
+@pytest.mark.parametrize('name', TASKS)
+def test_describing_a_task_imports_no_library_that_it_does_not_use(name):
+    script = (
+        'import sys; from experiments import launch\n'
+        'try: launch.run()\n'
+        'except SystemExit: pass\n'
+        'print(*sys.modules)'
+    )
+    arguments = [f'--config=configs/{name}.py:demo', '--mode=describe', '--json']
+    command = [sys.executable, '-c', script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    sizes, modules = done.stdout.splitlines()
+    assert json.loads(sizes)['parameters'] > 0, done.stderr
+    loaded = set(modules.split())
+    libraries = {'grain', 'matplotlib', 'orbax', 'sklearn', 'soundfile', 'tensorflow_datasets'}
+    assert not libraries & loaded
+    others = {f'experiments.{task}' for task in TASKS} - {f'experiments.{name}'}
+    assert f'experiments.{name}.task' in loaded
+    assert not others & loaded

@@ -29,41 +29,36 @@ Perceiver IO without the query: with two iterations there would be more paramete
 import ml_collections
 
 from configs import common
+from configs.common import NOT_IN_PAPER, Paper
 
-VARIANTS = (
-    'raw_audio',
-    'mel',
-    'video',
-    'raw_audio_video',
-    'mel_video',
-    'mel_video_tuned',
-    'io_raw_audio_video',
-    'io_mel_video',
-    'esc',
-    'demo',
-)
-OPTIONS = {
-    'decoder': {'query': 'query', 'average': 'average'},
-    'input': {'mel': 'mel', 'raw_audio': 'raw_audio'},
+IO_OPTIONS = {'decoder': {'query': 'query', 'average': 'average'}}
+VARIANTS: dict[str, common.Options] = {
+    'raw_audio': {},
+    'mel': {},
+    'video': {},
+    'raw_audio_video': {},
+    'mel_video': {},
+    'mel_video_tuned': {},
+    'io_raw_audio_video': IO_OPTIONS,
+    'io_mel_video': IO_OPTIONS,
+    'esc': {'input': {'mel': 'mel', 'raw_audio': 'raw_audio'}},
+    'demo': {},
 }
-OPTIONS_OF = {'io_raw_audio_video': 'decoder', 'io_mel_video': 'decoder', 'esc': 'input'}
 
-# source, mAP, parameters, forward FLOPs; None where not given.
 ICML = {
-    'raw_audio': ('ICML table 3', 0.383, None, None),
-    'mel': ('ICML table 3', 0.384, None, None),
-    'video': ('ICML table 3', 0.258, None, None),
-    'raw_audio_video': ('ICML table 3', 0.435, None, None),
-    'mel_video': ('ICML table 3', 0.432, None, None),
-    'mel_video_tuned': ('ICML table 3', 0.442, None, None),
+    'raw_audio': Paper('ICML table 3', 0.383),
+    'mel': Paper('ICML table 3', 0.384),
+    'video': Paper('ICML table 3', 0.258),
+    'raw_audio_video': Paper('ICML table 3', 0.435),
+    'mel_video': Paper('ICML table 3', 0.432),
+    'mel_video_tuned': Paper('ICML table 3', 0.442),
 }
-IO = {
-    ('io_raw_audio_video', 'query'): ('IO table 10', 0.433, 25.0e6, 52.9e9),
-    ('io_mel_video', 'query'): ('IO table 10', 0.449, 88.2e6, 129.5e9),
-    ('io_raw_audio_video', 'average'): ('IO table 10', 0.424, 21.0e6, 52.3e9),
-    ('io_mel_video', 'average'): ('IO table 10', 0.436, 21.0e6, 60.7e9),
+IO = {  # by variant and decoder
+    ('io_raw_audio_video', 'query'): Paper('IO table 10', 0.433, 25.0e6, 52.9e9),
+    ('io_mel_video', 'query'): Paper('IO table 10', 0.449, 88.2e6, 129.5e9),
+    ('io_raw_audio_video', 'average'): Paper('IO table 10', 0.424, 21.0e6, 52.3e9),
+    ('io_mel_video', 'average'): Paper('IO table 10', 0.436, 21.0e6, 60.7e9),
 }
-NOT_IN_PAPER = (None, None, None, None)
 
 # What an element of each modality is. The papers give the patches, 16 bands for video (by its width
 # of 487 channels) and one axis of positions for the spectrogram (IO); all else is our choice.
@@ -75,11 +70,8 @@ INPUTS = {
 
 
 def get_config(variant: str = 'raw_audio_video') -> ml_collections.ConfigDict:
-    """The config of a variant, such as 'io_mel_video' or 'esc,input=raw_audio'."""
-    variant, options = common.parse_variant(variant, VARIANTS, OPTIONS)
-    for option in options:
-        if option != OPTIONS_OF.get(variant):
-            raise ValueError(f'Variant {variant!r} has no option {option!r}.')
+    """Returns the config of a variant, such as 'io_mel_video' or 'esc,input=raw_audio'."""
+    variant, options = common.parse_variant(variant, VARIANTS)
 
     config = ml_collections.ConfigDict()
     config.task = 'audioset'
@@ -187,14 +179,11 @@ def get_config(variant: str = 'raw_audio_video') -> ml_collections.ConfigDict:
         paper = _demo(config)
     else:
         paper = _perceiver(config, variant)
-    source, value, parameters, flops = paper
-    config.paper = dict(
-        source=source, metric='map', value=value, parameters=parameters, flops=flops
-    )
+    config.paper = dict(metric='map', **paper._asdict())
     return config.lock()
 
 
-def _perceiver(config, variant):
+def _perceiver(config: ml_collections.ConfigDict, variant: str) -> Paper:
     """The ICML Perceiver: two iterations, nothing shared; returns what its paper states."""
     _listen_and_watch(config, variant.removesuffix('_tuned'))
     if variant == 'mel_video_tuned':
@@ -203,7 +192,9 @@ def _perceiver(config, variant):
     return ICML[variant]
 
 
-def _perceiver_io(config, variant, decoder='query'):
+def _perceiver_io(
+    config: ml_collections.ConfigDict, variant: str, *, decoder: str = 'query'
+) -> Paper:
     """Perceiver IO; returns what its paper states."""
     _listen_and_watch(config, variant.removeprefix('io_'))
     wide = (variant, decoder) == ('io_mel_video', 'query')
@@ -221,7 +212,7 @@ def _perceiver_io(config, variant, decoder='query'):
     return IO[variant, decoder]
 
 
-def _listen_and_watch(config, kind):
+def _listen_and_watch(config: ml_collections.ConfigDict, kind: str) -> None:
     """The inputs of 'raw_audio', 'mel', 'video', 'raw_audio_video' or 'mel_video'."""
     if kind.startswith('raw_audio'):
         config.model.inputs.audio = INPUTS['audio']
@@ -233,7 +224,7 @@ def _listen_and_watch(config, kind):
         config.augmentation.drop_video = 0.3
 
 
-def _esc(config, input='mel'):
+def _esc(config: ml_collections.ConfigDict, *, input: str = 'mel') -> Paper:
     """A small Perceiver on a few hundred labelled sounds of five seconds; all is our choice.
 
     A sound may be half a second long, and silence the rest: a window is the whole clip, and rolling
@@ -274,7 +265,7 @@ def _esc(config, input='mel'):
     return NOT_IN_PAPER
 
 
-def _demo(config):
+def _demo(config: ml_collections.ConfigDict) -> Paper:
     """A small Perceiver on generated sounds; everything here is our choice."""
     config.data.update(source='sounds', path='', num_workers=0)
     config.clip.sample_rate = 8000

@@ -1,29 +1,49 @@
-"""Shared by the configs of all tasks: how a variant is named, and the optimizer of the papers."""
+"""Shared by the configs of all tasks: names of variants, the papers' figures, optimizers."""
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+# Option -> its possible values as written -> their meaning.
+Options = Mapping[str, Mapping[str, Any]]
+
+
+class Paper(NamedTuple):
+    """What a paper states of a model; None: nothing.
+
+    Attributes:
+      source: The paper and its table, such as 'ICML table 1'.
+      value: The headline metric: a fraction, or an end-point error in pixels.
+      parameters: Number of parameters.
+      flops: Multiplications plus additions of a forward pass.
+    """
+
+    source: str | None = None
+    value: float | None = None
+    parameters: float | None = None
+    flops: float | None = None
+
+
+NOT_IN_PAPER = Paper()
 
 
 def near_misses(name: str, known: Collection[str]) -> str:
-    """A sentence for error messages: the names that may have been meant, or all of them."""
+    """Returns a sentence for error messages: the names that may have been meant, or all of them."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         return f'Did you mean {" or ".join(close)}?'
-    return f'Known: {", ".join(known)}.'
+    return f'Known: {", ".join(known)}.' if known else 'There are none.'
 
 
-def parse_variant(
-    text: str, variants: Collection[str], options: dict[str, dict[str, object]]
-) -> tuple[str, dict[str, object]]:
+def parse_variant(text: str, variants: Mapping[str, Options]) -> tuple[str, dict[str, Any]]:
     """Splits 'perceiver,cross_attends=4,placement=start' into a variant and its options.
 
     Args:
       text: What follows the colon in `--config=configs/<task>.py:<text>`.
-      variants: Names of the variants.
-      options: Option name -> its possible values as written -> their meaning.
+      variants: The options of each variant.
 
     Returns:
-      The variant's name and a dict option -> meaning of the value, for the options given.
+      The variant's name, and a dict option -> meaning of the value, for the options given.
 
     Raises:
       ValueError: An unknown variant, option or value; it names the near misses.
@@ -31,11 +51,13 @@ def parse_variant(
     variant, *assignments = text.split(',')
     if variant not in variants:
         raise ValueError(f'Unknown variant {variant!r}. {near_misses(variant, variants)}')
-    chosen = {}
+    options, chosen = variants[variant], {}
     for assignment in assignments:
         name, _, value = assignment.partition('=')
         if name not in options:
-            raise ValueError(f'Unknown option {name!r} of a variant. {near_misses(name, options)}')
+            raise ValueError(
+                f'Variant {variant!r} has no option {name!r}. {near_misses(name, options)}'
+            )
         if value not in options[name]:
             raise ValueError(f'{name}={value!r} of a variant: {near_misses(value, options[name])}')
         chosen[name] = options[name][value]

@@ -1,4 +1,4 @@
-"""Optical flow, trained on AutoFlow (Perceiver IO, section 4.2 and appendix H).
+r"""Optical flow, trained on AutoFlow (Perceiver IO, section 4.2 and appendix H).
 
 End-point error in pixels that the paper states, on the public pairs of Sintel and KITTI 2015:
 
@@ -17,7 +17,7 @@ Parameters and cost: the paper's 27.9M and 987B are those of 16 self-attends and
 main model has 41.1M (so has the released checkpoint) and 1,887B. Hardware and time are not stated:
 375,000 steps of batch 512, which is 480 epochs of 400,000 pairs, of which 40,000 are public.
 
-    python -m experiments.launch --config=configs/flow.py:main --workdir=runs/flow \\
+    python -m experiments.launch --config=configs/flow.py:main --workdir=runs/flow \
         --config.data.path=~/flow_data
 
 Where the data sets lie in that folder: `experiments.flow.sources.open_source`. On fewer devices
@@ -25,37 +25,48 @@ raise `--config.train.accumulate_steps`: the result stays that of batch 512 (but
 batch statistics are then those of each part).
 """
 
+from typing import NamedTuple
+
 import ml_collections
 
 from configs import common
+from configs.common import NOT_IN_PAPER, Paper
 
-VARIANTS = ('main', 'conv', 'small', 'demo')
-OPTIONS = {
-    'patch': {'1': 1, '3': 3},
-    'frames': {'concatenated': True, 'separate': False},
-    'size': {'large': (24, 2048), 'small': (16, 1024)},  # self-attends, latents
+FRAMES = {'concatenated': True, 'separate': False}
+VARIANTS: dict[str, common.Options] = {
+    'main': {'patch': {'1': 1, '3': 3}, 'frames': FRAMES},
+    # Self-attends and latents of either size.
+    'conv': {'frames': FRAMES, 'size': {'large': (24, 2048), 'small': (16, 1024)}},
+    'small': {},
+    'demo': {},
 }
-OPTIONS_OF = {'main': ('patch', 'frames'), 'conv': ('frames', 'size')}
 
-# IO table 3, by (patch or conv, frames concatenated, self-attends, latents).
-EPE = {
-    (3, True, 24, 2048): dict(sintel_clean=1.81, sintel_final=2.42, kitti2015=4.98),
-    (3, False, 24, 2048): dict(sintel_clean=1.78, sintel_final=2.70, kitti2015=6.19),
-    (1, True, 24, 2048): dict(sintel_clean=1.91, sintel_final=2.56, kitti2015=5.39),
-    (1, False, 24, 2048): dict(sintel_clean=1.72, sintel_final=2.63, kitti2015=5.93),
-    ('conv', True, 24, 2048): dict(sintel_clean=1.84, sintel_final=2.52, kitti2015=4.83),
-    ('conv', False, 24, 2048): dict(sintel_clean=1.90, sintel_final=2.53, kitti2015=6.66),
-    ('conv', True, 16, 1024): dict(sintel_clean=2.06, sintel_final=2.67, kitti2015=6.12),
+
+class Row(NamedTuple):
+    """A row of IO table 3."""
+
+    contents: int | str  # side of the patches, or 'conv'
+    concatenate_frames: bool
+    self_attends: int
+    latents: int
+
+
+MAIN = Row(3, True, 24, 2048)
+EPE: dict[Row, dict[str, float | None]] = {
+    MAIN: dict(sintel_clean=1.81, sintel_final=2.42, kitti2015=4.98),
+    Row(3, False, 24, 2048): dict(sintel_clean=1.78, sintel_final=2.70, kitti2015=6.19),
+    Row(1, True, 24, 2048): dict(sintel_clean=1.91, sintel_final=2.56, kitti2015=5.39),
+    Row(1, False, 24, 2048): dict(sintel_clean=1.72, sintel_final=2.63, kitti2015=5.93),
+    Row('conv', True, 24, 2048): dict(sintel_clean=1.84, sintel_final=2.52, kitti2015=4.83),
+    Row('conv', False, 24, 2048): dict(sintel_clean=1.90, sintel_final=2.53, kitti2015=6.66),
+    Row('conv', True, 16, 1024): dict(sintel_clean=2.06, sintel_final=2.67, kitti2015=6.12),
 }
-NO_EPE = dict(sintel_clean=None, sintel_final=None, kitti2015=None)
+NO_EPE: dict[str, float | None] = dict(sintel_clean=None, sintel_final=None, kitti2015=None)
 
 
 def get_config(variant: str = 'main') -> ml_collections.ConfigDict:
-    """The config of a variant, such as 'main' or 'conv,frames=separate'."""
-    variant, options = common.parse_variant(variant, VARIANTS, OPTIONS)
-    for option in options:
-        if option not in OPTIONS_OF.get(variant, ()):
-            raise ValueError(f'Variant {variant!r} has no option {option!r}.')
+    """Returns the config of a variant, such as 'main' or 'conv,frames=separate'."""
+    variant, options = common.parse_variant(variant, VARIANTS)
 
     config = ml_collections.ConfigDict()
     config.task = 'flow'
@@ -158,49 +169,49 @@ def get_config(variant: str = 'main') -> ml_collections.ConfigDict:
         tiles_at_once=1,  # of each pair
     )
 
-    if variant == 'main':
-        paper = _main(config, **options)
-    elif variant == 'conv':
-        paper = _conv(config, **options)
+    epe, paper = NO_EPE, NOT_IN_PAPER
+    if variant == 'small':
+        _small(config)
+    elif variant == 'demo':
+        _demo(config)
     else:
-        paper = None
-        (_small if variant == 'small' else _demo)(config)
-    epe = EPE[paper] if paper else NO_EPE
-    is_main = paper == (3, True, 24, 2048)
-    config.paper = dict(
-        source='IO table 3' if paper else None,
-        metric='epe_sintel_final',
-        value=epe['sintel_final'],
-        epe=epe,
-        parameters=27.9e6 if is_main else None,  # appendix H gives one figure, of another model
-        flops=987e9 if is_main else None,
-    )
+        row = (_main if variant == 'main' else _conv)(config, **options)
+        epe = EPE[row]
+        paper = Paper('IO table 3', epe['sintel_final'])
+        if row == MAIN:  # appendix H gives one figure of each cost, of another model
+            paper = paper._replace(parameters=27.9e6, flops=987e9)
+    config.paper = dict(metric='epe_sintel_final', epe=epe, **paper._asdict())
     return config.lock()
 
 
-def _main(config, patch=3, frames=True):
+def _main(config: ml_collections.ConfigDict, *, patch: int = 3, frames: bool = True) -> Row:
     config.model.inputs.patch_size = patch
     _set_frames(config, frames)
-    return patch, frames, 24, 2048
+    return MAIN._replace(contents=patch, concatenate_frames=frames)
 
 
-def _conv(config, frames=True, size=(24, 2048)):
+def _conv(
+    config: ml_collections.ConfigDict,
+    *,
+    frames: bool = True,
+    size: tuple[int, int] = (24, 2048),  # self-attends, latents
+) -> Row:
     config.model.inputs.update(contents='conv7x7', max_resolution=(92, 124))
     _set_frames(config, frames)
     config.model.decoder.zero_init_output = False  # it is followed by
     config.model.upsampling = dict(factor=4, zero_init_output=True)
     depth, num_latents = size
     config.model.encoder.update(num_latents=num_latents, num_self_attends_per_block=depth)
-    return 'conv', frames, depth, num_latents
+    return Row('conv', frames, depth, num_latents)
 
 
-def _set_frames(config, concatenated: bool) -> None:
+def _set_frames(config: ml_collections.ConfigDict, concatenated: bool) -> None:
     config.model.inputs.concatenate_frames = concatenated
     if not concatenated:  # our choice: as many samples in time as there are frames
         config.model.inputs.max_resolution = (2, *config.model.inputs.max_resolution)
 
 
-def _small(config):
+def _small(config: ml_collections.ConfigDict) -> None:
     """A light model on generated scenes, each pair in both directions; all our choice."""
     config.data.update(train='scenes', evaluate=('scenes',), num_workers=2)
     config.scenes.update(
@@ -242,7 +253,7 @@ def _small(config):
     config.evaluation.update(batch_size=8, frame_size=(96, 128))
 
 
-def _demo(config):
+def _demo(config: ml_collections.ConfigDict) -> None:
     """Two minutes on smaller and slower scenes."""
     _small(config)
     config.data.num_workers = 0

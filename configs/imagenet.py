@@ -28,67 +28,68 @@ On fewer devices raise `--config.train.accumulate_steps`: the result stays that 
 (but for io_conv, whose batch statistics are then those of each part).
 """
 
+from typing import NamedTuple
+
 import ml_collections
 
 from configs import common
+from configs.common import NOT_IN_PAPER, Paper
 
-VARIANTS = (
-    'perceiver',
-    'perceiver_permuted',
-    'perceiver_learned',
-    'io_fourier',
-    'io_learned',
-    'io_conv',
-    'demo',
-)
-OPTIONS = {
-    'cross_attends': {str(n): n for n in (1, 2, 4, 8, 12)},
-    'placement': {'start': 'start', 'interleaved': 'interleaved'},
-    'share': {'yes': True, 'no': False},
-    'self_attends': {'0': 0, '6': 6},
-    'decoder': {'query': 'query', 'average': 'average'},
-}
-OPTIONS_OF = {
-    'perceiver': ('cross_attends', 'placement', 'share', 'self_attends'),
-    'io_fourier': ('decoder',),
-    'io_learned': ('decoder',),
-    'io_conv': ('decoder',),
+IO_OPTIONS = {'decoder': {'query': 'query', 'average': 'average'}}
+VARIANTS: dict[str, common.Options] = {
+    'perceiver': {
+        'cross_attends': {str(n): n for n in (1, 2, 4, 8, 12)},
+        'placement': {'start': 'start', 'interleaved': 'interleaved'},
+        'share': {'yes': True, 'no': False},
+        'self_attends': {'0': 0, '6': 6},
+    },
+    'perceiver_permuted': {},
+    'perceiver_learned': {},
+    'io_fourier': IO_OPTIONS,
+    'io_learned': IO_OPTIONS,
+    'io_conv': IO_OPTIONS,
+    'demo': {},
 }
 
-# top-1, parameters, forward FLOPs of the ICML tables, by
-# (cross-attends, placement, self-attends in a block, shared weights); None where not given.
+
+class Schedule(NamedTuple):
+    """How the ICML Perceiver reads its inputs: a row of the paper's ablations."""
+
+    cross_attends: int
+    placement: str
+    self_attends: int  # in a block
+    share: bool  # whether weights are shared
+
+
 ICML = {
-    (8, 'interleaved', 6, True): ('ICML table 1', 0.780, 44.9e6, 707.2e9),
+    Schedule(8, 'interleaved', 6, True): Paper('ICML table 1', 0.780, 44.9e6, 707.2e9),
     # The same model as the next row: 41.1M is 42.1M without its last layer.
-    (1, 'start', 6, True): ('ICML table 6', 0.767, 41.1e6, 404.3e9),
-    (1, 'interleaved', 6, True): ('ICML table 6', 0.767, 42.1e6, 404.3e9),
-    (2, 'start', 6, True): ('ICML table 6', 0.767, 44.9e6, 447.6e9),
-    (2, 'interleaved', 6, True): ('ICML table 6', 0.765, 44.9e6, 447.6e9),
-    (4, 'start', 6, True): ('ICML table 6', 0.759, 44.9e6, 534.1e9),
-    (4, 'interleaved', 6, True): ('ICML table 6', 0.765, 44.9e6, 534.1e9),
-    (8, 'start', 6, True): ('ICML table 6', 0.737, 44.9e6, 707.2e9),
-    (8, 'interleaved', 6, False): ('ICML table 7', 0.729, 326.2e6, 707.2e9),
-    (4, 'start', 0, False): ('ICML table 5', 0.394, 12.7e6, 173.1e9),
-    (8, 'start', 0, False): ('ICML table 5', 0.453, 23.8e6, 346.1e9),
-    (12, 'start', 0, False): ('ICML table 5', None, 34.9e6, 519.2e9),  # out of memory there
+    Schedule(1, 'start', 6, True): Paper('ICML table 6', 0.767, 41.1e6, 404.3e9),
+    Schedule(1, 'interleaved', 6, True): Paper('ICML table 6', 0.767, 42.1e6, 404.3e9),
+    Schedule(2, 'start', 6, True): Paper('ICML table 6', 0.767, 44.9e6, 447.6e9),
+    Schedule(2, 'interleaved', 6, True): Paper('ICML table 6', 0.765, 44.9e6, 447.6e9),
+    Schedule(4, 'start', 6, True): Paper('ICML table 6', 0.759, 44.9e6, 534.1e9),
+    Schedule(4, 'interleaved', 6, True): Paper('ICML table 6', 0.765, 44.9e6, 534.1e9),
+    Schedule(8, 'start', 6, True): Paper('ICML table 6', 0.737, 44.9e6, 707.2e9),
+    Schedule(8, 'interleaved', 6, False): Paper('ICML table 7', 0.729, 326.2e6, 707.2e9),
+    Schedule(4, 'start', 0, False): Paper('ICML table 5', 0.394, 12.7e6, 173.1e9),
+    Schedule(8, 'start', 0, False): Paper('ICML table 5', 0.453, 23.8e6, 346.1e9),
+    # Out of memory in the paper.
+    Schedule(12, 'start', 0, False): Paper('ICML table 5', None, 34.9e6, 519.2e9),
 }
-IO = {
-    ('io_fourier', 'query'): ('IO table 7', 0.790, 48.4e6, 407e9),
-    ('io_learned', 'query'): ('IO table 7', 0.727, 62.3e6, 407e9),
-    ('io_conv', 'query'): ('IO table 7', 0.821, 48.6e6, 369e9),
-    ('io_fourier', 'average'): ('IO table 7', 0.786, 42.1e6, 404e9),
-    ('io_learned', 'average'): ('IO table 7', 0.676, 55.9e6, 404e9),
-    ('io_conv', 'average'): ('IO table 7', 0.774, 42.1e6, 367e9),
+IO = {  # by variant and decoder
+    ('io_fourier', 'query'): Paper('IO table 7', 0.790, 48.4e6, 407e9),
+    ('io_learned', 'query'): Paper('IO table 7', 0.727, 62.3e6, 407e9),
+    ('io_conv', 'query'): Paper('IO table 7', 0.821, 48.6e6, 369e9),
+    ('io_fourier', 'average'): Paper('IO table 7', 0.786, 42.1e6, 404e9),
+    ('io_learned', 'average'): Paper('IO table 7', 0.676, 55.9e6, 404e9),
+    ('io_conv', 'average'): Paper('IO table 7', 0.774, 42.1e6, 367e9),
 }
-NOT_IN_PAPER = (None, None, None, None)
 
 
 def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
-    """The config of a variant, such as 'io_conv' or 'perceiver,cross_attends=4'."""
-    variant, options = common.parse_variant(variant, VARIANTS, OPTIONS)
-    for option in options:
-        if option not in OPTIONS_OF.get(variant, ()):
-            raise ValueError(f'Variant {variant!r} has no option {option!r}.')
+    """Returns the config of a variant, such as 'io_conv' or 'perceiver,cross_attends=4'."""
+    variant, options = common.parse_variant(variant, VARIANTS)
 
     config = ml_collections.ConfigDict()
     config.task = 'imagenet'
@@ -168,16 +169,19 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
         paper = _perceiver_io(config, variant, **options)
     else:
         paper = _demo(config)
-    source, value, parameters, flops = paper
-    config.paper = dict(
-        source=source, metric='top1', value=value, parameters=parameters, flops=flops
-    )
+    config.paper = dict(metric='top1', **paper._asdict())
     return config.lock()
 
 
 def _perceiver(
-    config, variant, cross_attends=None, placement='interleaved', share=True, self_attends=6
-):
+    config: ml_collections.ConfigDict,
+    variant: str,
+    *,
+    cross_attends: int | None = None,
+    placement: str = 'interleaved',
+    share: bool = True,
+    self_attends: int = 6,
+) -> Paper:
     """The ICML Perceiver; returns what its paper states."""
     config.optimizer = common.lamb(
         learning_rate=4e-3,
@@ -203,14 +207,16 @@ def _perceiver(
         share_blocks=share,
     )
     if variant == 'perceiver_learned':
-        return ('ICML table 2', 0.709, None, None)
+        return Paper('ICML table 2', 0.709)
     if variant == 'perceiver_permuted':
         config.model.inputs.permutation_seed = 0  # our choice: any fixed permutation
-        return ('ICML table 2', 0.780, 44.9e6, 707.2e9)
-    return ICML.get((cross_attends, placement, self_attends, share), NOT_IN_PAPER)
+        return Paper('ICML table 2', 0.780, 44.9e6, 707.2e9)
+    return ICML.get(Schedule(cross_attends, placement, self_attends, share), NOT_IN_PAPER)
 
 
-def _perceiver_io(config, variant, decoder='query'):
+def _perceiver_io(
+    config: ml_collections.ConfigDict, variant: str, *, decoder: str = 'query'
+) -> Paper:
     """Perceiver IO, configuration A; returns what its paper states."""
     config.train.epochs = 110.0
     config.loss.update(mixup_alpha=0.2, cutmix_alpha=1.0)  # half of the batch each
@@ -239,7 +245,7 @@ def _perceiver_io(config, variant, decoder='query'):
     return IO[variant, decoder]
 
 
-def _demo(config):
+def _demo(config: ml_collections.ConfigDict) -> Paper:
     """A small Perceiver on scikit-learn's handwritten digits; everything here is our choice."""
     config.data.update(source='digits', path='', num_workers=0)
     config.images.update(image_size=8, mean=(0.3,), std=(0.38,))

@@ -19,13 +19,14 @@ On one GPU raise `--config.train.accumulate_steps`: the result stays that of bat
 import ml_collections
 
 from configs import common
+from configs.common import NOT_IN_PAPER, Paper
 
-VARIANTS = ('perceiver', 'small', 'demo')
+VARIANTS: dict[str, common.Options] = {'perceiver': {}, 'small': {}, 'demo': {}}
 
 
 def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
-    """The config of a variant."""
-    variant, _ = common.parse_variant(variant, VARIANTS, {})
+    """Returns the config of a variant."""
+    variant, _ = common.parse_variant(variant, VARIANTS)
 
     config = ml_collections.ConfigDict()
     config.task = 'modelnet40'
@@ -83,9 +84,7 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
         keep_checkpoints=3,
     )
     config.evaluation = dict(batch_size=512)
-    config.paper = dict(
-        source='ICML table 4', metric='accuracy', value=0.857, parameters=None, flops=None
-    )
+    config.paper = dict(metric='accuracy', **Paper('ICML table 4', 0.857)._asdict())
     if variant == 'small':
         _small(config)
     elif variant == 'demo':
@@ -93,9 +92,9 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
     return config.lock()
 
 
-def _small(config) -> None:
+def _small(config: ml_collections.ConfigDict) -> None:
     """For one CPU; everything here is our choice, made on the validation shapes."""
-    config.paper.update(source=None, value=None)
+    config.paper.update(NOT_IN_PAPER._asdict())
     config.data.update(train_split='train', eval_split='validation', num_workers=0)
     config.points.num_points = 512
     config.augmentation.axis_scale = (0.8, 1.25)
@@ -110,7 +109,7 @@ def _small(config) -> None:
     config.evaluation.batch_size = 128
 
 
-def _demo(config) -> None:
+def _demo(config: ml_collections.ConfigDict) -> None:
     """A small Perceiver on generated shapes; everything here is our choice."""
     _small(config)
     config.data.update(source='shapes', path='')

@@ -176,7 +176,7 @@ class Sized:
 def test_zero_flow_through_the_whole_evaluation(archives):
     """The head starts at zero, and so does the flow: the error is the length of the truth."""
     root, truth = archives
-    numbers, predictions = evaluate(OpticalFlow(archives_config(root)))
+    numbers, predictions = evaluated(OpticalFlow(archives_config(root)))
     assert predictions['index'].tolist() == [0, 1, 2, 3]
     length = {k: [np.hypot(*x[1].T).T for x in pairs] for k, pairs in truth.items()}
     sintel = np.concatenate([x.ravel() for x in length['sintel_final']])
@@ -223,7 +223,7 @@ def test_frames_larger_than_configured_are_named(archives):
     config = archives_config(archives[0])
     config.evaluation.frame_size = (29, 53)
     with pytest.raises(ValueError, match=r'000000_10: frames of \(31, 47\) are larger than config'):
-        evaluate(OpticalFlow(config))
+        evaluated(OpticalFlow(config))
 
 
 # Training

@@ -57,7 +57,7 @@ class AudioSet:
         size = config.clip.size if self.has_video else 0
         self.shape = ClipShape(**{**config.clip, 'size': size})
         fields = {field.name for field in dataclasses.fields(TrainTransform)}
-        on_host = {name: value for name, value in config.augmentation.items() if name in fields}
+        on_host = {name: config.augmentation[name] for name in fields - {'shape', 'num_classes'}}
         self.train_transform = TrainTransform(
             shape=self.shape, num_classes=config.model.num_classes, **on_host
         )

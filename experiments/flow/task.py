@@ -69,7 +69,7 @@ class OpticalFlow:
         return Several([self._open(name, 'evaluation') for name in self.names])
 
     def _open(self, name: str, split: str):
-        return open_source(name, self.config.data.path, split, self.config.scenes.to_dict())
+        return open_source(name, self.config.data.path, split, self.config.scenes)
 
     @property
     def num_train_examples(self) -> int:

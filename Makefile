@@ -7,9 +7,10 @@ FLAGS ?= -n 2
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
 
-test: .venv/installed ## lint, check the formatting, run the tests
+test: .venv/installed ## lint, check formatting and types, run the tests
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
 	@.venv/bin/python -m pytest -q $(FLAGS)
 
 demo: .venv/installed ## train on scikit-learn's handwritten digits: minutes on two CPU cores

@@ -1,4 +1,4 @@
-"""AudioSet's task: what is special about classifying clips of sound and video, and only that."""
+"""AudioSet's task, clips of sound and video: its data, augmentation, loss, scores and pictures."""
 
 import dataclasses
 import functools
@@ -28,12 +28,12 @@ from perceiver_jax.weights.pretrained import Pretrained
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure  # slow to import, and needed to draw alone
 
-# Videos disappear from YouTube: whoever has so many of them has the papers' data.
+# Videos disappear from YouTube: data of at least this size counts as the papers'.
 PAPER_CLASSES = 527
-PAPER_EXAMPLES = (1_500_000, 15_000)  # training and evaluation clips, at least; our choice
+PAPER_EXAMPLES = (1_500_000, 15_000)  # fewest training and evaluation clips; our choice
 NUM_DRAWN = 6
 NUM_FRAMES_DRAWN = 5
-NUM_CLASSES_DRAWN = 8  # best ones and worst ones, each
+NUM_CLASSES_DRAWN = 8  # of the best classes, and as many of the worst
 
 
 class AudioSet:
@@ -99,7 +99,7 @@ class AudioSet:
             sample_rate=self.config.clip.sample_rate,
             table=data.table,
         )
-        # A column without a class would never have positives: the number must be theirs.
+        # A logit without a class would never have positives: the numbers must be equal.
         reading.check_classes(self.config, source.classes)
         return source
 
@@ -196,7 +196,7 @@ class AudioSet:
         return {'loss': loss, self.metric: numbers.pop(self.metric), **numbers}
 
     def _inputs(self, sound: jax.Array, video: jax.Array | None) -> dict[str, jax.Array]:
-        """What the model takes of [b, samples] sound and [b, T, S, S, 3] uint8 video."""
+        """Makes the model's inputs of sound `[B, samples]` and uint8 video `[B, T, S, S, 3]`."""
         settings = self.config.spectrogram
         return model_inputs(sound, video, self.modalities, self.shape.sample_rate, settings)
 
@@ -218,8 +218,15 @@ class AudioSet:
             'modalities': list(self.modalities),
             'log_mel': settings,
         }
-        model = self.config.model.to_dict()
-        return Pretrained('audio_visual_classifier', model, front_end, params, state, classes)
+        return Pretrained(
+            'audio_visual_classifier',
+            self.config.model.to_dict(),
+            front_end,
+            params,
+            state,
+            classes,
+            activation=self.config.loss.kind,
+        )
 
     # What people look at
 
@@ -230,7 +237,7 @@ class AudioSet:
         state: hk.State,
         predictions: dict[str, np.ndarray],
     ) -> None:
-        """Evaluation clips, a third of them mistakes if there are, and which classes do well."""
+        """Draws evaluation clips, up to a third of them mistakes, and the best and worst classes."""
         from experiments.pictures.panels import choose_to_draw, class_bars, clip_grid, short_name
 
         labels, scores = predictions['labels'], predictions['scores']
@@ -260,7 +267,7 @@ class AudioSet:
         class_bars(side, [names[k] for k in known], precision[known], 'Average precision')
 
     def _picture(self, sound: np.ndarray) -> np.ndarray:
-        """A spectrogram [frames, bins], or the wave [samples]: what the model hears."""
+        """Returns what the model hears: a spectrogram `[frames, bins]`, or the wave `[samples]`."""
         if 'spectrogram' not in self.modalities:
             return sound
         settings = self.config.spectrogram
@@ -269,7 +276,7 @@ class AudioSet:
         return np.asarray(log_mel(jnp.asarray(sound[:whole]), sample_rate=sample_rate, **settings))
 
     def _frames(self, example: dict) -> np.ndarray:
-        """Some frames of a clip, at equal distances."""
+        """Returns evenly spaced frames of a clip."""
         video = example['video']
         return video[np.linspace(0, len(video) - 1, NUM_FRAMES_DRAWN).astype(int)]
 
@@ -312,7 +319,7 @@ def model_inputs(
     return inputs
 
 
-_LOSSES = {  # logits -> scores, and (logits, labels) -> loss
+_LOSSES = {  # kind -> logits to scores, and (logits, labels) to the loss
     'sigmoid': (jax.nn.sigmoid, sigmoid_cross_entropy),
     'softmax': (jax.nn.softmax, softmax_cross_entropy),
 }

@@ -1,4 +1,4 @@
-"""Optical flow's task: what is special about it, and only that."""
+"""Optical flow's task: its data, curriculum, loss, predictions and pictures."""
 
 import contextlib
 import functools
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # AutoFlow's pairs that the paper trained on (40,000 are public), and the pairs with public flow.
 PAPER_PAIRS = 400_000
 PUBLIC_PAIRS = {'sintel_clean': 1041, 'sintel_final': 1041, 'kitti2015': 200}
-FLOW_SCALE = 20.0  # pixels of one unit of the loss: the paper's targets are flow / 20
+FLOW_SCALE = 20.0  # pixels in one unit of the loss: the paper's targets are flow / 20
 NUM_DRAWN = 4
 
 
@@ -137,8 +137,8 @@ class OpticalFlow:
     ) -> tuple[jax.Array, tuple[hk.State, dict[str, jax.Array]]]:
         frames = as_inputs(batch['frames'])
         flow, state = self.model.apply(params, state, rng, frames, is_training=True)
-        # Our choice: the error that is evaluated. Averaged over each pair's valid pixels, then over
-        # the pairs, it is the same however a batch is cut.
+        # Our choice: the error that is evaluated. Averaged over the valid pixels of each pair, and
+        # then over the pairs, it does not depend on how a batch is cut over the devices.
         error = end_point_error(flow, batch['flow'], self.config.loss.epsilon)
         pixels = batch['valid'].sum((1, 2))
         error = jnp.where(batch['valid'], error, 0).sum((1, 2)) / jnp.maximum(pixels, 1)
@@ -152,7 +152,16 @@ class OpticalFlow:
         return {**measure(flow, *known), 'data': batch['data']}
 
     def estimate(self, params, state, batch) -> jax.Array:
-        """Flow [b, H, W, 2] of frames of any size, tile by tile."""
+        """Estimates the flow of frames of any size, tile by tile.
+
+        Args:
+          params: Parameters of the model.
+          state: State of the model.
+          batch: What `EvalTransform` makes of examples.
+
+        Returns:
+          Flow in pixels, float32 `[B, H, W, 2]`.
+        """
 
         def flow_of(tiles):
             return self.model.apply(params, state, None, as_inputs(tiles), is_training=False)[0]
@@ -182,7 +191,7 @@ class OpticalFlow:
         state: hk.State,
         predictions: dict[str, np.ndarray],
     ) -> None:
-        """Evaluation pairs at equal distances: frames, true and estimated flow, and the error."""
+        """Draws some evaluation pairs: frames, true and estimated flow, and the error."""
         from experiments.pictures.panels import flow_rows
 
         count = len(predictions['index'])
@@ -206,29 +215,36 @@ class OpticalFlow:
 
 
 class Phase(NamedTuple):
-    """A part of the training, from a step on."""
+    """A part of the training.
+
+    Attributes:
+      start: The step it begins at.
+      strength: Strength of the augmentation, 0..1.
+      both_directions: Whether a batch holds each pair in reverse too, without augmentation.
+    """
 
     start: int
-    strength: float  # of the augmentation
-    both_directions: bool  # whether a batch holds each pair in reverse too, without augmentation
+    strength: float
+    both_directions: bool
 
 
 def curriculum(
     total_steps: int, *, both_directions_fraction: float, ramp_fraction: float, num_stages: int
 ) -> list[Phase]:
-    """The phases of a training: pairs in both directions, then ever stronger augmentation.
+    """Returns the phases of a training: pairs in both directions, then stronger augmentation.
 
-    A phase starts at a step, so that which pairs a step trains on, and how they are augmented,
-    depends on the step alone.
+    Which pairs a step trains on, and how they are augmented, depends on the step alone.
 
     Args:
-      total_steps: of the run.
-      both_directions_fraction: of the steps, at the start.
-      ramp_fraction: of the steps, after them: the strength grows in `num_stages` stages.
-      num_stages: the last of them has full strength, and lasts to the end.
+      total_steps: Updates of the whole run.
+      both_directions_fraction: Share of the steps that train on pairs in both directions, at the
+        start.
+      ramp_fraction: Share of the steps, after them, over which the strength of the augmentation
+        grows, in `num_stages` stages.
+      num_stages: Number of stages; the last one has full strength and lasts to the end.
 
     Raises:
-      ValueError: fractions that are none, or no stage.
+      Refused: The shares are not in 0..1 or sum to more than 1, or there is no stage.
 
     Source: Perceiver IO, appendix H, says that there is such a phase, and that severity increases
       gradually; neither order nor lengths.
@@ -249,7 +265,7 @@ def curriculum(
 
 
 def unfold_directions(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Pairs in both directions as examples of their own: [b, 2, ...] -> [2 b, ...]."""
+    """Makes examples of their own of pairs in both directions: `[B, 2, ...]` -> `[2 B, ...]`."""
     index = 2 * batch['index'][:, None] + np.arange(2, dtype=np.uint32)
     broken = np.stack([batch['broken'], np.zeros_like(batch['broken'])], axis=1)
     unfolded = {**batch, 'index': index, 'broken': broken}
@@ -257,5 +273,5 @@ def unfold_directions(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def as_inputs(frames: jax.Array) -> jax.Array:
-    """uint8 -> float32 in [-1, 1], as `front_ends.prepare_frames`."""
+    """Scales uint8 frames to float32 in [-1, 1], as `front_ends.prepare_frames` does."""
     return frames.astype(jnp.float32) / 255 * 2 - 1

@@ -1,4 +1,4 @@
-"""ImageNet's task: what is special about classifying images, and only that."""
+"""ImageNet's task, the classification of images: its data, loss, predictions and pictures."""
 
 import functools
 from typing import TYPE_CHECKING, Any
@@ -168,9 +168,9 @@ class ImageNet:
         state: hk.State,
         predictions: dict[str, np.ndarray],
     ) -> None:
-        """Evaluation images, with a third of mistakes if there are, beside what is attended to.
+        """Draws evaluation images, up to a third of them mistakes, beside what is attended to.
 
-        The heat is the first cross-attend's attention, averaged over the latents.
+        The heat map is the attention of the first cross-attend, averaged over the latents.
         """
         from experiments.pictures.panels import answers, choose_to_draw, image_grid
 
@@ -200,7 +200,7 @@ class ImageNet:
         )
 
     def _displayable(self, images: np.ndarray) -> np.ndarray:
-        """Normalised images in 0..1 again; grey ones without their axis of channels."""
+        """Returns normalised images in 0..1 again; grey ones without their channel axis."""
         images = np.clip(images * self.config.images.std + self.config.images.mean, 0, 1)
         return images[..., 0] if images.shape[-1] == 1 else images
 

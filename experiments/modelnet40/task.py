@@ -1,4 +1,4 @@
-"""ModelNet40's task: what is special about classifying point clouds, and only that."""
+"""ModelNet40's task, the classification of point clouds: data, loss, predictions, pictures."""
 
 import functools
 from typing import TYPE_CHECKING, Any
@@ -150,9 +150,9 @@ class ModelNet40:
         state: hk.State,
         predictions: dict[str, np.ndarray],
     ) -> None:
-        """The confusion of the classes, and clouds with a third of mistakes if there are.
+        """Draws the confusion matrix, and clouds, up to a third of them mistakes.
 
-        Points are the brighter the more the first cross-attend looks at them, over all latents.
+        A point is the brighter the more the first cross-attend attends to it, over all latents.
         """
         from experiments.pictures.panels import (
             answers,

@@ -1,69 +1,31 @@
-"""What the predictions of all classifiers share."""
+"""What the predictions of several classifiers share: names, probabilities, the best classes."""
 
 import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from perceiver_jax.errors import Refused
+from perceiver_jax.weights.pretrained import Pretrained
 
 NUM_BEST = 5  # classes
 
 
-def cross_attends(model) -> list[str]:
-    """The first cross-attends of an encoder, those with weights of their own."""
-    modules = ('encoder/cross_attend_1', 'encoder/cross_attend_2')
-    return [module for module in modules if f'{module}/attention/query' in model.params]
-
-
-def title_of(module: str) -> str:
-    """'encoder/cross_attend_1' -> 'Cross-attend 1'."""
-    return f'Cross-attend {module.rpartition("_")[-1]}'
-
-
-def class_names(model, path: str | None) -> list[str]:
-    """Names of a model's classes: from a file, else the model's own, else their numbers.
+def some_inputs(paths: Sequence[str], what: str) -> Sequence[str]:
+    """Checks that there are inputs, and that no two would write the same output file.
 
     Args:
-      model: a `Pretrained` with `num_classes` among its arguments.
-      path: a text file with one name a line, or a .csv with a header and a column `name`.
+      paths: The inputs of the command line.
+      what: What the inputs should be, such as 'images'; for the message.
+
+    Returns:
+      The same paths.
 
     Raises:
-      ValueError: the file holds another number of names than the model has classes, or is no
-        such file.
+      Refused: There are none, or two differ only in their folder or suffix.
     """
-    count = model.arguments['num_classes']
-    if path is None:
-        return list(model.classes or [f'class {i}' for i in range(count)])
-    try:
-        text = Path(path).read_text('utf-8-sig')
-    except UnicodeDecodeError as error:
-        raise Refused(f'{path}: expected UTF-8, {error.reason} at byte {error.start}') from error
-    names = [line for line in text.splitlines() if line.strip()]
-    if Path(path).suffix.lower() == '.csv':
-        rows = csv.DictReader(names)
-        if 'name' not in (rows.fieldnames or []):
-            raise Refused(f'{path}: expected a column `name`, got {rows.fieldnames}')
-        names = [row['name'] for row in rows]
-        if not all(names):
-            raise Refused(f'{path}: row {[*map(bool, names)].index(False) + 1} has no name')
-    if len(names) != count:
-        raise Refused(f'{path}: expected the names of {count} classes, got {len(names)}')
-    return names
-
-
-def best_classes(logits, names: Sequence[str]) -> list[dict]:
-    """The likeliest classes, the best first, with their probabilities."""
-    probabilities = softmax(logits)
-    if not np.isfinite(probabilities).all():
-        raise Refused('the model gives no finite logits: its weights may have diverged')
-    order = np.argsort(-probabilities, kind='stable')[:NUM_BEST].tolist()
-    return [{'label': names[i], 'probability': float(probabilities[i])} for i in order]
-
-
-def some_inputs(paths: Sequence[str], what: str) -> Sequence[str]:
-    """Refuses none, and two whose outputs would be the same file."""
     if not paths:
         raise Refused(f'INPUT: expected {what}, got none')
     stems = [Path(path).stem for path in paths]
@@ -73,8 +35,105 @@ def some_inputs(paths: Sequence[str], what: str) -> Sequence[str]:
     return paths
 
 
-def softmax(logits) -> np.ndarray:
-    """Probabilities over the last axis, float64."""
+def class_names(model: Pretrained, path: str | None) -> list[str]:
+    """Returns names of a model's classes: from a file, else the model's own, else their numbers.
+
+    Args:
+      model: A model with `num_classes` among its arguments.
+      path: A text file with one name a line, or a .csv with a header and a column `name`. None:
+        the names are the model's own.
+
+    Returns:
+      As many names as the model has classes.
+
+    Raises:
+      Refused: The file holds another number of names, or is no such file.
+    """
+    count = model.arguments['num_classes']
+    if path is None:
+        return list(model.classes or [f'class {i}' for i in range(count)])
+    names = _read_names(Path(path))
+    if len(names) != count:
+        raise Refused(f'{path}: expected the names of {count} classes, got {len(names)}')
+    return names
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        text = path.read_text('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise Refused(f'{path}: expected UTF-8, {error.reason} at byte {error.start}') from error
+    lines = [line for line in text.splitlines() if line.strip()]
+    if path.suffix.lower() != '.csv':
+        return lines
+    rows = csv.DictReader(lines)
+    if 'name' not in (rows.fieldnames or []):
+        raise Refused(f'{path}: expected a column `name`, got {rows.fieldnames}')
+    names = [row['name'] for row in rows]
+    for number, name in enumerate(names, start=1):
+        if not name:
+            raise Refused(f'{path}: row {number} has no name')
+    return names
+
+
+def probabilities(logits: jax.Array | np.ndarray, activation: str | None) -> np.ndarray:
+    """Turns logits into probabilities, the way the model was trained and evaluated.
+
+    Args:
+      logits: Logits `[..., K]`.
+      activation: 'softmax', where one of K classes is true, or 'sigmoid', where each may be.
+
+    Returns:
+      Probabilities `[..., K]`, float64. Only those of a softmax sum to 1.
+
+    Raises:
+      Refused: The activation is another one, or a probability is not finite.
+    """
     logits = np.asarray(logits, np.float64)
-    odds = np.exp(logits - logits.max(-1, keepdims=True))
-    return odds / odds.sum(-1, keepdims=True)
+    if activation == 'softmax':
+        odds = np.exp(logits - logits.max(-1, keepdims=True))
+        result = odds / odds.sum(-1, keepdims=True)
+    elif activation == 'sigmoid':
+        result = 1 / (1 + np.exp(-logits))
+    else:
+        raise Refused(
+            'the model does not say how its logits become probabilities: activation: expected '
+            f"'softmax' or 'sigmoid', got {activation!r}"
+        )
+    if not np.isfinite(result).all():
+        raise Refused('the model gives no finite logits: its weights may have diverged')
+    return result
+
+
+def best_classes(chances: np.ndarray, names: Sequence[str]) -> list[dict]:
+    """Returns the likeliest classes.
+
+    Args:
+      chances: The probability of each class, `[K]`.
+      names: Names of the K classes.
+
+    Returns:
+      `label` and `probability` of up to `NUM_BEST` classes, the likeliest first.
+    """
+    order = np.argsort(-chances, kind='stable')[:NUM_BEST].tolist()
+    return [{'label': names[i], 'probability': float(chances[i])} for i in order]
+
+
+def cross_attends(model: Pretrained) -> list[str]:
+    """Returns the module names of an encoder's first cross-attends.
+
+    Those are the cross-attends with weights of their own: the later ones share the second's.
+
+    Args:
+      model: A model with an encoder.
+
+    Returns:
+      One or two names, as `Pretrained.attention` takes them.
+    """
+    modules = ('encoder/cross_attend_1', 'encoder/cross_attend_2')
+    return [module for module in modules if f'{module}/attention/query' in model.params]
+
+
+def title_of(module: str) -> str:
+    """Returns the title of a cross-attend: 'encoder/cross_attend_1' -> 'Cross-attend 1'."""
+    return f'Cross-attend {module.rpartition("_")[-1]}'

@@ -9,67 +9,97 @@
     python -m experiments.predict runs/mel_video dog.mp4
 
 MODEL is a file of DeepMind's (.pystate, .pickle), of Hugging Face's (.safetensors, .bin, or its
-folder), a folder that `Pretrained.save` wrote, or the workdir of a run. It decides what to do:
+folder), a folder that `Pretrained.save` wrote, or the workdir of a run. What it is a model for
+decides what is done with each INPUT, printed, and written to --out:
 
-  image classifier       the five likeliest classes; <stem>_attention.png, what is attended to
-  point classifier       the same for a mesh (.off) or points (.npy, .txt), z upwards
-  audio-visual classifier  the five likeliest classes of each sound or video, each by itself
-  optical flow           from the first image to the second: <stem>_flow.flo (Middlebury),
-                         <stem>_flow.png (KITTI), <stem>_flow_picture.png (colours)
-  masked language model  fills in [MASK], one byte, or [MASK*6], six of them
-  video autoencoder      the five likeliest classes; <stem>_reconstruction.mp4 and .png
+  images       the five likeliest classes; <stem>_attention.png, what is attended to
+  shapes       the same for a mesh (.off) or points (.npy, .txt), z upwards
+  sounds       the five likeliest classes of a sound, or of a video with sound
+  flow         from the first image to the second: <stem>_flow.flo (Middlebury),
+               <stem>_flow.png (KITTI), <stem>_flow_picture.png (colours), and with the true
+               flow <stem>_flow_comparison.png
+  text         fills in [MASK], one byte, or [MASK*6], six of them
+  video        the five likeliest classes; <stem>_reconstruction.mp4 and .png
 """
 
 import argparse
+import importlib
+import io
 import json
 import re
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
 
-from experiments.audioset.predict import classify_clips
-from experiments.command_line import one_line_errors
-from experiments.flow.predict import flow_of_frames
-from experiments.imagenet.predict import classify_images
-from experiments.kinetics.predict import autoencode_clips
-from experiments.language.predict import fill_in_texts
-from experiments.modelnet40.predict import classify_shapes
-from perceiver_jax.errors import Refused
+# Nothing slow is imported here, not even perceiver_jax: a mistake on the command line and --help
+# are told at once.
 
-# What is slow to import is imported where it is used: a mistake is told at once.
+TASKS = {  # function of `perceiver_jax.models` -> the task whose predict.py runs such models
+    'image_classifier': 'imagenet',
+    'point_classifier': 'modelnet40',
+    'optical_flow': 'flow',
+    'masked_language_model': 'language',
+    'video_autoencoder': 'kinetics',
+    'audio_visual_classifier': 'audioset',
+}
+OF_SOME_TASKS = ('classes', 'text', 'tiles', 'ground_truth', 'start')  # see their OPTIONS
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Predicts for each input, and prints the result."""
-    arguments = parse(argv)
-    for path in (*arguments.inputs, arguments.classes, arguments.ground_truth):
-        if path not in (None, '-') and not Path(path).is_file():
-            raise Refused(f'{path}: there is no such file')
+def main(arguments: argparse.Namespace) -> None:
+    """Predicts for each input, and prints the results.
 
-    out = Path(arguments.out)
-    if out.exists() and not out.is_dir():
-        raise Refused(f'--out: {out} is no folder')
+    Args:
+      arguments: What `parse` returns.
 
+    Raises:
+      Refused: The model cannot be opened, an option is not for such models, or its task's
+        `predict` refuses an input.
+    """
     from experiments.open_model import open_model
+    from perceiver_jax.errors import Refused
 
     model = open_model(arguments.model, best=arguments.best, conv_kernel=arguments.conv_kernel)
-    run_on, options = TASKS[model.function]
-    for option in ('classes', 'text', 'tiles', 'ground_truth', 'start'):
-        if getattr(arguments, option) is not None and option not in options:
+    task = task_module(model.function)
+    for option in OF_SOME_TASKS:
+        if getattr(arguments, option) is not None and option not in task.OPTIONS:
             raise Refused(f'--{option} means nothing to a model for {model.function}')
-    for result in run_on(model, arguments):
+    for result in task.predict(model, arguments):
         print(json.dumps(result) if arguments.json else as_text(result), flush=True)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parses the command line; a mistake ends with one line."""
+def task_module(function: str) -> ModuleType:
+    """Imports the predict.py of one task; those of the other tasks are left alone.
 
-    class Parser(argparse.ArgumentParser):
-        def error(self, message):
-            self.exit(2, f'error: {message}; --help explains\n')
+    Args:
+      function: A function of `perceiver_jax.models`.
 
-    parser = Parser(
+    Returns:
+      A module with `predict(model, arguments)`, which yields a result for each input, and with
+      `OPTIONS`, the names of the options in `OF_SOME_TASKS` that it takes.
+    """
+    return importlib.import_module(f'experiments.{TASKS[function]}.predict')
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends with one line where argparse would print the usage too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'error: {message}; --help explains\n')
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the command line, and checks that its files exist; a mistake ends with one line.
+
+    Args:
+      argv: The arguments. None: those of this process.
+
+    Returns:
+      All arguments; an option that was not given is None.
+    """
+    parser = _Parser(
         prog='python -m experiments.predict',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -106,42 +136,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="layout of the 7x7 kernel in a file of Hugging Face's: as published (hub), or trained "
         'with transformers',
     )
-    return parser.parse_args(argv)
-
-
-# Images
-
-
-# Points
-
-
-# Flow
-
-
-# Text
-
-
-# Video
-
-
-# Sounds, and videos with sound
-
-
-# Of several
-
-
-TASKS = {  # by function of perceiver_jax.models: what is done, and the options that it takes
-    'image_classifier': (classify_images, {'classes'}),
-    'point_classifier': (classify_shapes, {'classes'}),
-    'optical_flow': (flow_of_frames, {'tiles', 'ground_truth'}),
-    'masked_language_model': (fill_in_texts, {'text'}),
-    'video_autoencoder': (autoencode_clips, {'classes', 'start'}),
-    'audio_visual_classifier': (classify_clips, {'classes', 'start'}),
-}
+    arguments = parser.parse_args(argv)
+    for path in (*arguments.inputs, arguments.classes, arguments.ground_truth):
+        if path not in (None, '-') and not Path(path).is_file():
+            parser.exit(2, f'error: {path}: there is no such file\n')
+    out = Path(arguments.out)
+    if out.exists() and not out.is_dir():
+        parser.exit(2, f'error: --out: {out} is no folder\n')
+    return arguments
 
 
 def as_text(result: dict) -> str:
-    """A result as people read it."""
+    """Returns a result as people read it.
+
+    Args:
+      result: What the `predict` of a task yields: `input`, and some of `best`, `epe`, `marked`
+        with `bytes`, and `files`.
+
+    Returns:
+      Lines: the input first.
+    """
     sources = result['input'] if isinstance(result['input'], list) else [result['input']]
     lines = [', '.join(sources)]
     lines += [f'  {100 * x["probability"]:5.1f} %  {x["label"]}' for x in result.get('best', ())]
@@ -160,11 +174,16 @@ def as_text(result: dict) -> str:
 
 
 def run() -> None:
-    """Runs the command line."""
-    sys.stdout.reconfigure(errors='backslashreplace')
+    """Runs the command line; a mistake of the user's is told in one line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')
     warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
+    arguments = parse()
+
+    from experiments.command_line import one_line_errors
+
     with one_line_errors():
-        main()
+        main(arguments)
 
 
 if __name__ == '__main__':

@@ -1,53 +1,60 @@
-"""Predictions for sounds, and videos with sound."""
+"""Predictions for sounds, and videos with sound: their classes."""
 
 import argparse
 from collections.abc import Iterator
 
+import jax.numpy as jnp
 import numpy as np
 
-from experiments.classes import NUM_BEST, class_names, some_inputs
+from experiments.classes import best_classes, class_names, probabilities, some_inputs
 from perceiver_jax.errors import Refused
+from perceiver_jax.weights.pretrained import Pretrained
+
+OPTIONS = ('classes', 'start')  # of the command line
 
 
-def classify_clips(model, arguments: argparse.Namespace) -> Iterator[dict]:
-    """Labels each input."""
+def predict(model: Pretrained, arguments: argparse.Namespace) -> Iterator[dict]:
+    """Classifies each input.
+
+    Args:
+      model: An audio-visual classifier.
+      arguments: The command line: `inputs`, `classes`, `start`.
+
+    Yields:
+      For each input: `input`, the `best` classes with their probabilities, and no `files`.
+
+    Raises:
+      Refused: There are no inputs, or `score_clip` refuses one.
+    """
     paths = some_inputs(arguments.inputs, 'sounds or videos')
     names = class_names(model, arguments.classes)
     for path in paths:
         scores = score_clip(model, path, arguments.start or 0.0)
-        order = np.argsort(-scores, kind='stable')[:NUM_BEST].tolist()
-        best = [{'label': names[i], 'probability': float(scores[i])} for i in order]
-        yield {'input': path, 'best': best, 'files': []}
+        yield {'input': path, 'best': best_classes(scores, names), 'files': []}
 
 
-def score_clip(model, path: str, start: float = 0.0) -> np.ndarray:
-    """The probability of each class, averaged over windows that overlap by half.
+def score_clip(model: Pretrained, path: str, start: float = 0.0) -> np.ndarray:
+    """Computes the probability of each class, averaged over windows that overlap by half.
 
     Args:
-      model: a `Pretrained` audio-visual classifier.
-      path: a file of sound or of video.
-      start: seconds from the beginning of the file.
+      model: An audio-visual classifier. Its `activation` decides what the probabilities are: of
+        each class by itself ('sigmoid'), or of one class among all ('softmax').
+      path: A file of sound or of video.
+      start: Seconds from the beginning of the file.
 
     Returns:
-      float64 [K]; they do not sum to 1, as several classes can be there.
+      Probabilities `[K]`, float64. Those of a sigmoid do not sum to 1.
 
     Raises:
-      ValueError: there is not in the file what the model takes.
+      Refused: The file lacks sound or video that the model takes, or the model has no activation.
     """
     from experiments.audioset.task import model_inputs
     from experiments.audioset.transforms import ClipShape, EvalTransform
-    from experiments.data.clip_files import LEFT_OUT, read_clip
-    from perceiver_jax.front_ends import read_audio
 
-    front_end, frames = model.front_end, []
+    front_end = model.front_end
     modalities, rate = front_end['modalities'], front_end['sample_rate']
     has_video = 'video' in modalities
-    if has_video:
-        sound, frames, wrong = read_clip(path, start, None, with_frames=True)
-        if wrong.keys() & LEFT_OUT.keys():
-            raise Refused(f'{path}: ' + '; '.join(f'{k}: {v}' for k, v in wrong.items()))
-    else:
-        sound = read_audio(path, rate, start).mean(1)
+    sound, frames = _read(path, start, rate, has_video)
     shape = ClipShape(
         num_frames=front_end['num_frames'],
         frames_per_second=front_end['frames_per_second'],
@@ -65,10 +72,25 @@ def score_clip(model, path: str, start: float = 0.0) -> np.ndarray:
     example = transform({'name': path, 'sound': sound, 'frames': frames, 'labels': []})
     scores = []
     for first in example['starts'].tolist():
-        heard = example['sound'][first * shape.samples_per_frame :][None, : shape.num_samples]
-        seen = example['video'][None, first : first + shape.num_frames] if has_video else None
-        logits = model(model_inputs(heard, seen, modalities, rate, front_end['log_mel']))
-        scores.append(1 / (1 + np.exp(-np.asarray(logits[0], np.float64))))
-    if not np.isfinite(scores).all():
-        raise Refused('the model gives no finite logits: its weights may have diverged')
+        first_sample = first * shape.samples_per_frame
+        heard = jnp.asarray(example['sound'][None, first_sample : first_sample + shape.num_samples])
+        seen = None
+        if has_video:
+            seen = jnp.asarray(example['video'][None, first : first + shape.num_frames])
+        inputs = model_inputs(heard, seen, modalities, rate, front_end['log_mel'])
+        scores.append(probabilities(model(inputs)[0], model.activation))
+    # As in evaluation, probabilities are averaged, not logits.
     return np.mean(scores, axis=0)
+
+
+def _read(path: str, start: float, rate: int, has_video: bool) -> tuple[np.ndarray, list[bytes]]:
+    """Reads mono sound `[n]`, and the frames as JPEG files if there is video."""
+    from experiments.data.clip_files import LEFT_OUT, read_clip
+    from perceiver_jax.front_ends import read_audio
+
+    if not has_video:
+        return read_audio(path, rate, start).mean(1), []
+    sound, frames, wrong = read_clip(path, start, None, with_frames=True)
+    if wrong.keys() & LEFT_OUT.keys():
+        raise Refused(f'{path}: ' + '; '.join(f'{k}: {v}' for k, v in wrong.items()))
+    return sound, frames

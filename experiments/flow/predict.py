@@ -1,46 +1,66 @@
-"""Flow between two images."""
+"""Predictions of optical flow between two images."""
 
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from experiments.command_line import Progress
 from perceiver_jax.errors import Refused
+from perceiver_jax.weights.pretrained import Pretrained
 
+OPTIONS = ('tiles', 'ground_truth')  # of the command line
 KITTI_LARGEST = 511.98  # pixels; what its files can hold
 
 
-def flow_of_frames(model, arguments: argparse.Namespace) -> Iterator[dict]:
-    """Estimates flow from the first input to the second."""
+def predict(model: Pretrained, arguments: argparse.Namespace) -> Iterator[dict]:
+    """Estimates flow from the first input to the second.
+
+    Args:
+      model: A model for optical flow.
+      arguments: The command line: `inputs`, `out`, `tiles`, `ground_truth`.
+
+    Yields:
+      What `estimate_flow` returns, once.
+
+    Raises:
+      Refused: There are not two inputs, or `estimate_flow` refuses them.
+    """
     if len(arguments.inputs) != 2:
         raise Refused(f'INPUT: expected two images, got {len(arguments.inputs)}')
+    first, second = arguments.inputs
     tiles = arguments.tiles or 'even'
-    yield estimate_flow(model, *arguments.inputs, arguments.out, tiles, arguments.ground_truth)
+    yield estimate_flow(model, first, second, arguments.out, tiles, arguments.ground_truth)
 
 
 def estimate_flow(
-    model, first: str, second: str, out: str, tiles: str = 'even', ground_truth: str | None = None
+    model: Pretrained,
+    first: str,
+    second: str,
+    out: str,
+    tiles: str = 'even',
+    ground_truth: str | None = None,
 ) -> dict:
     """Estimates flow between two frames of any size, and writes it.
 
     Args:
-      model: a `Pretrained` for flow.
-      first: an image.
-      second: an image of the same size.
-      out: folder of the files.
-      tiles: where to cut large frames, 'even' or 'deepmind'.
-      ground_truth: file of the true flow.
+      model: A model for optical flow.
+      first: File of the first frame.
+      second: File of the second frame, of the same size.
+      out: Folder that the flow and its pictures are written to.
+      tiles: Where large frames are cut, 'even' or 'deepmind'.
+      ground_truth: File of the true flow. None: it is not known.
 
     Returns:
-      `input`, the `files` written, and `epe` if the truth is known: the end-point error in pixels,
-      averaged over the pixels where it is.
+      `input`, the `files` written, and, where the true flow is known, `epe`: the end-point error
+      in pixels, averaged over the valid pixels.
 
     Raises:
-      ValueError: files that are no images, or of different sizes.
+      Refused: The files are no images, or of different sizes, or the true flow is.
     """
-    from experiments.flow.files import read_flow, write_flo, write_kitti_flow
+    from experiments.flow.files import write_flo, write_kitti_flow
     from experiments.pictures.flow_colours import flow_picture
     from experiments.pictures.predictions import write_flow_comparison, write_picture
     from perceiver_jax.front_ends import prepare_frames, read_image
@@ -49,15 +69,9 @@ def estimate_flow(
     images = read_image(first), read_image(second)
     try:
         frames = prepare_frames(*images)
-    except ValueError as error:
+    except Refused as error:
         raise Refused(f'{first}, {second}: {error}') from error
-    if ground_truth is not None:
-        truth, valid = read_flow(ground_truth)
-        if valid.shape != frames.shape[1:3] or not valid.any():
-            raise Refused(
-                f'{ground_truth}: expected flow of {frames.shape[1:3]} pixels, '
-                f'got {valid.shape}, {valid.sum()} of them valid'
-            )
+    truth = None if ground_truth is None else _read_truth(ground_truth, frames.shape[1:3])
     Path(out).mkdir(parents=True, exist_ok=True)  # before the work, which takes minutes
     tile = tuple(model.front_end['tile'])
     flow = tiled(model, frames, tile, placement=tiles, progress=Progress('tile'))
@@ -67,9 +81,23 @@ def estimate_flow(
     write_kitti_flow(f'{stem}_flow.png', flow, (np.abs(flow) <= KITTI_LARGEST).all(-1))
     write_picture(f'{stem}_flow_picture.png', flow_picture(flow))
     files = [f'{stem}_flow.flo', f'{stem}_flow.png', f'{stem}_flow_picture.png']
-    result = {'input': [first, second], 'files': files}
-    if ground_truth is not None:
-        result['epe'] = float(np.linalg.norm(flow - truth, axis=-1)[valid].mean())
+    result: dict[str, Any] = {'input': [first, second], 'files': files}
+    if truth is not None:
+        true_flow, valid = truth
+        result['epe'] = float(np.linalg.norm(flow - true_flow, axis=-1)[valid].mean())
         files.append(f'{stem}_flow_comparison.png')
-        write_flow_comparison(files[-1], (frames + 1) / 2, flow, truth, valid)
+        write_flow_comparison(files[-1], (frames + 1) / 2, flow, true_flow, valid)
     return result
+
+
+def _read_truth(path: str, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Reads true flow of (height, width) pixels, and where it is valid."""
+    from experiments.flow.files import read_flow
+
+    flow, valid = read_flow(path)
+    if valid.shape != size or not valid.any():
+        raise Refused(
+            f'{path}: expected flow of {size} pixels, got {valid.shape}, {valid.sum()} of them '
+            'valid'
+        )
+    return flow, valid

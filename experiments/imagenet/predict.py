@@ -1,4 +1,4 @@
-"""Predictions for images."""
+"""Predictions for images: their classes, and what the model attends to."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -6,31 +6,52 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.classes import best_classes, class_names, cross_attends, some_inputs, title_of
+from experiments.classes import (
+    best_classes,
+    class_names,
+    cross_attends,
+    probabilities,
+    some_inputs,
+    title_of,
+)
+from perceiver_jax.weights.pretrained import Pretrained
+
+OPTIONS = ('classes',)  # of the command line
 
 
-def classify_images(model, arguments: argparse.Namespace) -> Iterator[dict]:
-    """Labels each input."""
+def predict(model: Pretrained, arguments: argparse.Namespace) -> Iterator[dict]:
+    """Classifies each input.
+
+    Args:
+      model: An image classifier.
+      arguments: The command line: `inputs`, `classes`, `out`.
+
+    Yields:
+      What `classify` returns for each input.
+
+    Raises:
+      Refused: There are no inputs, or `classify` refuses one.
+    """
     paths = some_inputs(arguments.inputs, 'images')
     names = class_names(model, arguments.classes)
     for path in paths:
         yield classify(model, path, arguments.out, names)
 
 
-def classify(model, path: str, out: str, names: Sequence[str]) -> dict:
-    """Labels one image and draws what the first cross-attends look at.
+def classify(model: Pretrained, path: str, out: str, names: Sequence[str]) -> dict:
+    """Classifies one image, and draws what the first cross-attends attend to.
 
     Args:
-      model: a `Pretrained` image classifier.
-      path: an image.
-      out: folder of the picture.
-      names: of the classes.
+      model: An image classifier.
+      path: An image file.
+      out: Folder that the picture is written to.
+      names: Names of the classes.
 
     Returns:
-      `input`, the `best` labels with their probabilities, and the `files` written.
+      `input`, the `best` classes with their probabilities, and the `files` written.
 
     Raises:
-      ValueError: the file is no image.
+      Refused: The file is no image.
     """
     from experiments.pictures.predictions import write_attention
     from perceiver_jax.front_ends import prepare_image, read_image
@@ -39,14 +60,16 @@ def classify(model, path: str, out: str, names: Sequence[str]) -> dict:
     front_end = model.front_end
     image = prepare_image(read_image(path, channels=len(front_end['mean'])), **front_end)
     Path(out).mkdir(parents=True, exist_ok=True)  # before the work, which may take long
-    best = best_classes(model(image[None])[0], names)
+    best = best_classes(probabilities(model(image[None])[0], 'softmax'), names)
+    seed = model.arguments['inputs'].get('permutation_seed')
     attention = {}
     for module in cross_attends(model):
-        weights = np.asarray(model.attention(module, image[None])[0]).mean(0)  # of the heads
-        seed = model.arguments['inputs'].get('permutation_seed')
-        attention[title_of(module)] = as_images(weights, seed)
+        weights = np.asarray(model.attention(module, image[None])[0])  # [heads, latents, pixels]
+        attention[title_of(module)] = as_images(weights.mean(0), seed)
     seen = np.clip(image * front_end['std'] + front_end['mean'], 0, 1)
+    if seen.shape[-1] == 1:
+        seen = seen[..., 0]
     picture = Path(out, f'{Path(path).stem}_attention.png')
     title = f'{best[0]["label"]}, {100 * best[0]["probability"]:.1f} %'
-    write_attention(picture, seen[..., 0] if seen.shape[-1] == 1 else seen, attention, title)
+    write_attention(picture, seen, attention, title)
     return {'input': path, 'best': best, 'files': [str(picture)]}

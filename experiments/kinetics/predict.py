@@ -1,4 +1,4 @@
-"""Videos, reconstructed and labelled."""
+"""Predictions of video autoencoders: clips, reconstructed and classified."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -6,32 +6,48 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.classes import best_classes, class_names, some_inputs
+from experiments.classes import best_classes, class_names, probabilities, some_inputs
+from perceiver_jax.weights.pretrained import Pretrained
+
+OPTIONS = ('classes', 'start')  # of the command line
 
 
-def autoencode_clips(model, arguments: argparse.Namespace) -> Iterator[dict]:
-    """Reconstructs each input."""
+def predict(model: Pretrained, arguments: argparse.Namespace) -> Iterator[dict]:
+    """Reconstructs a clip of each input.
+
+    Args:
+      model: A video autoencoder.
+      arguments: The command line: `inputs`, `classes`, `out`, `start`.
+
+    Yields:
+      What `autoencode` returns for each input.
+
+    Raises:
+      Refused: There are no inputs, or `autoencode` refuses one.
+    """
     paths = some_inputs(arguments.inputs, 'videos')
     names = class_names(model, arguments.classes)
     for path in paths:
         yield autoencode(model, path, arguments.out, names, arguments.start or 0.0)
 
 
-def autoencode(model, path: str, out: str, names: Sequence[str], start: float = 0.0) -> dict:
-    """Reconstructs a clip with its sound, and labels it.
+def autoencode(
+    model: Pretrained, path: str, out: str, names: Sequence[str], start: float = 0.0
+) -> dict:
+    """Reconstructs a clip with its sound, and classifies it.
 
     Args:
-      model: a `Pretrained` video autoencoder.
-      path: a video.
-      out: folder of the files.
-      names: of the classes.
-      start: seconds from the beginning of the video.
+      model: A video autoencoder.
+      path: A video file.
+      out: Folder that the reconstruction and its picture are written to.
+      names: Names of the classes.
+      start: Seconds from the beginning of the video.
 
     Returns:
-      `input`, the `best` labels with their probabilities, and the `files` written.
+      `input`, the `best` classes with their probabilities, and the `files` written.
 
     Raises:
-      ValueError: the file is no video, or too short.
+      Refused: The file is no video, or too short.
     """
     from experiments.pictures.predictions import write_clip_comparison
     from perceiver_jax.front_ends import prepare_clip, write_clip
@@ -43,7 +59,7 @@ def autoencode(model, path: str, out: str, names: Sequence[str], start: float = 
     outputs = {name: np.asarray(value[0]) for name, value in model(video, audio).items()}
     stem = str(Path(out, f'{Path(path).stem}_reconstruction'))
     write_clip(f'{stem}.mp4', outputs['video'], outputs['audio'], *rates)
-    pairs = (video[0], outputs['video']), (audio[0], outputs['audio'])
-    write_clip_comparison(f'{stem}.png', *pairs, *rates, start)
-    best = best_classes(outputs['label'], names)
+    videos, sounds = (video[0], outputs['video']), (audio[0], outputs['audio'])
+    write_clip_comparison(f'{stem}.png', videos, sounds, *rates, start)
+    best = best_classes(probabilities(outputs['label'], 'softmax'), names)
     return {'input': path, 'best': best, 'files': [f'{stem}.mp4', f'{stem}.png']}

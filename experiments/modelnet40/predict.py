@@ -1,4 +1,4 @@
-"""Predictions for shapes."""
+"""Predictions for shapes: their classes, and what the model attends to."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -6,31 +6,52 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.classes import best_classes, class_names, cross_attends, some_inputs, title_of
+from experiments.classes import (
+    best_classes,
+    class_names,
+    cross_attends,
+    probabilities,
+    some_inputs,
+    title_of,
+)
+from perceiver_jax.weights.pretrained import Pretrained
+
+OPTIONS = ('classes',)  # of the command line
 
 
-def classify_shapes(model, arguments: argparse.Namespace) -> Iterator[dict]:
-    """Labels each input."""
+def predict(model: Pretrained, arguments: argparse.Namespace) -> Iterator[dict]:
+    """Classifies each input.
+
+    Args:
+      model: A point classifier.
+      arguments: The command line: `inputs`, `classes`, `out`.
+
+    Yields:
+      What `classify_shape` returns for each input.
+
+    Raises:
+      Refused: There are no inputs, or `classify_shape` refuses one.
+    """
     paths = some_inputs(arguments.inputs, 'shapes')
     names = class_names(model, arguments.classes)
     for path in paths:
         yield classify_shape(model, path, arguments.out, names)
 
 
-def classify_shape(model, path: str, out: str, names: Sequence[str]) -> dict:
-    """Labels one shape and draws what the first cross-attends look at.
+def classify_shape(model: Pretrained, path: str, out: str, names: Sequence[str]) -> dict:
+    """Classifies one shape, and draws what the first cross-attends attend to.
 
     Args:
-      model: a `Pretrained` point classifier.
-      path: a mesh, of whose surface points are drawn, or points.
-      out: folder of the picture.
-      names: of the classes.
+      model: A point classifier.
+      path: A file of a mesh, on whose surface points are sampled, or of points.
+      out: Folder that the picture is written to.
+      names: Names of the classes.
 
     Returns:
-      `input`, the `best` labels with their probabilities, and the `files` written.
+      `input`, the `best` classes with their probabilities, and the `files` written.
 
     Raises:
-      ValueError: the file is no shape.
+      Refused: The file is no shape.
     """
     from experiments.modelnet40.files import read_cloud
     from experiments.pictures.predictions import write_cloud_attention
@@ -40,11 +61,11 @@ def classify_shape(model, path: str, out: str, names: Sequence[str]) -> dict:
     encoded, rng = Path(path).read_bytes(), np.random.default_rng(0)
     points = prepare_points(read_cloud(encoded, num_points, rng, path))
     Path(out).mkdir(parents=True, exist_ok=True)
-    best = best_classes(model(points[None])[0], names)
-    attention = {
-        title_of(module): np.asarray(model.attention(module, points[None])[0]).mean(0)
-        for module in cross_attends(model)
-    }
+    best = best_classes(probabilities(model(points[None])[0], 'softmax'), names)
+    attention = {}
+    for module in cross_attends(model):
+        weights = np.asarray(model.attention(module, points[None])[0])  # [heads, latents, points]
+        attention[title_of(module)] = weights.mean(0)
     picture = Path(out, f'{Path(path).stem}_attention.png')
     title = f'{best[0]["label"]}, {100 * best[0]["probability"]:.1f} %'
     write_cloud_attention(picture, points, attention, title)

@@ -1,4 +1,4 @@
-"""Flow as colours."""
+"""Optical flow as colours: Middlebury's colour wheel."""
 
 import flow_vis
 import numpy as np
@@ -9,19 +9,21 @@ from perceiver_jax.errors import Refused
 def flow_picture(
     flow: np.ndarray, valid: np.ndarray | None = None, largest: float | None = None
 ) -> np.ndarray:
-    """Colours flow by Middlebury's wheel: direction is hue, length is saturation.
+    """Colours flow by Middlebury's wheel: the direction is the hue, the length the saturation.
 
     Args:
-      flow: [height, width, 2].
-      valid: bool [height, width], the rest becomes black; None: everywhere.
-      largest: length in pixels that is fully saturated, longer flow as if it were that long. None:
-        the longest valid flow's, as most papers do. To compare pictures, give both the same.
+      flow: Flow `[height, width, 2]`: (u, v) = (right, down) in pixels.
+      valid: Where the flow is known, bool `[height, width]`; other pixels become black. None:
+        everywhere.
+      largest: Length in pixels that is fully saturated; longer flow gets the same colour. None:
+        the length of the longest valid flow, as most papers do. Pictures that are to be compared
+        need the same value.
 
     Returns:
-      uint8 [height, width, 3] RGB, white where nothing moves.
+      The picture, uint8 `[height, width, 3]`, RGB; white where nothing moves.
 
     Raises:
-      ValueError: the shapes do not fit, valid flow is not finite, or `largest` is not positive.
+      Refused: The shapes do not fit, valid flow is not finite, or `largest` is not positive.
     """
     flow = np.asarray(flow)
     valid = np.ones(flow.shape[:2], bool) if valid is None else np.asarray(valid)

@@ -1,4 +1,7 @@
-"""Parts of pictures, drawn into a subfigure."""
+"""Parts of pictures: each is drawn into the subfigure or the axes that it is given.
+
+Also which examples of an evaluation are drawn (`choose_to_draw`), and their titles (`answers`).
+"""
 
 from collections.abc import Sequence
 
@@ -6,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
+from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from experiments.pictures.flow_colours import flow_picture
@@ -14,9 +18,15 @@ from perceiver_jax.errors import Refused
 
 
 def choose_to_draw(correct: np.ndarray, count: int) -> np.ndarray:
-    """Indices of `count` evaluation examples, a third of them mistakes where there are so many.
+    """Chooses evaluation examples to draw, a third of them mistakes where there are so many.
 
-    The mistakes come first. Which ones is random, and the same every time.
+    Args:
+      correct: Whether the model is right about each example, bool `[n]`.
+      count: Number of examples to choose.
+
+    Returns:
+      Indices `[min(count, n)]`, the mistakes first. Which examples they are is random, and the
+      same every time.
     """
     order = np.random.default_rng(0).permutation(len(correct))
     mistakes, right = order[~correct[order]], order[correct[order]]
@@ -24,7 +34,16 @@ def choose_to_draw(correct: np.ndarray, count: int) -> np.ndarray:
 
 
 def answers(names: Sequence[str], guesses: np.ndarray, labels: np.ndarray) -> list[str]:
-    """Titles: 'cat', or 'cat, is dog' for a mistake."""
+    """Returns titles of classified examples: 'cat', or 'cat, is dog' for a mistake.
+
+    Args:
+      names: Names of the K classes.
+      guesses: The predicted class of each example, integers `[n]`.
+      labels: The true class of each example, integers `[n]`.
+
+    Returns:
+      n titles.
+    """
     return [
         names[guess] if guess == label else f'{names[guess]}, is {names[label]}'
         for guess, label in zip(guesses, labels, strict=True)
@@ -41,15 +60,15 @@ def image_grid(
     """Draws images in a grid, the title of each green where correct and red where not.
 
     Args:
-      subfigure: where to draw.
-      images: `[n, height, width, 3]` or grey `[n, height, width]`, in 0..1.
+      subfigure: Where to draw.
+      images: Images `[n, height, width, 3]`, or grey `[n, height, width]`, in 0..1.
       titles: n short lines.
-      correct: n truth values.
-      heatmaps: `[n, h, w]`, not negative: drawn to the right of each image at the image's size,
-        brightest at each one's own largest value.
+      correct: Whether the model is right about each image, n truth values.
+      heatmaps: Maps `[n, h, w]`, not negative, each drawn to the right of its image at the
+        image's size, brightest at its own largest value. None: images alone.
 
     Raises:
-      ValueError: lengths or shapes do not fit, or an image leaves 0..1.
+      Refused: Lengths or shapes do not fit, or an image leaves 0..1.
     """
     images = np.asarray(images)
     count = len(images)
@@ -63,14 +82,9 @@ def image_grid(
 
     height, width = images.shape[1:3]
     total_width = width if heatmaps is None else 2.05 * width
-    points = 72 * subfigure.bbox.size / subfigure.dpi
-    rows, columns = _grid_shape(count, points, total_width / height)
-    cells = subfigure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in cells:
-        axes.set_axis_off()
     # Enlarged small images show their pixels; matplotlib would blur some sizes.
     interpolation = 'nearest' if max(height, width) <= 64 else 'antialiased'
-    for i, axes in enumerate(cells[:count]):
+    for i, axes in enumerate(_cells(subfigure, count, total_width / height)):
         axes.imshow(
             np.clip(images[i], 0, 1),
             cmap='gray',
@@ -88,7 +102,7 @@ def image_grid(
                 interpolation='nearest',
             )
             axes.set_xlim(0, total_width)
-        color = GREEN if correct[i] else RED
+        color = _verdict_colour(correct[i])
         axes.set_title(titles[i], color=color, fontsize=8.5, loc='center', pad=3)
 
 
@@ -99,31 +113,29 @@ def cloud_grid(
     correct: Sequence[bool] | None,
     heat: np.ndarray,
 ) -> None:
-    """Draws point clouds in a grid, seen from above and aside, the titles as in `image_grid`.
+    """Draws point clouds in a grid, seen obliquely from above, the titles as in `image_grid`.
 
     Args:
-      subfigure: where to draw.
-      clouds: `[n, P, 3]`, z upwards, in -1..1.
+      subfigure: Where to draw.
+      clouds: Points `[n, P, 3]`, z upwards, in -1..1.
       titles: n short lines.
-      correct: n truth values; None: the titles are no guesses.
-      heat: `[n, P]`, what colours the points, each cloud's own least to largest.
+      correct: Whether the model is right about each cloud, n truth values. None: the titles are
+        no predictions, and not coloured.
+      heat: Values `[n, P]` that colour the points, from the lowest to the highest of each cloud.
     """
-    points = 72 * subfigure.bbox.size / subfigure.dpi
-    rows, columns = _grid_shape(len(clouds), points, 1.0)
-    cells = subfigure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in cells:
-        axes.set_axis_off()
     azimuth, elevation = np.radians((35, 25))
     right = np.array([np.cos(azimuth), np.sin(azimuth), 0])
     back = np.array([-np.sin(azimuth), np.cos(azimuth), 0]) * np.cos(elevation)
     back[2] = -np.sin(elevation)  # from the eye into the picture
     up = np.cross(right, back)
-    for i, (axes, cloud, values) in enumerate(zip(cells, clouds, heat, strict=False)):
+    cells = _cells(subfigure, len(clouds), aspect=1.0)
+    for i, (axes, cloud, values) in enumerate(zip(cells, clouds, heat, strict=True)):
         order = np.argsort(-(cloud @ back))  # the nearest last, on top
         # A few points may get most of the attention: the differences of the others should be seen.
         low, high = np.percentile(values, (2, 98))
         axes.scatter(
-            *(cloud[order] @ np.stack([right, up], 1)).T,
+            cloud[order] @ right,
+            cloud[order] @ up,
             c=values[order],
             cmap='plasma',
             vmin=low,
@@ -132,17 +144,17 @@ def cloud_grid(
             linewidths=0,
         )
         axes.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect='equal')
-        color = INK if correct is None else GREEN if correct[i] else RED
+        color = INK if correct is None else _verdict_colour(correct[i])
         axes.set_title(titles[i], color=color, fontsize=8.5, loc='center', pad=0)
 
 
 def confusion_matrix(subfigure: SubFigure, counts: np.ndarray, names: Sequence[str]) -> None:
-    """Draws which class is taken for which, and the accuracy of each class.
+    """Draws a confusion matrix with the accuracy of each class.
 
     Args:
-      subfigure: where to draw.
-      counts: `[K, K]`, examples by their true class (row) and by the guess (column).
-      names: of the K classes.
+      subfigure: Where to draw.
+      counts: Numbers of examples `[K, K]` by their true class (row) and the prediction (column).
+      names: Names of the K classes.
     """
     examples = counts.sum(1, keepdims=True)
     shares = counts / np.maximum(examples, 1)
@@ -168,25 +180,28 @@ def clip_grid(
     correct: Sequence[bool],
     frames: Sequence[np.ndarray] | None = None,
 ) -> None:
-    """Draws clips in two columns: sound, some frames above it, what was said and what is.
+    """Draws clips in two columns: each clip's sound, some frames above it, prediction and truth.
 
     Args:
-      subfigure: where to draw.
-      sounds: of each clip a spectrogram `[frames, bins]` or a wave `[samples]`.
-      titles: what was said of each clip, and what is true.
-      correct: of each clip, whether what was said first is; green, and red where not.
-      frames: of each clip a few images `[n, height, width, 3]`, uint8.
+      subfigure: Where to draw.
+      sounds: Sound of each clip: a spectrogram `[frames, bins]` or a wave `[samples]`.
+      titles: Prediction and truth of each clip.
+      correct: Whether the first prediction of each clip is right; its title is green then, and
+        red otherwise.
+      frames: A few images of each clip, uint8 `[n, height, width, 3]`. None: the clips are sound
+        alone.
     """
     rows = -(-len(sounds) // 2)
     heights = (1,) if frames is None else (2, 1)
     grid = subfigure.add_gridspec(rows * len(heights), 2, height_ratios=rows * heights)
-    for i, (sound, (said, true)) in enumerate(zip(sounds, titles, strict=True)):
+    for i, (sound, (predicted, true)) in enumerate(zip(sounds, titles, strict=True)):
         row, column = divmod(i, 2)
         axes = subfigure.add_subplot(grid[(row + 1) * len(heights) - 1, column])
         axes.set(xticks=[], yticks=[])
         if sound.ndim == 2:
-            look = {'cmap': 'magma', 'interpolation': 'nearest'}
-            axes.imshow(sound.T, origin='lower', aspect='auto', **look)
+            axes.imshow(
+                sound.T, origin='lower', aspect='auto', cmap='magma', interpolation='nearest'
+            )
         else:
             axes.plot(sound, color=BLUE, linewidth=0.4)
             axes.set_xlim(0, len(sound))
@@ -196,24 +211,24 @@ def clip_grid(
             top.set_axis_off()
             top.imshow(np.concatenate(list(frames[i]), axis=1))
             top.set_anchor('W')
-        color = GREEN if correct[i] else RED
-        top.set_title(said, color=color, fontsize=8.5, pad=3)
+        color = _verdict_colour(correct[i])
+        top.set_title(predicted, color=color, fontsize=8.5, pad=3)
         axes.set_xlabel(f'is: {true}', color=INK, fontsize=8, loc='left')
 
 
 def short_name(name: str, length: int = 24) -> str:
-    """The beginning of a long name."""
+    """Returns a name, cut off with '…' where it is longer than `length` characters."""
     return name if len(name) <= length else f'{name[: length - 1]}…'
 
 
 def class_bars(subfigure: SubFigure, names: Sequence[str], values: np.ndarray, title: str) -> None:
-    """Draws a fraction of each class as a bar, the first on top.
+    """Draws a fraction of each class as a bar, the first class on top.
 
     Args:
-      subfigure: where to draw.
-      names: of the classes.
-      values: `[n]` in 0..1.
-      title: what they are.
+      subfigure: Where to draw.
+      names: Names of the n classes.
+      values: A fraction for each class, `[n]`, in 0..1.
+      title: What the fractions are.
     """
     axes = subfigure.subplots()
     places = np.arange(len(names))[::-1]
@@ -224,6 +239,126 @@ def class_bars(subfigure: SubFigure, names: Sequence[str], values: np.ndarray, t
     axes.xaxis.set_major_locator(MaxNLocator(2))
     axes.xaxis.set_major_formatter(PercentFormatter(1, symbol=' %'))
     axes.set_title(title)
+
+
+def flow_rows(
+    subfigure: SubFigure,
+    names: Sequence[str],
+    frames: Sequence[np.ndarray],
+    truths: Sequence[np.ndarray],
+    valids: Sequence[np.ndarray],
+    predictions: Sequence[np.ndarray],
+) -> None:
+    """Draws a row for each pair: frames, true and predicted flow in the same colours, the error.
+
+    Args:
+      subfigure: Where to draw.
+      names: Names of the pairs.
+      frames: The two frames of each pair, uint8 `[2, height, width, 3]`; the sizes may differ.
+      truths: The true flow of each pair, `[height, width, 2]`, in pixels.
+      valids: Where the true flow of each pair is known, bool `[height, width]`.
+      predictions: The predicted flow of each pair, `[height, width, 2]`, in pixels.
+    """
+    widths = [1, 1, 1, 1, 1, 0.45]
+    cells = subfigure.subplots(len(names), 6, squeeze=False, width_ratios=widths)
+    rows = zip(cells, names, frames, truths, valids, predictions, strict=True)
+    for row, name, pair, truth, valid, prediction in rows:
+        first, second, true, predicted, difference, wheel = row
+        for axes in row[:5]:
+            axes.set(xticks=[], yticks=[])
+        first.imshow(pair[0])
+        second.imshow(pair[1])
+        largest = longest_flow(truth, valid)
+        true.imshow(flow_picture(truth, valid, largest))
+        predicted.imshow(flow_picture(prediction, largest=largest))
+        error = np.linalg.norm(prediction - truth, axis=-1)
+        draw_flow_error(difference, error, valid)
+        mean = f'{error[valid].mean():.2f} px' if valid.any() else 'unknown'
+        error_title = f'error {mean}, to {highest_error(error, valid):.3g}'
+        titles = (name, 'second frame', 'true flow', 'predicted', error_title)
+        for axes, title in zip(row[:5], titles, strict=True):
+            axes.set_title(title, fontsize=7.5, pad=3)
+        draw_wheel(wheel, largest)
+        wheel.set(title='', xlabel='', ylabel='')
+        wheel.tick_params(labelsize=6, length=2, pad=1)
+
+
+def longest_flow(flow: np.ndarray, valid: np.ndarray) -> float:
+    """Returns the length of the longest valid flow in pixels; 1 where nothing moves.
+
+    Args:
+      flow: Flow `[height, width, 2]`, in pixels.
+      valid: Where the flow is known, bool `[height, width]`.
+
+    Returns:
+      A positive length, which `flow_picture` takes as `largest`.
+    """
+    return float(np.linalg.norm(flow[valid], axis=-1).max(initial=0.0)) or 1.0
+
+
+def highest_error(error: np.ndarray, valid: np.ndarray) -> float:
+    """Returns the end of the colour scale of errors: their 99th percentile, and not 0.
+
+    Args:
+      error: End-point errors `[height, width]`, in pixels.
+      valid: Where the error is known, bool `[height, width]`.
+
+    Returns:
+      A positive error in pixels; 1 where none is known.
+    """
+    return max(float(np.percentile(error[valid], 99)), 1e-3) if valid.any() else 1.0
+
+
+def draw_flow_error(axes: Axes, error: np.ndarray, valid: np.ndarray) -> AxesImage:
+    """Draws end-point errors as colours, from 0 to `highest_error`; pale where none is known.
+
+    Args:
+      axes: Where to draw.
+      error: End-point errors `[height, width]`, in pixels.
+      valid: Where the error is known, bool `[height, width]`.
+
+    Returns:
+      The image, for a colour bar.
+    """
+    colours = matplotlib.colormaps['magma'].with_extremes(bad=PALE)
+    shown = np.where(valid, error, np.nan)
+    return axes.imshow(shown, cmap=colours, vmin=0, vmax=highest_error(error, valid))
+
+
+def draw_wheel(axes: Axes, largest: float) -> None:
+    """Draws what the colours of flow mean.
+
+    Args:
+      axes: Where to draw.
+      largest: Length in pixels at which the colours are fully saturated.
+    """
+    lengths = np.linspace(-largest, largest, 201)
+    u, v = np.meshgrid(lengths, lengths)
+    wheel = flow_picture(np.stack([u, v], -1), largest=largest)
+    wheel[np.hypot(u, v) > largest] = 255
+    axes.imshow(wheel, extent=(-largest, largest, largest, -largest))
+    ticks, labels = [-largest, 0, largest], [f'{-largest:.3g}', '0', f'{largest:.3g}']
+    axes.set_xticks(ticks, labels)
+    axes.set_yticks(ticks, labels)
+    axes.set_xlabel('u, px to the right')
+    axes.set_ylabel('v, px down')
+    axes.spines[:].set_visible(False)
+    axes.set_title('Colours of flow')
+
+
+def _verdict_colour(correct: bool) -> str:
+    return GREEN if correct else RED
+
+
+def _cells(subfigure: SubFigure, count: int, aspect: float) -> list[Axes]:
+    """Divides a subfigure into `count` empty cells of width / height `aspect`."""
+    room = subfigure.bbox
+    size = 72 * room.width / subfigure.dpi, 72 * room.height / subfigure.dpi
+    rows, columns = _grid_shape(count, size, aspect)
+    cells = subfigure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for axes in cells:
+        axes.set_axis_off()
+    return cells[:count]
 
 
 def _grid_shape(count: int, size: tuple[float, float], aspect: float) -> tuple[int, int]:
@@ -239,60 +374,3 @@ def _grid_shape(count: int, size: tuple[float, float], aspect: float) -> tuple[i
 
     columns = max(range(1, count + 1), key=cell_height)
     return -(-count // columns), columns
-
-
-def flow_rows(
-    subfigure: SubFigure,
-    names: Sequence[str],
-    frames: Sequence[np.ndarray],
-    truths: Sequence[np.ndarray],
-    valids: Sequence[np.ndarray],
-    predictions: Sequence[np.ndarray],
-) -> None:
-    """Draws a row for each pair: frames, true and predicted flow in the same colours, the error.
-
-    Args:
-      subfigure: where to draw.
-      names: of the pairs.
-      frames: uint8 `[2, height, width, 3]` each; the sizes may differ.
-      truths: flow `[height, width, 2]` each, pixels.
-      valids: bool `[height, width]` each, where the truth is known.
-      predictions: flow `[height, width, 2]` each, pixels.
-    """
-    widths = [1, 1, 1, 1, 1, 0.45]
-    cells = subfigure.subplots(len(names), 6, squeeze=False, width_ratios=widths)
-    rows = zip(cells, names, frames, truths, valids, predictions, strict=True)
-    for row, name, pair, truth, valid, prediction in rows:
-        error = np.linalg.norm(prediction - truth, axis=-1)
-        known = valid.any()
-        largest = (np.linalg.norm(truth[valid], axis=-1).max() if known else 0.0) or 1.0
-        highest = max(np.percentile(error[valid], 99), 1e-3) if known else 1.0
-        for axes in row[:5]:
-            axes.set(xticks=[], yticks=[])
-        row[0].imshow(pair[0])
-        row[1].imshow(pair[1])
-        row[2].imshow(flow_picture(truth, valid, largest))
-        row[3].imshow(flow_picture(prediction, largest=largest))
-        colours = matplotlib.colormaps['magma'].with_extremes(bad=PALE)
-        row[4].imshow(np.where(valid, error, np.nan), cmap=colours, vmin=0, vmax=highest)
-        mean = f'{error[valid].mean():.2f} px' if known else 'unknown'
-        titles = (name, 'second frame', 'true flow', 'predicted', f'error {mean}, to {highest:.3g}')
-        for axes, title in zip(row, titles, strict=False):
-            axes.set_title(title, fontsize=7.5, pad=3)
-        _draw_wheel(row[5], largest)
-        row[5].set(title='', xlabel='', ylabel='')
-        row[5].tick_params(labelsize=6, length=2, pad=1)
-
-
-def _draw_wheel(axes: Axes, largest: float) -> None:
-    """What the colours of flow mean, up to a length of `largest` pixels."""
-    u, v = np.meshgrid(*2 * (np.linspace(-largest, largest, 201),))
-    wheel = flow_picture(np.stack([u, v], -1), largest=largest)
-    wheel[np.hypot(u, v) > largest] = 255
-    axes.imshow(wheel, extent=(-largest, largest, largest, -largest))
-    axes.set_xticks([-largest, 0, largest], [f'{-largest:.3g}', '0', f'{largest:.3g}'])
-    axes.set_yticks([-largest, 0, largest], [f'{-largest:.3g}', '0', f'{largest:.3g}'])
-    axes.set_xlabel('u, px to the right')
-    axes.set_ylabel('v, px down')
-    axes.spines[:].set_visible(False)
-    axes.set_title('Colours of flow')

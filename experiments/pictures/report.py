@@ -1,12 +1,9 @@
-"""The picture of a run: its curves above, what it predicts on sample inputs below.
-
-Uses matplotlib's Figure directly, without pyplot: no window, no global figure list.
-"""
+"""The picture of a run: its curves above, sample predictions below."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
@@ -18,33 +15,34 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
-from experiments.pictures.style import BLUE, GREY, INK, ORANGE, STYLE, _figure
+from experiments.pictures.style import BLUE, GREY, INK, ORANGE, saved_figure
 from experiments.pictures.units import metric_text
 from perceiver_jax.errors import Refused
-from perceiver_jax.files import whole
+
+Row = Mapping[str, Any]  # a line of `metrics.jsonl`
 
 
 def write_report(
-    path: str | os.PathLike, rows: Sequence[dict], title: str, draw: Callable[[SubFigure], None]
+    path: str | os.PathLike, rows: Sequence[Row], title: str, draw: Callable[[SubFigure], None]
 ) -> None:
-    """Writes a run's curves and sample predictions as one PNG, whole or not at all.
+    """Writes a run's curves and sample predictions as one PNG, atomically.
 
     Args:
-      path: the file to write.
-      rows: the lines of `metrics.jsonl`, in the order written. Where a run was resumed and a
-        step stands there twice, the later line counts. The first metric of the evaluation
-        lines after `loss` is the headline.
-      title: one line over the picture.
-      draw: draws sample predictions into the subfigure it is given.
+      path: The file to write.
+      rows: Lines of `metrics.jsonl`, in the order written. Where a run was resumed and a step
+        stands there twice, the later line counts. The first metric after `loss` in the evaluation
+        lines is the headline.
+      title: One line over the picture.
+      draw: Draws sample predictions into the subfigure that it is given.
 
     Raises:
-      ValueError: there are no rows.
+      Refused: There are no rows.
     """
     if not rows:
         raise Refused(f'{path}: a report needs at least one row of metrics, got none')
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(title, height=9.5)
-        curves, samples = figure.subfigures(2, 1, height_ratios=(1, 1.15))
+    with saved_figure(path, title, height=9.5, w_pad=0.12, h_pad=0.08) as figure:
+        halves = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 1.15))
+        curves, samples = halves[:, 0]
         grid = curves.add_gridspec(2, 2, height_ratios=(4, 1))
         rate = curves.add_subplot(grid[1, 0])
         loss = curves.add_subplot(grid[0, 0], sharex=rate)
@@ -55,34 +53,29 @@ def write_report(
         last_step = max(row['step'] for row in rows)
         rate.set_xlim(0, max(last_step, 1))
         draw(samples)
-        with whole(path) as unfinished:
-            figure.savefig(unfinished, format='png')
 
 
 def write_samples(path: str | os.PathLike, title: str, draw: Callable[[SubFigure], None]) -> None:
-    """Writes the lower half of a report alone, as one PNG, whole or not at all.
+    """Writes the lower half of a report alone as one PNG, atomically.
 
     Args:
-      path: the file to write.
-      title: one line over the picture.
-      draw: draws sample predictions into the subfigure it is given.
+      path: The file to write.
+      title: One line over the picture.
+      draw: Draws sample predictions into the subfigure that it is given.
     """
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(title, height=6)
-        draw(figure.subfigures())
-        with whole(path) as unfinished:
-            figure.savefig(unfinished, format='png')
+    with saved_figure(path, title, height=6, w_pad=0.12, h_pad=0.08) as figure:
+        draw(figure.subfigures(squeeze=False)[0, 0])
 
 
-def _series(rows: Sequence[dict], split: str, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps in order, and the value of `key` at each, from the lines of one split."""
+def _series(rows: Sequence[Row], split: str, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Returns steps in order, and the value of `key` at each, from the lines of one split."""
     by_step = {row['step']: row[key] for row in rows if row['split'] == split and key in row}
     steps = np.array(sorted(by_step))
     return steps, np.array([by_step[step] for step in steps.tolist()], float)
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
-    """The mean over a window centred on each value: a fiftieth of all, less at the ends."""
+    """Averages over a window centred on each value: a fiftieth of all values, fewer at the ends."""
     if len(values) == 0:
         return values
     window = np.ones(2 * (len(values) // 100) + 1)
@@ -90,13 +83,13 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _plot(axes: Axes, steps: np.ndarray, values: np.ndarray, **style) -> None:
-    """A line, a dot where it is one point, and nothing (nor in the legend) where it is none."""
+    """Draws a line; one point as a dot; without points nothing, in the legend neither."""
     if len(steps):
         marker = 'o' if len(steps) == 1 else None
         axes.plot(steps, values, **{'marker': marker, 'markersize': 4, 'clip_on': False} | style)
 
 
-def _draw_loss(axes: Axes, rows: Sequence[dict]) -> None:
+def _draw_loss(axes: Axes, rows: Sequence[Row]) -> None:
     steps, raw = _series(rows, 'train', 'loss')
     eval_steps, eval_values = _series(rows, 'eval', 'loss')
     smooth = _smooth(raw)
@@ -118,7 +111,7 @@ def _draw_loss(axes: Axes, rows: Sequence[dict]) -> None:
         axes.yaxis.set_major_formatter('{x:g}')
 
 
-def _draw_rate(axes: Axes, rows: Sequence[dict]) -> None:
+def _draw_rate(axes: Axes, rows: Sequence[Row]) -> None:
     steps, values = _series(rows, 'train', 'learning_rate')
     _plot(axes, steps, values, color=GREY, linewidth=1.2)
     highest = max(values, default=0.0) or 1.0
@@ -130,19 +123,21 @@ def _draw_rate(axes: Axes, rows: Sequence[dict]) -> None:
     axes.set_xlabel('step')
 
 
-def _draw_metrics(axes: Axes, rows: Sequence[dict]) -> None:
-    """The headline, and up to three more evaluation metrics that are counted in its unit."""
-    keys = [key for row in rows if row['split'] == 'eval' for key in row]
-    keys = [key for key in dict.fromkeys(keys) if key not in ('step', 'split', 'loss')]
+def _draw_metrics(axes: Axes, rows: Sequence[Row]) -> None:
+    """Draws the headline, and up to three more evaluation metrics of the same unit."""
+    evaluated = dict.fromkeys(key for row in rows if row['split'] == 'eval' for key in row)
+    keys = [key for key in evaluated if key not in ('step', 'split', 'loss')]
     if not keys:
         axes.set_axis_off()
         return
     axes.set_title('Evaluation')
     axes.set_xlabel('step')
-    unit = _unit(keys[0])
+    headline = keys[0]
+    unit = _unit(headline)
     keys = [key for key in keys if _unit(key) == unit][:4]
+    looks: dict[str, dict[str, Any]]
     looks = {key: {'color': GREY, 'linewidth': 1, 'zorder': 2} for key in keys}
-    looks[keys[0]] = {'color': INK, 'linewidth': 1.8, 'zorder': 3}
+    looks[headline] = {'color': INK, 'linewidth': 1.8, 'zorder': 3}
     last = {}
     for key in keys:
         steps, values = _series(rows, 'eval', key)
@@ -152,7 +147,7 @@ def _draw_metrics(axes: Axes, rows: Sequence[dict]) -> None:
     axes.yaxis.set_major_formatter(
         PercentFormatter(1, symbol=' %') if unit == '%' else StrMethodFormatter(f'{{x:g}} {unit}')
     )
-    keys.sort(key=last.get)
+    keys.sort(key=lambda key: last[key])
     bottom, top = axes.get_ylim()
     heights = _apart([(last[key] - bottom) / (top - bottom) for key in keys], gap=0.12)
     for key, height in zip(keys, heights, strict=True):
@@ -164,12 +159,12 @@ def _draw_metrics(axes: Axes, rows: Sequence[dict]) -> None:
             textcoords='offset points',
             va='center',
             color=looks[key]['color'],
-            fontweight='bold' if looks[key]['color'] == INK else 'normal',
+            fontweight='bold' if key == headline else 'normal',
         )
 
 
 def _unit(metric: str) -> str:
-    """'%', 'px' or ''."""
+    """Returns the unit of a metric: '%', 'px' or ''."""
     return metric_text(metric, 0.0).partition(' ')[2]
 
 

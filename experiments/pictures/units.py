@@ -1,16 +1,20 @@
-"""Metrics as people read them."""
+"""How metrics are written for people: which are percentages, which are pixels."""
 
 PERCENT_METRICS = ('top1', 'top5', 'accuracy', 'map', 'fl')  # fractions, shown as percentages
 PIXEL_METRICS = ('epe',)  # end-point errors; also 'epe_clean' and the like
 
 
 def metric_text(metric: str, value: float, signed: bool = False) -> str:
-    """A metric as people read it: '78.0 %', '1.81 px', '0.693'; a difference: '-0.4 points'.
+    """Returns a metric as people read it: '78.0 %', '1.81 px', '0.693'; signed: '-0.4 points'.
 
     Args:
-      metric: its name; `PERCENT_METRICS` are fractions, `PIXEL_METRICS` are in pixels.
-      value: the number, as `result.json` holds it.
-      signed: it is a difference of two values; written with its sign.
+      metric: Name of the metric; what precedes the first '_' decides its unit. `PERCENT_METRICS`
+        are fractions, `PIXEL_METRICS` are in pixels.
+      value: The number, as `result.json` holds it.
+      signed: Whether the value is a difference of two values; it is written with its sign.
+
+    Returns:
+      The number with its unit.
     """
     sign = '+z' if signed else ''
     kind = metric.split('_')[0].lower()

@@ -1,14 +1,12 @@
-"""Files of flow byte by byte, and its colours."""
+"""Files of flow byte by byte."""
 
 import struct
 
 import cv2
-import flow_vis
 import numpy as np
 import pytest
 
 from experiments.flow import files
-from experiments.pictures import flow_colours
 
 RNG = np.random.default_rng(0)
 FLOW = RNG.uniform(-400, 400, (5, 7, 2)).astype(np.float32)  # height 5, width 7
@@ -148,7 +146,6 @@ def test_no_pfm_file_is_an_error(tmp_path, content, message):
         (files.write_kitti_flow, 511.99, 'a: expected flow in -512..511.984 pixels, got 511.99'),
         (files.write_kitti_flow, -512.01, 'got -512.01'),
         (files.write_kitti_flow, np.inf, 'got inf'),
-        (lambda path, *flow: flow_colours.flow_picture(*flow), np.nan, 'flow_picture: .* got nan'),
     ],
 )
 def test_valid_flow_out_of_range_is_an_error(tmp_path, write, changed, message):
@@ -176,38 +173,4 @@ def test_shapes_that_do_not_fit_are_errors(tmp_path, flow, valid, message):
     for write in (files.write_flo, files.write_kitti_flow):
         with pytest.raises(ValueError, match=message):
             write(tmp_path / 'a', flow, valid)
-    with pytest.raises(ValueError, match=message):
-        flow_colours.flow_picture(flow, valid)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_colours_are_middleburys():
-    difference = flow_colours.flow_picture(FLOW).astype(int) - flow_vis.flow_to_color(FLOW)
-    assert np.abs(difference).max() <= 1  # flow_vis divides by a little more than the longest
-    compass = np.array([[[7, 0], [0, 7], [-7, 0], [0, -7], [0, 0]]])  # right, down, left, up
-    assert flow_colours.flow_picture(compass)[0].tolist() == [
-        [255, 0, 0],
-        [255, 229, 0],
-        [0, 209, 255],
-        [88, 0, 255],
-        [255, 255, 255],
-    ]
-
-
-def test_length_saturates_up_to_the_largest():
-    right = np.array([[[5.5, 0], [11, 0], [22, 0]]])
-    assert flow_colours.flow_picture(right, largest=11)[0].tolist() == [
-        [255, 127, 127],
-        [255, 0, 0],
-        [255, 0, 0],
-    ]
-    assert flow_colours.flow_picture(right)[0, 1].tolist() == [255, 127, 127]
-    assert (flow_colours.flow_picture(0 * right) == 255).all()
-    with pytest.raises(ValueError, match='largest: expected a positive length in pixels, got 0'):
-        flow_colours.flow_picture(right, largest=0)
-
-
-def test_invalid_pixels_are_black_and_scale_nothing():
-    flow = np.array([[[3.0, 0], [1e10, np.nan]]])
-    valid = np.array([[True, False]])
-    assert flow_colours.flow_picture(flow, valid)[0].tolist() == [[255, 0, 0], [0, 0, 0]]

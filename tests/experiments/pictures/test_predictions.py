@@ -1,8 +1,9 @@
-"""What the pictures of predictions show, and that they are written whole or not at all."""
+"""What the pictures of predictions show."""
 
 import cv2
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments.pictures import predictions
 from experiments.pictures.flow_colours import flow_picture
@@ -13,13 +14,13 @@ RNG = np.random.default_rng(0)
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that are drawn, which are written too."""
-    figures, save = [], predictions._save
+    figures, save = [], Figure.savefig
 
-    def spy(path, figure):
+    def spy(figure, *arguments, **options):
         figures.append(figure)
-        save(path, figure)
+        save(figure, *arguments, **options)
 
-    monkeypatch.setattr(predictions, '_save', spy)
+    monkeypatch.setattr(Figure, 'savefig', spy)
     return figures
 
 

@@ -1,0 +1,40 @@
+"""Images, classified by a model that knows the answer."""
+
+import cv2
+import numpy as np
+
+from experiments.imagenet.predict import classify
+from experiments.predict import as_text
+from perceiver_jax.front_ends.images import prepare_image
+from tests.toys.known_model import IMAGES, KnownModel, write_image
+
+RNG = np.random.default_rng(0)
+
+
+def test_an_image_is_classified_as_evaluation_sees_it(tmp_path):
+    image = write_image(tmp_path / 'a.b.png', 11, 13)
+    asked = []
+
+    def logits(images):
+        np.testing.assert_array_equal(images, prepare_image(image, **IMAGES)[None])
+        return np.log([[1.0, 3.0]])
+
+    def attention(module, images):
+        asked.append(module)
+        assert images.shape == (1, 7, 7, 3)
+        return RNG.random((1, 2, 3, 49))  # heads, latents, elements
+
+    model = KnownModel(logits, IMAGES, {'inputs': {}}, attention=attention)
+    modules = [f'encoder/cross_attend_{i}' for i in (1, 2)]
+    model.params = {f'{x}/attention/query': {} for x in modules}
+    result = classify(model, str(tmp_path / 'a.b.png'), tmp_path / 'new', ['cat', 'dog'])
+    assert asked == modules
+    assert result['input'] == str(tmp_path / 'a.b.png')
+    assert [x['label'] for x in result['best']] == ['dog', 'cat']
+    assert result['files'] == [str(tmp_path / 'new' / 'a.b_attention.png')]
+    assert cv2.imread(result['files'][0]).std() > 1
+    assert as_text(result).splitlines()[1:] == [
+        '   75.0 %  dog',
+        '   25.0 %  cat',
+        f'  {tmp_path}/new/a.b_attention.png',
+    ]

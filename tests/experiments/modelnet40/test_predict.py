@@ -1,0 +1,30 @@
+"""Shapes, classified by a model that knows the answer."""
+
+import cv2
+import numpy as np
+
+from experiments.modelnet40.predict import classify_shape
+from tests.toys.known_model import KnownModel
+
+RNG = np.random.default_rng(0)
+
+
+def test_a_shape_is_classified_by_points_of_its_surface(tmp_path):
+    corners = [[0, 0, 5], [4, 0, 5], [0, 4, 5]]
+    lines = ['OFF3 1 0', *(' '.join(map(str, x)) for x in corners), '3 0 1 2']
+    (tmp_path / 'a.off').write_text('\n'.join(lines))
+
+    def logits(points):
+        assert points.shape == (1, 29, 3) and np.abs(points).max() == 1
+        assert (points[..., 2] == 0).all() and np.ptp(points[..., 0]) > 0.5
+        return np.log([[3.0, 1.0]])
+
+    def attention(module, points):
+        assert module == 'encoder/cross_attend_1'
+        return RNG.random((1, 1, 3, 29))
+
+    model = KnownModel(logits, {'num_points': 29}, attention=attention)
+    model.params = {'encoder/cross_attend_1/attention/query': {}}
+    result = classify_shape(model, f'{tmp_path}/a.off', tmp_path, ['cup', 'bowl'])
+    assert [x['label'] for x in result['best']] == ['cup', 'bowl']
+    assert cv2.imread(result['files'][0]).std() > 1

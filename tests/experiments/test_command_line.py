@@ -1,0 +1,18 @@
+"""What a person at the command line sees."""
+
+import sys
+
+from experiments import command_line
+
+
+def test_progress_is_a_line_in_a_terminal_and_nothing_elsewhere(monkeypatch, capsys):
+    now = iter([100.0, 104.0, 108.0])
+    monkeypatch.setattr(command_line.time, 'monotonic', lambda: next(now))
+    progress = command_line.Progress('tile')
+    progress(1, 2)
+    assert capsys.readouterr().err == ''
+    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
+    progress.start = 100.0
+    progress(1, 2)
+    progress(2, 2)
+    assert capsys.readouterr().err == '\rtile 1/2, 4 s left \rtile 2/2, 0 s left \n'

@@ -140,7 +140,7 @@ class _Dtype:
 class _Array:
     """Stands in for NumPy's in a pickle, whose own `__setstate__` trusts what it is given."""
 
-    array = np.zeros(0, np.float32)  # until `__setstate__`, for which a pickle makes it empty
+    array: np.ndarray  # not there before `__setstate__` where a pickle makes it without arguments
 
     def __init__(self, shape, dtype, data, order='C', axes=None):
         dtype = dtype if isinstance(dtype, _Dtype) else _Dtype(dtype)
@@ -156,11 +156,15 @@ class _Array:
 
 
 def _is_tree(content: Any) -> bool:
-    """Whether this is module name -> parameter name -> `_Array`."""
-    return isinstance(content, dict) and all(
-        isinstance(values, dict) and all(isinstance(value, _Array) for value in values.values())
-        for values in content.values()
-    )
+    """Whether this is module name -> parameter name -> `_Array`, each with its content."""
+    if not isinstance(content, dict):
+        return False
+    for values in content.values():
+        if not isinstance(values, dict):
+            return False
+        if not all(isinstance(x, _Array) and hasattr(x, 'array') for x in values.values()):
+            return False
+    return True
 
 
 def _arrays_of(tree: dict[str, dict[str, _Array]]) -> Arrays:

@@ -406,9 +406,11 @@ def to_huggingface(
       Refused: The model is none of those that were released, a layout does not belong to it, or
         `conv_kernel` is unknown.
     """
-    tensors, counters = _translate(flatten(params, state), 'ours', 'huggingface', conv_kernel)
-    for name, array in counters.items():
-        tensors[name] = array.astype(np.int64) if array.dtype == np.int32 else array  # as torch has
+    tensors, state_tensors = _translate(flatten(params, state), 'ours', 'huggingface', conv_kernel)
+    for name, array in state_tensors.items():
+        tensors[name] = (
+            array.astype(np.int64) if array.dtype == np.int32 else array
+        )  # as torch counts
     return tensors
 
 

@@ -145,8 +145,8 @@ class Build(Call):
 VOID = np.dtype('V8')
 HOSTILE = {  # what is in a file, given another file that it would make
     'system': lambda path: Call(os.system, f'touch {path}'),
-    'eval': lambda path: Call(eval, f"open({str(path)!r}, 'w')"),
-    'exec': lambda path: {'a': {'w': Call(exec, f"open({str(path)!r}, 'w')")}},
+    'eval': lambda path: Call(eval, f"open({str(path)!r}, 'w').close()"),
+    'exec': lambda path: {'a': {'w': Call(exec, f"open({str(path)!r}, 'w').close()")}},
     'getattr': lambda path: Call(getattr, np.ndarray, 'tofile'),
     'nested': lambda path: {'a': {'w': np.array([Call(os.system, f'touch {path}'), 2], object)}},
     'object': lambda path: {'a': {'w': np.array([None, 'a'], object)}},
@@ -220,6 +220,12 @@ def test_arrays_whose_parts_do_not_fit(state, write):
     rebuild = np.empty(0).__reduce__()[0]
     array = Build(rebuild, np.ndarray, (0,), b'b', state)
     with pytest.raises(ValueError, match='damaged'):
+        foreign_files.read_deepmind(write(pickle.dumps({'a': {'w': array}})))
+
+
+def test_an_array_without_its_parts_is_refused(write):
+    array = Call(np.empty(0).__reduce__()[0], np.ndarray, (0,), b'b')
+    with pytest.raises(ValueError, match='is not a pickle of DeepMind'):
         foreign_files.read_deepmind(write(pickle.dumps({'a': {'w': array}})))
 
 

@@ -11,8 +11,8 @@ import ml_collections
 from experiments.tasks import make_task
 from experiments.training.checkpointing import load_params
 from perceiver_jax.errors import Refused
-from perceiver_jax.weights import translation
 from perceiver_jax.weights.pretrained import Pretrained, load
+from perceiver_jax.weights.trees import check_fit
 
 
 def open_model(path: str | Path, *, best: bool = False, conv_kernel: str = 'hub') -> Pretrained:
@@ -55,6 +55,6 @@ def load_workdir(workdir: str | Path, best: bool = False) -> Pretrained:
         raise Refused(f'{path} is not the config of a run: {error!r}') from None
     params, state, step = load_params(workdir, best)
     expected = jax.eval_shape(task.init, jax.random.key(0))
-    translation.check_fit(params, state, *expected, f'step {step} of {workdir}')
+    check_fit(params, state, *expected, f'step {step} of {workdir}')
     model = task.pretrained(params, state)
     return dataclasses.replace(model, description=f'{config.task}, step {step:,} of {workdir}.')

@@ -1,4 +1,4 @@
-"""Files that are whole, or as they were before, however writing them ends."""
+"""Atomic writes: a file is replaced as a whole, or stays as it was, however writing it ends."""
 
 import contextlib
 import os
@@ -9,10 +9,14 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def whole(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a name to write to, which becomes `path` if all goes well, and is removed otherwise.
+    """Writes a file atomically: to a temporary file, which is then renamed.
 
     Args:
-      path: The file, replaced if it exists; its folder is made.
+      path: The file, replaced if it exists; its folder is made if there is none.
+
+    Yields:
+      Path of the temporary file, in the same folder, to write to. It is renamed to `path` if the
+      block ends without an exception, and removed otherwise.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -24,7 +28,12 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
-def write_whole(path: str | os.PathLike, content: bytes | str) -> None:
-    """Writes a file; text as UTF-8."""
+def write_whole(path: str | os.PathLike, content: bytes | bytearray | str) -> None:
+    """Writes a file by an atomic write.
+
+    Args:
+      path: The file, replaced if it exists; its folder is made if there is none.
+      content: Content of the file; text is encoded as UTF-8.
+    """
     with whole(path) as unfinished:
         unfinished.write_bytes(content.encode() if isinstance(content, str) else content)

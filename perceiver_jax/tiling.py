@@ -1,9 +1,8 @@
-"""Optical flow of frames of any size, by a model of one size: overlapping tiles, averaged.
+"""Optical flow of frames of any size, by a model of one size, from overlapping tiles.
 
 Source: Perceiver IO, section 4.2 and appendix H; DeepMind's notebook for optical flow.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -21,12 +20,15 @@ def even_tiles(size: int, tile: int, min_overlap: int = 20) -> list[int]:
     This is the paper's way: "evenly-spaced tiles".
 
     Args:
-      size: pixels to cover.
-      tile: pixels of a tile.
-      min_overlap: smallest overlap of neighbours, in pixels.
+      size: Pixels to cover.
+      tile: Pixels of a tile.
+      min_overlap: Smallest overlap of neighbouring tiles in pixels.
+
+    Returns:
+      First pixel of each tile, ascending.
 
     Raises:
-      ValueError: unless 0 <= min_overlap < tile <= size.
+      Refused: Not 0 <= min_overlap < tile <= size.
     """
     _check_sizes(size, tile, min_overlap)
     number = math.ceil((size - min_overlap) / (tile - min_overlap))
@@ -34,15 +36,27 @@ def even_tiles(size: int, tile: int, min_overlap: int = 20) -> list[int]:
 
 
 def deepmind_tiles(size: int, tile: int, min_overlap: int = 20) -> list[int]:
-    """Returns where tiles along one axis start: at the smallest overlap, the last flush.
+    """Returns where tiles along one axis start: with the smallest overlap, the last at the end.
 
-    This is the released notebook's way. Arguments and errors are those of `even_tiles`.
+    This is the way of DeepMind's notebook: the last tile ends where the axis does, so it may
+    overlap more.
+
+    Args:
+      size: Pixels to cover.
+      tile: Pixels of a tile.
+      min_overlap: Smallest overlap of neighbouring tiles in pixels.
+
+    Returns:
+      First pixel of each tile, ascending.
+
+    Raises:
+      Refused: Not 0 <= min_overlap < tile <= size.
     """
     _check_sizes(size, tile, min_overlap)
     return [*range(0, size - tile, tile - min_overlap), size - tile]
 
 
-def _check_sizes(size: int, tile: int, min_overlap: int):
+def _check_sizes(size: int, tile: int, min_overlap: int) -> None:
     if not 0 <= min_overlap < tile <= size:
         raise Refused(
             f'tiles need 0 <= min_overlap < tile <= size, got min_overlap={min_overlap}, '
@@ -53,22 +67,29 @@ def _check_sizes(size: int, tile: int, min_overlap: int):
 def tile_corners(
     size: Sequence[int], tile: Sequence[int], placement: str = 'even', min_overlap: int = 20
 ) -> list[tuple[int, int]]:
-    """Returns (top, left) of the tiles that cover a frame, row by row.
+    """Returns the top left corners of the tiles that cover a frame.
 
     Args:
-      size: (height, width) of the frame, at least those of a tile.
-      tile: (height, width).
-      placement: 'even' (the paper) or 'deepmind' (the released notebook).
-      min_overlap: of neighbouring tiles, in pixels.
+      size: Height and width of the frame in pixels, at least those of a tile.
+      tile: Height and width of a tile in pixels.
+      placement: 'even' (the paper) or 'deepmind' (DeepMind's notebook).
+      min_overlap: Smallest overlap of neighbouring tiles in pixels.
+
+    Returns:
+      (top, left) of each tile in pixels, row by row.
 
     Raises:
-      ValueError: an unknown placement, or sizes that do not fit.
+      Refused: The placement is unknown, or a tile is larger than the frame or not larger than the
+        overlap.
     """
     placements = {'even': even_tiles, 'deepmind': deepmind_tiles}
     if placement not in placements:
         raise Refused(f'placement must be one of {[*placements]}, got {placement!r}')
-    axes = zip(size, tile, strict=True)
-    return [*itertools.product(*(placements[placement](n, t, min_overlap) for n, t in axes))]
+    starts = placements[placement]
+    (height, width), (tile_height, tile_width) = size, tile
+    tops = starts(height, tile_height, min_overlap)
+    lefts = starts(width, tile_width, min_overlap)
+    return [(top, left) for top in tops for left in lefts]
 
 
 def flow_of_tiles(
@@ -81,19 +102,21 @@ def flow_of_tiles(
 ) -> Array:
     """Returns the flow of a batch of frames from that of their tiles, inside a compiled function.
 
-    It gives what `tiled` gives. Where the tiles are is data: frames of several sizes, filled up
-    to one, go through one compiled function.
+    The result is that of `tiled`. The places of the tiles are data, so that frames of several
+    sizes, padded to one, go through one compiled function.
 
     Args:
-      function: frames [B * tiles_at_once, 2, h, w, 3] -> flow [B * tiles_at_once, h, w, 2].
-      frames: [B, 2, H, W, 3], at least as large as a tile.
-      corners: [B, T, 2] integers, top and left of each frame's tiles.
-      is_tile: bool [B, T], false for tiles that do not count.
-      tile: (h, w), pixels.
-      tiles_at_once: of each frame; more take more memory.
+      function: Model: frames `[B * tiles_at_once, 2, h, w, 3]` -> flow
+        `[B * tiles_at_once, h, w, 2]` in pixels.
+      frames: Pairs of frames, `[B, 2, H, W, 3]`, at least as large as a tile.
+      corners: Top and left of each frame's T tiles in pixels, integers `[B, T, 2]`.
+      is_tile: Mask of the tiles, bool `[B, T]`: false for padding, which is ignored.
+      tile: Height and width of a tile in pixels, (h, w).
+      tiles_at_once: Number of tiles of each frame that the model takes at once; more take more
+        memory.
 
     Returns:
-      flow float32 [B, H, W, 2]; 0 where there is no tile.
+      Flow in pixels, float32 `[B, H, W, 2]`: (u, v) = (right, down); 0 where there is no tile.
     """
     batch, _, *size, channels = frames.shape
     missing = -corners.shape[1] % tiles_at_once
@@ -136,26 +159,29 @@ def tiled(
     progress: Callable[[int, int], None] | None = None,
     min_overlap: int = 20,
 ) -> np.ndarray:
-    """Returns the flow of whole frames from that of overlapping tiles.
+    """Returns the flow of a pair of frames from that of overlapping tiles.
 
     Where tiles overlap they are averaged; a pixel's weight is its distance to the nearest edge
-    of its tile. Frames smaller than a tile are filled up below and to the right with their last
+    of its tile. Frames smaller than a tile are padded below and to the right with their last
     pixels, and the flow is cut to their size.
 
     Args:
-      function: frames [batch_size, 2, h, w, 3] -> flow [batch_size, h, w, 2] in pixels.
-      frames: [2, H, W, 3].
-      tile: (h, w), pixels.
-      placement: 'even' (the paper) or 'deepmind' (the released notebook).
-      batch_size: tiles at a time; the last ones repeat, so that `function` is compiled once.
-      progress: called with (tiles done, all tiles) after each batch.
-      min_overlap: of neighbouring tiles, in pixels.
+      function: Model: frames `[batch_size, 2, h, w, 3]` -> flow `[batch_size, h, w, 2]` in pixels.
+      frames: Pair of frames, `[2, H, W, 3]`.
+      tile: Height and width of a tile in pixels, (h, w).
+      placement: 'even' (the paper) or 'deepmind' (DeepMind's notebook).
+      batch_size: Number of tiles that the model takes at once, at most; the last batch is filled
+        by repeating its last tile, so that `function` is compiled once.
+      progress: Function that is called with (tiles done, all tiles) after each batch; None calls
+        nothing.
+      min_overlap: Smallest overlap of neighbouring tiles in pixels.
 
     Returns:
-      flow float32 [H, W, 2].
+      Flow in pixels, float32 `[H, W, 2]`: (u, v) = (right, down).
 
     Raises:
-      ValueError: if an argument is something else.
+      Refused: The frames or the tile are of another shape, the placement is unknown, a number is
+        out of range, or `function` returns another shape.
     """
     if batch_size < 1:
         raise Refused(f'batch_size must be at least 1, got {batch_size}')
@@ -194,6 +220,6 @@ def tiled(
 
 
 def _distance_to_edge(height: int, width: int) -> np.ndarray:
-    """Returns each pixel's distance to the nearest edge of its tile, 1 at the edge."""
+    """Returns each pixel's distance to the nearest edge of a tile, 1 at the edge."""
     rows, columns = (np.minimum(np.arange(n), np.arange(n)[::-1]) + 1 for n in (height, width))
     return np.minimum(rows[:, None], columns)

@@ -7,7 +7,7 @@ import os
 import cv2
 import numpy as np
 
-from perceiver_jax.front_ends.media import NoSuchStream, frames_at, sound_pieces
+from perceiver_jax.front_ends.media import NoSuchStream, shown_frames, sound_pieces
 
 SAMPLE_RATE = 48_000  # Hz
 FRAMES_PER_SECOND = 25
@@ -96,16 +96,13 @@ def _sound(path, start, duration) -> tuple[np.ndarray, ValueError | None]:
 
 def _frames(path, start, num_frames) -> tuple[list[bytes], ValueError | None]:
     """The frames as far as they can be decoded, and the error that they end with."""
-    frames, shown, problem = [], None, None
+    frames: list[bytes] = []
+    problem = None
     times = start + np.arange(num_frames) / FRAMES_PER_SECOND
     try:
-        with contextlib.closing(frames_at(path, times)) as found:
-            for image in found:
-                if image is shown:
-                    frames.append(frames[-1])
-                else:
-                    shown = image
-                    frames.append(encode_frame(image))
+        with contextlib.closing(shown_frames(path, times)) as found:
+            for image, count in found:
+                frames += count * [encode_frame(image)]
     except ValueError as error:
         problem = error
     return frames, problem

@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from experiments.training import parallel
 from perceiver_jax.errors import Refused
-from perceiver_jax.weights.translation import check_shapes
+from perceiver_jax.weights.trees import check_shapes
 
 Tree = Any  # nested dictionaries, tuples and NamedTuples of arrays
 

@@ -1,7 +1,7 @@
-"""From files to what the models take: text, images, pairs of frames, points, sound and video.
+"""Front ends, from files to what the models take: text, images, points, sound and video.
 
 Images need OpenCV, sound and video also PyAV: `pip install 'perceiver_jax[media]'`. Both are
-imported where they are used, so that text needs neither.
+imported within the functions that use them, so that text needs neither.
 """
 
 from perceiver_jax.front_ends.images import (
@@ -19,6 +19,7 @@ from perceiver_jax.front_ends.media import (
     prepare_clip,
     read_audio,
     read_video,
+    shown_frames,
     sound_pieces,
     write_clip,
 )
@@ -66,6 +67,7 @@ __all__ = [
     'write_clip',
     'sound_pieces',
     'frames_at',
+    'shown_frames',
     'NoSuchStream',
     'log_mel',
     'mel_filters',

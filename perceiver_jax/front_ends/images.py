@@ -1,4 +1,9 @@
-"""Images and pairs of frames, from files to what the models take."""
+"""Images and pairs of frames, from files to what the models take.
+
+Crops and resizing are those of the published evaluation. OpenCV reads the files.
+
+Source: DeepMind's release of Perceiver IO.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -16,18 +21,20 @@ def read_image(path: str | Path, channels: int = 3) -> np.ndarray:
     Transparency is dropped, 16 bits become 8.
 
     Args:
-      path: the file.
+      path: The file.
       channels: 3 for RGB, 1 for grey.
 
     Returns:
-      uint8 [height, width, channels].
+      Image, uint8 `[height, width, channels]`.
 
     Raises:
-      ValueError: if the file is not a whole image.
+      Refused: The file is not a whole image, or `channels` is neither 1 nor 3.
+      OSError: The file cannot be read.
     """
+    encoded = Path(path).read_bytes()
     try:
-        return decode_image(Path(path).read_bytes(), channels, oriented=True)
-    except ValueError as error:
+        return decode_image(encoded, channels, oriented=True)
+    except Refused as error:
         raise Refused(f'{path}: {error}') from error
 
 
@@ -35,16 +42,16 @@ def decode_image(encoded: bytes, channels: int, *, oriented: bool = False) -> np
     """Decodes a JPEG or PNG file of any colour space.
 
     Args:
-      encoded: the file's bytes.
+      encoded: Content of the file.
       channels: 3 for RGB, 1 for grey.
-      oriented: whether to turn the image by its orientation tag. ImageNet's boxes and all its
+      oriented: Whether to turn the image by its orientation tag. ImageNet's boxes and all its
         published results ignore the tag.
 
     Returns:
-      uint8 [height, width, channels].
+      Image, uint8 `[height, width, channels]`.
 
     Raises:
-      ValueError: if these are not a whole image.
+      Refused: `encoded` is not a whole image, or `channels` is neither 1 nor 3.
     """
     import cv2
 
@@ -72,17 +79,17 @@ def prepare_image(
     """Prepares an image as the published evaluation does: crop the centre, resize, normalise.
 
     Args:
-      image: uint8 [height, width, channels].
-      size: side of the result in pixels.
-      crop_fraction: side of the crop / shorter side of the image.
-      mean: per channel, of images in 0..1.
-      std: likewise.
+      image: Image, uint8 `[height, width, channels]`.
+      size: Side of the result in pixels.
+      crop_fraction: Side of the crop / shorter side of the image.
+      mean: Mean of each channel, for images from 0 to 1.
+      std: Standard deviation of each channel, for images from 0 to 1.
 
     Returns:
-      float32 [size, size, channels].
+      Normalised image, float32 `[size, size, channels]`.
 
     Raises:
-      ValueError: if `image` is something else.
+      Refused: `image` is of another shape or dtype, or `size` or `crop_fraction` is out of range.
     """
     _check_image('image', image, len(mean))
     if size < 1 or size % 1:
@@ -94,14 +101,14 @@ def prepare_frames(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Prepares two frames of a video for optical flow, from the first to the second.
 
     Args:
-      first: uint8 [height, width, 3], RGB.
-      second: likewise, of the same size.
+      first: First frame, uint8 `[height, width, 3]`, RGB.
+      second: Second frame, uint8 `[height, width, 3]`, RGB, of the same size as the first.
 
     Returns:
-      float32 [2, height, width, 3] in [-1, 1].
+      Both frames, float32 `[2, height, width, 3]`, from -1 to 1.
 
     Raises:
-      ValueError: if they are something else.
+      Refused: A frame is of another shape or dtype, or their sizes differ.
     """
     _check_image('first frame', first, 3)
     _check_image('second frame', second, 3)
@@ -110,7 +117,7 @@ def prepare_frames(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.stack([first, second]).astype(np.float32) / 255 * 2 - 1
 
 
-def _check_image(name: str, image: np.ndarray, channels: int):
+def _check_image(name: str, image: np.ndarray, channels: int) -> None:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != channels:
         raise Refused(
             f'{name} must be uint8 [height, width, {channels}], got {image.dtype} {image.shape}'
@@ -118,9 +125,20 @@ def _check_image(name: str, image: np.ndarray, channels: int):
 
 
 def centre_crop(image: np.ndarray, fraction: float) -> np.ndarray:
-    """Returns the central square whose side is `fraction` of the image's shorter side.
+    """Returns the central square of an image.
 
-    0.875 is 224 / (224 + 32), the published evaluation's. Source: DeepMind's Perceiver IO release.
+    Args:
+      image: Image, `[height, width, channels]`.
+      fraction: Side of the square / shorter side of the image, in (0, 1]. The published evaluation
+        has 0.875 = 224 / (224 + 32).
+
+    Returns:
+      Central square, `[side, side, channels]`, a view of `image`.
+
+    Raises:
+      Refused: `fraction` is out of range.
+
+    Source: DeepMind's release of Perceiver IO.
     """
     if not 0 < fraction <= 1:
         raise Refused(f'the part of the shorter side to crop must be in 0..1, got {fraction}')
@@ -131,17 +149,17 @@ def centre_crop(image: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Resizes to [size, size, channels], bicubic, without antialiasing or clamping.
+    """Resizes an image to a square by bicubic interpolation, without antialiasing or clamping.
 
-    Keys' cubic with a = -0.5, where OpenCV has -0.75; taps outside the image are left out and
-    the others scaled to sum to 1.
+    The kernel is Keys' cubic with a = -0.5, where OpenCV has -0.75; taps outside the image are
+    left out and the others scaled to sum to 1.
 
     Args:
-      image: [height, width, channels].
-      size: side of the result in pixels.
+      image: Image of any dtype, `[height, width, channels]`.
+      size: Side of the result in pixels.
 
     Returns:
-      float32 [size, size, channels]; overshoots the range of `image` at edges.
+      Resized image, float32 `[size, size, channels]`; it overshoots the range of `image` at edges.
 
     Source: tf.image.resize(method='bicubic'); Keys, Cubic Convolution Interpolation, 1981.
     """
@@ -157,7 +175,7 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4096)
 def _cubic_weights(length: int, size: int):
-    """Returns the sparse matrix [size, length], four entries a row, that resizes one axis."""
+    """Returns the sparse matrix `[size, length]`, four entries per row, that resizes one axis."""
     import scipy.sparse  # comes with JAX; three times as fast as adding four rows at a time
 
     centres = (np.arange(size) + 0.5) * (length / size) - 0.5
@@ -175,13 +193,22 @@ def _cubic_weights(length: int, size: int):
 
 
 def normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Returns (image / 255 - mean) / std, float32, for float32 [height, width, channels]."""
+    """Returns (image / 255 - mean) / std.
+
+    Args:
+      image: Image, float32 `[height, width, channels]`, from 0 to 255.
+      mean: Mean of each channel, for images from 0 to 1.
+      std: Standard deviation of each channel, for images from 0 to 1.
+
+    Returns:
+      Normalised image, float32 `[height, width, channels]`.
+    """
     scale, offset = _row_of_scales(tuple(mean), tuple(std), image.shape[1])
     return (image.reshape(len(image), -1) * scale - offset).reshape(image.shape)
 
 
 @functools.lru_cache
 def _row_of_scales(mean, std, width):
-    """Returns scale and offset of a whole row: NumPy is slow where the last axis is short."""
+    """Returns scale and offset for a whole row: NumPy is slow where the last axis is short."""
     scale, offset = 1 / (255 * np.float32(std)), np.float32(mean) / np.float32(std)
     return np.tile(scale, width), np.tile(offset, width)

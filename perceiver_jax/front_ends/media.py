@@ -1,12 +1,17 @@
-"""Sound and video of files: whatever FFmpeg decodes."""
+"""Sound and video, from files to what the models take, and to files.
+
+PyAV decodes whatever FFmpeg knows. All times are seconds on the file's clock, which begins at 0
+where the file does; sound and video share it.
+"""
 
 import contextlib
 import itertools
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +19,14 @@ from perceiver_jax.errors import Refused
 from perceiver_jax.files import whole
 from perceiver_jax.front_ends.images import centre_crop
 
-# Sound and pictures of one file are cut into pieces of different lengths, and end at different
-# times: so much of the sound may be missing, one frame of 25 a second.
+# Sound and video of one file come in pieces of different lengths and end at different times, so a
+# little sound may be missing at the end: the length of one frame at 25 frames per second.
 _MISSING_SOUND = 0.04  # seconds; our choice
 _CLOCK_TOLERANCE = 1e-3  # seconds; some formats round their times to milliseconds
+
+
+class NoSuchStream(Refused):
+    """The file has no video, or no sound."""
 
 
 def read_audio(
@@ -26,23 +35,26 @@ def read_audio(
     start: float = 0.0,
     duration: float | None = None,
 ) -> np.ndarray:
-    """Reads the sound of an audio or video file: whatever FFmpeg decodes.
+    """Reads the sound of an audio or video file.
 
-    Sample i is the sound at `start` + i / `sample_rate` on the file's clock, which is the video's
-    too: where the sound starts late or pauses there is silence.
+    Sample i is the sound at `start` + i / `sample_rate` seconds on the file's clock: where the
+    sound starts late or pauses there is silence.
 
     Args:
-      path: the file.
-      sample_rate: of the result, in Hz; the sound is resampled.
-      start: seconds from the beginning of the file.
-      duration: seconds; None reads to the end. Sound that ends up to 0.04 s too early is
+      path: The file, in any format that FFmpeg decodes.
+      sample_rate: Sample rate of the result in Hz; the sound is resampled to it.
+      start: Seconds from the beginning of the file.
+      duration: Seconds to read; None reads to the end. Sound that ends up to 0.04 s too early is
         filled up with silence.
 
     Returns:
-      float32 [duration * sample_rate, channels], from -1 to 1.
+      Sound, float32 `[duration * sample_rate, channels]`, from -1 to 1.
 
     Raises:
-      ValueError: if there is no sound in the file, not enough of it, or it cannot be decoded.
+      NoSuchStream: There is no sound in the file.
+      Refused: There is not enough sound in the file, it cannot be decoded, or an argument is out
+        of range.
+      OSError: The file cannot be opened.
     """
     _check_times(start, sample_rate=sample_rate, duration=1 if duration is None else duration)
     first = round(start * sample_rate)
@@ -66,21 +78,23 @@ def read_audio(
     return np.pad(sound, ((0, missing), (0, 0)))
 
 
-def sound_pieces(path: str | Path, sample_rate: int) -> Iterator[np.ndarray]:
+def sound_pieces(path: str | Path, sample_rate: int) -> Generator[np.ndarray, None, None]:
     """Yields the sound of a file piece by piece, from the beginning of the file on.
 
     What was decoded before a file turns out to be damaged has been yielded by then.
 
     Args:
-      path: the file.
-      sample_rate: of the result, in Hz.
+      path: The file, in any format that FFmpeg decodes.
+      sample_rate: Sample rate of the result in Hz; the sound is resampled to it.
 
     Yields:
-      float32 [n, channels], from -1 to 1; silence where the sound starts late or pauses.
+      The next sound, float32 `[n, channels]`, from -1 to 1; silence where the sound starts late or
+      pauses.
 
     Raises:
-      NoSuchStream: if there is no sound in the file.
-      ValueError: if it cannot be decoded.
+      NoSuchStream: There is no sound in the file.
+      Refused: The sound cannot be decoded.
+      OSError: The file cannot be opened.
     """
     import av
 
@@ -90,11 +104,15 @@ def sound_pieces(path: str | Path, sample_rate: int) -> Iterator[np.ndarray]:
             rate=sample_rate,
             frame_size=1024,  # without it, sound already in this form passes as it is
             # Silence where the sound starts late and where its clock jumps; nothing is stretched.
-            options={'first_pts': round(beginning * sample_rate), 'async': 1},
+            options={'first_pts': str(round(beginning * sample_rate)), 'async': '1'},
         )
-        for frame in itertools.chain(container.decode(stream), [None]):
-            for piece in resampler.resample(frame):
-                yield piece.to_ndarray().reshape(-1, piece.layout.nb_channels)
+        pieces = (
+            piece
+            for frame in itertools.chain(container.decode(stream), [None])  # None: the end
+            for piece in resampler.resample(frame)
+        )
+        for piece in _refusing(pieces):
+            yield piece.to_ndarray().reshape(-1, piece.layout.nb_channels)
 
 
 def read_video(
@@ -104,36 +122,37 @@ def read_video(
     frames_per_second: float = 25,
     start: float = 0.0,
 ) -> np.ndarray:
-    """Reads frames of a video, at a rate of our own: whatever FFmpeg decodes.
+    """Reads frames of a video at a chosen frame rate, each resized to a square.
 
     Frame i is what a player shows `start` + i / `frames_per_second` seconds after the file begins:
-    the last frame whose time has come, or the first one before that. A recorded turn of the
+    the last frame whose time has come, or the first frame before that. A recorded turn of the
     camera is applied. Pixels are taken as square.
 
     Args:
-      path: the file.
-      num_frames: T, number of frames.
-      size: S, side in pixels: the central square is resized by averaging areas where it shrinks
-        (DeepMind's notebook interpolates linearly), linearly where it grows.
-      frames_per_second: of the result, whatever the file's own rate.
-      start: seconds from the beginning of the file.
+      path: The file, in any format that FFmpeg decodes.
+      num_frames: Number of frames, T.
+      size: Side of the result in pixels, S: the central square is resized by averaging areas where
+        it shrinks (DeepMind's notebook interpolates linearly), linearly where it grows.
+      frames_per_second: Frame rate of the result; the file may have another.
+      start: Seconds from the beginning of the file.
 
     Returns:
-      float32 [T, S, S, 3], RGB from 0 to 1.
+      Video, float32 `[T, S, S, 3]`, RGB from 0 to 1.
 
     Raises:
-      ValueError: if there is no video in the file, not enough of it, or it cannot be decoded.
+      NoSuchStream: There is no video in the file.
+      Refused: There is not enough video in the file, it cannot be decoded, or an argument is out
+        of range.
+      OSError: The file cannot be opened.
     """
     _check_times(start, num_frames=num_frames, size=size, frames_per_second=frames_per_second)
     times = start + np.arange(num_frames) / frames_per_second
     if num_frames % 1 or size % 1:
         raise Refused(f'num_frames and size are whole, got {num_frames} and {size}')
-    images, shown, square = [], None, None
-    with contextlib.closing(frames_at(path, times)) as frames:
-        for image in frames:
-            if image is not shown:
-                shown, square = image, _square(image, size)
-            images.append(square)
+    images: list[np.ndarray] = []
+    with contextlib.closing(shown_frames(path, times)) as frames:
+        for image, count in frames:
+            images += count * [_square(image, size)]
     if len(images) < num_frames:
         raise Refused(
             f'{path}: needs {num_frames / frames_per_second:.2f} s of video from {start:.2f} s on, '
@@ -142,39 +161,68 @@ def read_video(
     return np.stack(images) / np.float32(255)
 
 
-def frames_at(path: str | Path, times: Sequence[float]) -> Iterator[np.ndarray]:
-    """Yields what a player shows at some times, upright.
+def frames_at(
+    path: str | Path, times: Sequence[float] | np.ndarray
+) -> Generator[np.ndarray, None, None]:
+    """Yields what a player shows at some times: one image for each time.
 
     What was decoded before a file turns out to be damaged has been yielded by then.
 
     Args:
-      path: the file.
-      times: seconds after the file begins, ascending.
+      path: The file, in any format that FFmpeg decodes.
+      times: Seconds after the file begins, ascending.
 
     Yields:
-      uint8 [height, width, 3], RGB, one for each time before the video ends; the same array again
-      while the video shows the same frame.
+      Images, uint8 `[height, width, 3]`, RGB and upright: one for each time before the video ends.
+      While the video shows the same frame, the same array is yielded.
 
     Raises:
-      NoSuchStream: if there is no video in the file.
-      ValueError: if it cannot be decoded.
+      NoSuchStream: There is no video in the file.
+      Refused: The video cannot be decoded.
+      OSError: The file cannot be opened.
+    """
+    with contextlib.closing(shown_frames(path, times)) as frames:
+        for image, count in frames:
+            yield from itertools.repeat(image, count)
+
+
+def shown_frames(
+    path: str | Path, times: Sequence[float] | np.ndarray
+) -> Generator[tuple[np.ndarray, int], None, None]:
+    """Yields the frames that a player shows at some times, each frame once.
+
+    What was decoded before a file turns out to be damaged has been yielded by then.
+
+    Args:
+      path: The file, in any format that FFmpeg decodes.
+      times: Seconds after the file begins, ascending.
+
+    Yields:
+      A frame, uint8 `[height, width, 3]`, RGB and upright, and at how many of the times it is
+      shown, at least one. The counts add up to the number of times before the video ends.
+
+    Raises:
+      NoSuchStream: There is no video in the file.
+      Refused: The video cannot be decoded.
+      OSError: The file cannot be opened.
     """
     times, done = np.asarray(times), 0
     with _opened(path, 'video') as (container, stream, beginning):
         # No seek here either: some formats land behind the frame asked for.
-        frames = itertools.chain(_whole(container.decode(stream)), [None])
-        for frame, following in itertools.pairwise(frames):
+        frames = _undamaged(_refusing(container.decode(stream)))
+        for frame, following in itertools.pairwise(itertools.chain(frames, [None])):
+            # A frame is shown until the next one is due, the last frame for its own duration.
             end = following.time if following else frame.time + frame.duration * frame.time_base
-            due = int(np.sum(times[done:] < float(end) - beginning - _CLOCK_TOLERANCE))
-            if due:
+            count = int(np.sum(times[done:] < float(end) - beginning - _CLOCK_TOLERANCE))
+            if count:
                 image = frame.to_ndarray(format='rgb24')
-                yield from due * [np.rot90(image, round(frame.rotation / 90))]
-                done += due
+                yield np.rot90(image, round(frame.rotation / 90)), count
+                done += count
             if done == len(times):
                 return
 
 
-def _whole(frames: Iterator) -> Iterator:
+def _undamaged(frames: Iterable[Any]) -> Iterator[Any]:
     """Passes PyAV's video frames on, as long as none is damaged."""
     for frame in frames:
         if frame.time is None:
@@ -184,8 +232,20 @@ def _whole(frames: Iterator) -> Iterator:
         yield frame
 
 
+def _refusing(items: Iterable[Any]) -> Iterator[Any]:
+    """Passes on what PyAV yields; a ValueError of PyAV's own becomes `Refused`."""
+    import av
+
+    try:
+        yield from items
+    except av.FFmpegError:  # some are ValueErrors too; `_opened` tells them
+        raise
+    except ValueError as error:
+        raise Refused(str(error)) from error
+
+
 def _square(image: np.ndarray, size: int) -> np.ndarray:
-    """Returns the central square, [size, size, 3]."""
+    """Returns the central square of an image, `[size, size, 3]`."""
     import cv2
 
     image = np.ascontiguousarray(centre_crop(image, 1.0))
@@ -202,25 +262,28 @@ def prepare_clip(
     sample_rate: int = 48000,
     start: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a batch of one clip with its sound; of several channels the first.
+    """Reads a clip with its sound as a batch of one.
 
-    A video without sound gives silence and a warning.
+    Of several channels of sound the first is taken. A video without sound gives silence and a
+    warning.
 
     Args:
-      path: the file.
-      num_frames: T.
-      size: S, pixels.
-      frames_per_second: of the clip, whatever the file's own rate.
-      sample_rate: of the clip's sound, in Hz.
-      start: seconds from the beginning of the file.
+      path: The file, in any format that FFmpeg decodes.
+      num_frames: Number of frames, T.
+      size: Side of the frames in pixels, S.
+      frames_per_second: Frame rate of the clip; the file may have another.
+      sample_rate: Sample rate of the clip's sound in Hz; the file may have another.
+      start: Seconds from the beginning of the file.
 
     Returns:
-      video float32 [1, T, S, S, 3] from 0 to 1, and audio float32
-      [1, T * sample_rate / frames_per_second, 1] from -1 to 1.
+      Video, float32 `[1, T, S, S, 3]` from 0 to 1, and audio, float32
+      `[1, T * sample_rate / frames_per_second, 1]` from -1 to 1.
 
     Raises:
-      ValueError: if there is no video in the file, not enough of it or of its sound, or they
-        cannot be decoded.
+      NoSuchStream: There is no video in the file.
+      Refused: There is not enough video or sound in the file, it cannot be decoded, or an argument
+        is out of range.
+      OSError: The file cannot be opened.
     """
     video = read_video(path, num_frames, size, frames_per_second, start)
     duration = num_frames / frames_per_second
@@ -238,19 +301,20 @@ def write_clip(
     audio: np.ndarray,
     frames_per_second: float = 25,
     sample_rate: int = 48000,
-):
-    """Writes a video with sound: MP4 with H.264 and AAC, which browsers play.
+) -> None:
+    """Writes a video with sound, by an atomic write: MP4 with H.264 and AAC, which browsers play.
 
     Args:
-      path: the file, replaced when it exists.
-      video: [T, height, width, 3], RGB from 0 to 1; values outside are clipped. An odd side
-        grows by a pixel that repeats its last one, as the format has even sides only.
-      audio: [n, channels], one channel or two, from -1 to 1; values outside are clipped.
-      frames_per_second: of `video`.
-      sample_rate: of `audio` in Hz, one that AAC has.
+      path: The file, replaced if it exists.
+      video: Frames, `[T, height, width, 3]`, RGB from 0 to 1; values outside are clipped. An odd
+        side grows by a pixel that repeats its last one, as the format has even sides only.
+      audio: Sound, `[n, channels]` with one channel or two, from -1 to 1; values outside are
+        clipped.
+      frames_per_second: Frame rate of `video`.
+      sample_rate: Sample rate of `audio` in Hz, one that AAC has.
 
     Raises:
-      ValueError: if the arrays are something else, or the rates cannot be written.
+      Refused: The arrays are of another shape or not finite, or the rates cannot be written.
     """
     import av
 
@@ -299,33 +363,29 @@ def write_clip(
         ) from error
 
 
-class NoSuchStream(ValueError):
-    """A file without video, or without sound."""
-
-
 @contextlib.contextmanager
-def _opened(path: str | Path, kind: str) -> Iterator[tuple]:
+def _opened(path: str | Path, kind: str) -> Iterator[tuple[Any, Any, float]]:
     """Opens a file: its container, its first stream of a kind, and when it begins in seconds.
 
-    Errors within become ValueErrors that name the file.
+    FFmpeg's errors and `Refused` within the context become a `Refused` that names the file.
     """
     import av
 
     with open(path, 'rb') as file:
         try:
-            with av.open(file) as container:
-                cover = av.stream.Disposition.attached_pic  # the picture of an album is no video
+            with av.open(file, 'r') as container:
+                cover = av.stream.Disposition.attached_pic  # the cover of an album is no video
                 streams = [s for s in getattr(container.streams, kind) if not s.disposition & cover]
                 if streams:
                     yield container, streams[0], (container.start_time or 0) / av.time_base
                     return
-        except (av.FFmpegError, OSError, ValueError) as error:
+        except (av.FFmpegError, OSError, Refused) as error:
             reason = getattr(error, 'strerror', error)
             raise Refused(f'{path}: cannot decode its {kind}: {reason}') from error
     raise NoSuchStream(f'{path}: there is no {kind} in it')
 
 
-def _check_times(start: float = 0.0, **positive: float):
+def _check_times(start: float = 0.0, **positive: float) -> None:
     if not 0 <= start < math.inf:
         raise Refused(f'start must be at least 0 seconds, got {start}')
     for name, value in positive.items():

@@ -1,4 +1,4 @@
-"""Clouds of points as the models take them."""
+"""Point clouds as the point classifier takes them: some points, centred and scaled."""
 
 import numpy as np
 
@@ -6,18 +6,19 @@ from perceiver_jax.errors import Refused
 
 
 def prepare_points(points: np.ndarray, num_points: int | None = None) -> np.ndarray:
-    """Takes some points of a cloud, moves their mean to 0 and scales them to the unit cube.
+    """Takes some points of a cloud, moves their mean to 0 and scales them to the cube [-1, 1]^3.
 
     Args:
-      points: [P, 3] coordinates in any unit.
-      num_points: how many to take, at equal distances in the order they stand in, or all where
-        there are no more; None: all.
+      points: Coordinates in any unit, `[P, 3]`.
+      num_points: Number of points to take, evenly spaced in their order in `points`; all are taken
+        where there are fewer. None takes all.
 
     Returns:
-      float32 [num_points or P, 3]: the mean is 0, and the largest coordinate 1 or -1.
+      Coordinates, float32 `[min(num_points, P), 3]`: their mean is 0, and the coordinate farthest
+      from 0 is 1 or -1.
 
     Raises:
-      ValueError: if they are something else, or all in one place.
+      Refused: `points` has another shape, is empty or not finite, or all points are in one place.
 
     Source: Perceiver, section 4.3. That the cube is [-1, 1]^3 around the mean is our choice.
     """

@@ -1,6 +1,6 @@
-"""Sound as a log-mel spectrogram, on the device.
+"""Sound as a log-mel spectrogram, computed by JAX on the device.
 
-Source: Perceiver, section 4.2, for the use of it; the settings are not in the papers.
+Source: Perceiver, section 4.2, which uses mel spectrograms; the papers do not state the settings.
 """
 
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from jax import Array
 
 from perceiver_jax.errors import Refused
 
-FLOOR = 1e-10  # of the power, -100 dB
+FLOOR = 1e-10  # smallest power: -100 dB
 
 
 def log_mel(
@@ -24,29 +24,31 @@ def log_mel(
     mean_db: float,
     std_db: float,
 ) -> Array:
-    """The power in bands of the mel scale, over time, in decibels.
+    """Returns the power in bands of the mel scale, over time, in decibels.
 
     A frame is the power spectrum of `window` samples under a Hann window, around the middle of
-    `hop` samples: these tile the sound, and beyond its ends is silence. Triangular filters, equally
-    spaced on the mel scale, sum it up. A sine of amplitude 1 gives about 0 dB.
+    `hop` samples: these tile the sound, which is padded with silence at both ends. Triangular
+    filters, equally spaced on the mel scale, sum it up. A sine of amplitude 1 gives about 0 dB.
 
     Args:
-      sound: `[..., samples]`, from -1 to 1.
-      sample_rate: Of the sound, in Hz.
+      sound: Sound, `[..., samples]`, from -1 to 1.
+      sample_rate: Sample rate of the sound in Hz.
       hop: Samples from one frame to the next.
-      window: Samples of a frame, and of the Fourier transform; at least a hop.
-      num_bins: Filters.
-      low: Hz, where the first filter begins.
-      high: Hz, where the last one ends.
-      mean_db: What becomes 0; with `std_db` it brings spectrograms to about unit variance.
-      std_db: Decibels of one unit.
+      window: Samples of a frame and of the Fourier transform: `hop`, or more by an even number.
+      num_bins: Number of filters.
+      low: Frequency in Hz where the first filter begins.
+      high: Frequency in Hz where the last filter ends.
+      mean_db: Decibels that become 0; with `std_db` it brings spectrograms to about zero mean and
+        unit variance.
+      std_db: Decibels of one unit of the result.
 
     Returns:
-      `[..., samples / hop, num_bins]` float32, never below -100 dB.
+      Spectrogram, float32 `[..., samples / hop, num_bins]`: (decibels - mean_db) / std_db, where
+      decibels are at least -100.
 
     Raises:
-      ValueError: The hop does not divide the sound, or a filter would fall between the
-        frequencies of the Fourier transform.
+      Refused: The hop does not divide the sound, the window does not fit the hop, the frequencies
+        are out of range, or a filter would fall between those of the Fourier transform.
 
     Source: O'Shaughnessy, Speech Communication, 1987, for the mel scale.
     """
@@ -72,20 +74,25 @@ def log_mel(
 def mel_filters(
     sample_rate: int, window: int, num_bins: int, low: float, high: float
 ) -> np.ndarray:
-    """Triangles of height 1, each from the centre of the one before to that of the next.
+    """Returns triangular filters, equally spaced on the mel scale.
+
+    A filter rises from 0 at the centre of the filter before it to 1 at its own centre, and falls
+    to 0 at the centre of the filter after it.
 
     Args:
-      sample_rate: Hz.
+      sample_rate: Sample rate in Hz.
       window: Samples of the Fourier transform.
       num_bins: Number of filters.
-      low: Hz, where the first begins.
-      high: Hz, where the last ends.
+      low: Frequency in Hz where the first filter begins.
+      high: Frequency in Hz where the last filter ends.
 
     Returns:
-      `[window / 2 + 1, num_bins]` float32.
+      Weight of each frequency of the Fourier transform in each filter, float32
+      `[window // 2 + 1, num_bins]`.
 
     Raises:
-      ValueError: A filter has no frequency of the transform within, or the range is none.
+      Refused: No frequency of the transform is within some filter, or `low` and `high` are out of
+        range.
     """
     if not 0 <= low < high <= sample_rate / 2:
         raise Refused(

@@ -1,4 +1,8 @@
-"""Text as bytes, and back."""
+"""Text as tokens, one for each byte of its UTF-8, and back.
+
+Source: Perceiver IO, section 4.1; the special tokens and their order are those of DeepMind's
+release.
+"""
 
 from collections.abc import Sequence
 
@@ -12,16 +16,29 @@ _FIRST_BYTE = 6
 
 
 def encode_text(text: str | bytes) -> np.ndarray:
-    """Returns the tokens of a text: its bytes (UTF-8) + 6, int32 [n], without special tokens."""
+    """Returns the tokens of a text: its bytes + 6, without special tokens.
+
+    Args:
+      text: Text, encoded as UTF-8, or bytes as they are.
+
+    Returns:
+      Tokens, int32 `[n]`, from 6 to 261, where n is the number of bytes.
+    """
     encoded = text.encode() if isinstance(text, str) else memoryview(text)
     return np.frombuffer(encoded, np.uint8).astype(np.int32) + _FIRST_BYTE
 
 
 def decode_text(tokens: Sequence[int] | np.ndarray) -> str:
-    """Returns the text of tokens [n]; special tokens are left out, broken UTF-8 becomes U+FFFD.
+    """Returns the text of tokens, without the special tokens.
+
+    Args:
+      tokens: Tokens, integers `[n]` from 0 to 261.
+
+    Returns:
+      The text; bytes that are not UTF-8 become U+FFFD.
 
     Raises:
-      ValueError: if there is a token that is no integer in 0..261.
+      Refused: A token is not an integer from 0 to 261.
     """
     tokens = np.asarray(tokens)
     outside = tokens[(tokens < 0) | (tokens >= VOCABULARY_SIZE) | (tokens % 1 != 0)]
@@ -34,18 +51,18 @@ def decode_text(tokens: Sequence[int] | np.ndarray) -> str:
 def pad_tokens(
     sequences: Sequence[Sequence[int] | np.ndarray], length: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Makes one batch of sequences of tokens.
+    """Pads sequences of tokens to one length, as a batch.
 
     Args:
-      sequences: B sequences of at most `length` tokens.
-      length: of every row of the result.
+      sequences: B sequences of at most `length` tokens each.
+      length: Length of every row of the result.
 
     Returns:
-      tokens [B, length] int32, with PAD behind each sequence, and the mask [B, length] bool,
+      Tokens, int32 `[B, length]`, with PAD after each sequence, and the mask, bool `[B, length]`,
       true where there is a token.
 
     Raises:
-      ValueError: if a sequence is too long.
+      Refused: A sequence is longer than `length`.
     """
     tokens = np.full((len(sequences), length), PAD, np.int32)
     mask = np.zeros((len(sequences), length), bool)

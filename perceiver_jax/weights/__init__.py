@@ -1,0 +1,1 @@
+"""Models with their weights, the released models, and weights in foreign names and files."""

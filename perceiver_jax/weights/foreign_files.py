@@ -1,4 +1,7 @@
-"""DeepMind's and Hugging Face's files, read and written in their terms."""
+"""Files of weights in DeepMind's and Hugging Face's formats, read and written.
+
+Names and layouts stay those of the file; `translation` brings them to ours and back.
+"""
 
 import json
 import os
@@ -12,14 +15,15 @@ import numpy as np
 
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import whole, write_whole
-from perceiver_jax.weights.translation import (
-    Arrays,
-    Tree,
-    _flatten,
-    _nest,
-    _recognise,
-    _some,
-    _widen,
+from perceiver_jax.weights.translation import recognise
+from perceiver_jax.weights.trees import Arrays, Tree, flatten, list_names, nest, widen
+
+# The files that transformers looks for in the folder of a model, in this order.
+_NAMES_IN_FOLDER = (
+    'model.safetensors',
+    'model.safetensors.index.json',
+    'pytorch_model.bin',
+    'pytorch_model.bin.index.json',
 )
 
 
@@ -30,27 +34,20 @@ def read_deepmind(path: str | os.PathLike) -> tuple[Arrays, Arrays]:
     Haiku's mappings, arrays of plain numbers in the place of NumPy's and JAX's, and nothing else.
 
     Args:
-      path: `.pystate` or `.pickle`: a pickle of `{'params', 'state'}`, or of parameters alone.
+      path: A `.pystate` or `.pickle` file: a pickle of `{'params', 'state'}`, or of parameters
+        alone.
 
     Returns:
-      Parameters and state in DeepMind's terms.
+      Parameters and state under the names and in the layouts of the file.
 
     Raises:
-      ValueError: The file does not exist, is damaged, of another kind, or asks for more than that.
+      Refused: The file does not exist, is damaged or of another kind, or its pickle asks for
+        something else.
     """
     path = _existing(path)
     try:
         with path.open('rb') as file:
             content = _Unpickler(file).load()
-        if content.keys() != {'params', 'state'}:
-            content = {'params': content, 'state': {}}
-        params, state = (
-            {
-                module: {name: value.array for name, value in values.items()}
-                for module, values in content[tree].items()
-            }
-            for tree in ('params', 'state')
-        )
     except Refused as refused:
         raise Refused(
             f'{path} asks for {refused}, which weights do not need: it was refused, and nothing in '
@@ -60,24 +57,31 @@ def read_deepmind(path: str | os.PathLike) -> tuple[Arrays, Arrays]:
         raise Refused(
             f"{path} is not a pickle of DeepMind's parameters, or damaged: {error!r}."
         ) from None
-    return params, state
+    if not isinstance(content, dict) or content.keys() != {'params', 'state'}:
+        content = {'params': content, 'state': {}}
+    if not (_is_tree(content['params']) and _is_tree(content['state'])):
+        raise Refused(
+            f"{path} is not a pickle of DeepMind's parameters: it holds something else than a "
+            'dictionary of dictionaries of arrays.'
+        )
+    return _arrays_of(content['params']), _arrays_of(content['state'])
 
 
 def write_deepmind(path: str | os.PathLike, params: Tree, state: Tree | None = None) -> None:
-    """Writes a file like those of DeepMind's release, whole or not at all.
+    """Writes a file like those of DeepMind's release, by an atomic write.
 
     It holds plain dictionaries of NumPy arrays; Python 3.4 and any NumPy can read it.
 
     Args:
-      path: The file.
-      params: In DeepMind's terms, as `to_deepmind` returns them.
-      state: Likewise.
+      path: The file, replaced if it exists.
+      params: Parameters in DeepMind's names and layouts, as `to_deepmind` returns them.
+      state: State in DeepMind's names and layouts; None where the model has none.
 
     Raises:
-      ValueError: They belong to none of the released models.
+      Refused: The names are those of none of the released models.
     """
-    kind = _recognise(_flatten(params, state), 'deepmind')
-    params, state = _nest(_flatten(params)), _nest(_flatten(state))
+    kind = recognise(flatten(params, state), 'deepmind')
+    params, state = nest(flatten(params)), nest(flatten(state))
     content = {'params': params, 'state': state} if kind.startswith('imagenet') else params
     with whole(path) as unfinished, unfinished.open('wb') as file:
         _Pickler(file, protocol=4).dump(content)
@@ -88,46 +92,31 @@ def read_huggingface(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Args:
       path: A `.safetensors` file; torch's `.bin`, which needs torch and is read without running
-        anything that is in it; the `.index.json` of several such; or the folder of one of these.
+        anything that is in it; the `.index.json` of several such files; or the folder of one of
+        these.
 
     Returns:
       Tensors by name, 16-bit floats as float32.
 
     Raises:
-      ValueError: The file does not exist, is damaged, incomplete or of another kind, or needs
-        torch where there is none.
+      Refused: The file does not exist, is damaged, incomplete or of another kind, or needs torch
+        where torch is not installed.
     """
     path = _existing(path)
     if path.is_dir():
-        names = [
-            f'{stem}{suffix}'
-            for stem in ('model.safetensors', 'pytorch_model.bin')
-            for suffix in ('', '.index.json')
-        ]
-        path = next((path / name for name in names if (path / name).exists()), path)
-        if path.is_dir():
-            raise Refused(f'{path} holds none of {", ".join(names)}.')
-    if not path.name.endswith('.index.json'):
-        return _read_tensors(path)
-    try:
-        files = json.loads(path.read_text('utf-8'))['weight_map']  # tensor -> file beside this one
-        parts = sorted({Path(file).name for file in files.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Refused(f'{path} is not an index of tensors: {error!r}.') from None
-    tensors = {}
-    for part in parts:
-        tensors |= _read_tensors(path.with_name(part))
-    if missing := sorted(files.keys() - tensors.keys()):
-        raise Refused(f'{path} promises tensors that are in none of its files: {_some(missing)}.')
-    return tensors
+        path = _file_in(path)
+    if path.name.endswith('.index.json'):
+        return _read_parts(path)
+    return _read_tensors(path)
 
 
 def write_huggingface(path: str | os.PathLike, tensors: Mapping[str, Any]) -> None:
-    """Writes a `.safetensors` file that transformers loads, whole or not at all.
+    """Writes a `.safetensors` file that transformers loads, by an atomic write.
 
     Args:
-      path: The file; in the folder of a model, transformers looks for 'model.safetensors'.
-      tensors: As `to_huggingface` returns them.
+      path: The file, replaced if it exists; in the folder of a model, transformers looks for
+        'model.safetensors'.
+      tensors: Tensors in Hugging Face's names and layouts, as `to_huggingface` returns them.
     """
     from safetensors.numpy import save
 
@@ -151,6 +140,8 @@ class _Dtype:
 class _Array:
     """Stands in for NumPy's in a pickle, whose own `__setstate__` trusts what it is given."""
 
+    array: np.ndarray  # not there before `__setstate__` where a pickle makes it without arguments
+
     def __init__(self, shape, dtype, data, order='C', axes=None):
         dtype = dtype if isinstance(dtype, _Dtype) else _Dtype(dtype)
         array = np.frombuffer(data, dtype.dtype)
@@ -161,7 +152,26 @@ class _Array:
 
     def __setstate__(self, state):
         _, shape, dtype, is_fortran, data = state
-        self.__init__(shape, dtype, data, 'F' if is_fortran else 'C')
+        self.array = _Array(shape, dtype, data, 'F' if is_fortran else 'C').array
+
+
+def _is_tree(content: Any) -> bool:
+    """Whether this is module name -> parameter name -> `_Array`, each with its content."""
+    if not isinstance(content, dict):
+        return False
+    for values in content.values():
+        if not isinstance(values, dict):
+            return False
+        if not all(isinstance(x, _Array) and hasattr(x, 'array') for x in values.values()):
+            return False
+    return True
+
+
+def _arrays_of(tree: dict[str, dict[str, _Array]]) -> Arrays:
+    return {
+        module: {name: value.array for name, value in values.items()}
+        for module, values in tree.items()
+    }
 
 
 def _stand_ins() -> dict[str, Callable]:
@@ -211,16 +221,46 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
+def _file_in(folder: Path) -> Path:
+    """Returns the file of a folder that transformers would read."""
+    for name in _NAMES_IN_FOLDER:
+        if (folder / name).exists():
+            return folder / name
+    raise Refused(f'{folder} holds none of {", ".join(_NAMES_IN_FOLDER)}.')
+
+
+def _read_parts(index: Path) -> dict[str, np.ndarray]:
+    """Reads the tensors of several files, given the index that says which is in which."""
+    try:
+        content = json.loads(index.read_text('utf-8'))
+    except ValueError as error:
+        raise Refused(f'{index} is not an index of tensors: {error!r}.') from None
+    files = content.get('weight_map') if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
+        raise Refused(f"{index} is not an index of tensors: it has no 'weight_map' of file names.")
+    tensors: dict[str, np.ndarray] = {}
+    for name in sorted({Path(file).name for file in files.values()}):
+        tensors |= _read_tensors(index.with_name(name))
+    missing = sorted(files.keys() - tensors.keys())
+    if missing:
+        raise Refused(
+            f'{index} promises tensors that are in none of its files: {list_names(missing)}.'
+        )
+    return tensors
+
+
 def _read_tensors(path: Path) -> dict[str, np.ndarray]:
     path = _existing(path)
-    read = {'.safetensors': _read_safetensors, '.bin': _read_torch}.get(path.suffix)
-    if read is None:
+    if path.suffix == '.safetensors':
+        tensors = _read_safetensors(path)
+    elif path.suffix == '.bin':
+        tensors = _read_torch(path)
+    else:
         raise Refused(f'{path} is neither a .safetensors nor a .bin file.')
-    return {name: _widen(array) for name, array in read(path).items()}
+    return {name: widen(array) for name, array in tensors.items()}
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -238,8 +278,8 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f'{path} can only be read with torch, which is not installed; a .safetensors file '
             'needs no torch.'
         ) from None
+    short = (torch.float16, torch.bfloat16)  # NumPy lacks the latter
     try:
-        short = (torch.float16, torch.bfloat16)  # NumPy lacks the latter
         tensors = torch.load(path, map_location='cpu', weights_only=True)
         return {
             name: (tensor.float() if tensor.dtype in short else tensor).detach().numpy()

@@ -27,6 +27,7 @@ from perceiver_jax.position_encoding import resample_positions
 from perceiver_jax.recording import record_attention
 from perceiver_jax.weights import foreign_files, translation
 from perceiver_jax.weights.released import LICENCE, RELEASED
+from perceiver_jax.weights.trees import check_fit
 
 FORMAT = 'perceiver_jax 1'
 Tree = dict[str, dict[str, np.ndarray]]  # Haiku's: module name -> parameter name -> array
@@ -345,7 +346,7 @@ def _check_fit(model: Pretrained, source: Path) -> None:
         expected = jax.eval_shape(model.init, jax.random.key(0))
     except Exception as error:  # arguments that are unknown, missing or mean nothing
         raise Refused(f'{source}: its arguments make no {model.function}: {error}') from error
-    translation.check_fit(model.params, model.state, *expected, source)
+    check_fit(model.params, model.state, *expected, source)
 
 
 def _as_arrays(inputs: tuple, named: dict) -> tuple[tuple, dict]:

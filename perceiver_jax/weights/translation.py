@@ -1,31 +1,33 @@
-"""DeepMind's and Hugging Face's weights as ours, and back.
+"""Parameters under DeepMind's and Hugging Face's names and in their layouts, and under ours.
 
-The only file that knows foreign parameter names, layouts and file formats. Files are read and
-written in foreign terms (`read_deepmind`, `write_huggingface`, ...); `from_deepmind`,
-`to_huggingface` and the others translate, by one table. There and back changes no bit.
+One table has a row for each parameter of the six released models, with its three names.
+`from_deepmind`, `to_huggingface` and the others translate by it; there and back changes no bit.
+How the files are read and written stands in `foreign_files`.
+
+Source: DeepMind's release of Perceiver IO, and Hugging Face's port of it in transformers.
 """
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from perceiver_jax.errors import Refused
+from perceiver_jax.weights.trees import Arrays, Tree, flatten, list_names, nest, widen
 
-Tree = Mapping[str, Mapping[str, Any]]  # Haiku's: module name -> parameter name -> array
-Arrays = dict[str, dict[str, np.ndarray]]  # the same, of NumPy's arrays
+Naming = Literal['ours', 'deepmind', 'huggingface']  # whose names and layouts: a column below
 
 
 class _Row(NamedTuple):
-    """One parameter as all three name it; `*` is the place of a self-attend, see `_PLACES`."""
+    """One parameter under its three names; `*` stands for a self-attend, see `_SELF_ATTENDS`."""
 
     ours: str  # 'module:parameter'
-    deepmind: str  # likewise
-    huggingface: str | None
-    layout: str = 'same'
-    tree: str = 'params'
+    deepmind: str  # 'module:parameter'
+    huggingface: str | None  # None: Hugging Face's models do not have it
+    layout: str = 'same'  # see `_LAYOUTS`
+    tree: str = 'params'  # or 'state'
 
 
 def _linear(ours: str, deepmind: str, huggingface: str, layout: str = 'matrix') -> list[_Row]:
@@ -42,14 +44,7 @@ def _norm(ours: str, deepmind: str, huggingface: str, layout: str = 'same') -> l
     ]
 
 
-_ATTENTION_AND_MLP = [
-    ('attention/query', 'attention/linear', 'attention.self.query'),
-    ('attention/key', 'attention/linear_1', 'attention.self.key'),
-    ('attention/value', 'attention/linear_2', 'attention.self.value'),
-    ('attention/output', 'attention/linear_3', 'attention.output.dense'),
-    ('mlp/hidden', 'mlp/linear', 'mlp.dense1'),
-    ('mlp/output', 'mlp/linear_1', 'mlp.dense2'),
-]
+# The parts of a cross-attend or self-attend: our name, DeepMind's and Hugging Face's.
 _CROSS_ATTEND_NORMS = [
     ('norm_queries', 'layer_norm', 'attention.self.layernorm1'),
     ('norm_inputs', 'layer_norm_1', 'attention.self.layernorm2'),
@@ -59,30 +54,46 @@ _SELF_ATTEND_NORMS = [
     ('norm_attention', 'layer_norm', 'attention.self.layernorm1'),
     ('norm_mlp', 'layer_norm_1', 'layernorm'),
 ]
+_LINEARS = [
+    ('attention/query', 'attention/linear', 'attention.self.query'),
+    ('attention/key', 'attention/linear_1', 'attention.self.key'),
+    ('attention/value', 'attention/linear_2', 'attention.self.value'),
+    ('attention/output', 'attention/linear_3', 'attention.output.dense'),
+    ('mlp/hidden', 'mlp/linear', 'mlp.dense1'),
+    ('mlp/output', 'mlp/linear_1', 'mlp.dense2'),
+]
 
 
-def _attend(ours: str, deepmind: str, huggingface: str, norms: list) -> list[_Row]:
-    layers = [(_norm, *names) for names in norms]
-    layers += [(_linear, *names) for names in _ATTENTION_AND_MLP]
-    return [
-        row
-        for rows, *names in layers
-        for row in rows(f'{ours}/{names[0]}', f'{deepmind}/{names[1]}', f'{huggingface}.{names[2]}')
-    ]
+def _attend(
+    ours: str, deepmind: str, huggingface: str, norms: list[tuple[str, str, str]]
+) -> list[_Row]:
+    rows = []
+    for our_part, their_part, hub_part in norms:
+        rows += _norm(f'{ours}/{our_part}', f'{deepmind}/{their_part}', f'{huggingface}.{hub_part}')
+    for our_part, their_part, hub_part in _LINEARS:
+        rows += _linear(
+            f'{ours}/{our_part}', f'{deepmind}/{their_part}', f'{huggingface}.{hub_part}'
+        )
+    return rows
 
 
 def _cross_attend(ours: str, deepmind: str, huggingface: str) -> list[_Row]:
     return _attend(ours, deepmind, huggingface, _CROSS_ATTEND_NORMS)
 
 
+def _self_attend(ours: str, deepmind: str, huggingface: str) -> list[_Row]:
+    return _attend(ours, deepmind, huggingface, _SELF_ATTEND_NORMS)
+
+
 def _encoder(deepmind: str) -> list[_Row]:
     hub, latents = 'perceiver.encoder', f'{deepmind}/~/trainable_position_encoding:pos_embs'
     return [
+        # `_closest` finds the latents as the first row.
         _Row('encoder:latents', latents, 'perceiver.embeddings.latents'),
         *_cross_attend(
             'encoder/cross_attend_1', f'{deepmind}/~/cross_attention', f'{hub}.cross_attention'
         ),
-        *_attend('encoder/block_1/*', f'{deepmind}/~/*', f'{hub}.*', _SELF_ATTEND_NORMS),
+        *_self_attend('encoder/block_1/*', f'{deepmind}/~/*', f'{hub}.*'),
     ]
 
 
@@ -109,40 +120,44 @@ _IMAGENET = [
 ]
 
 
-def _average(ours: str, deepmind: str, huggingface: str) -> list[_Row]:
-    """A running average of batch normalisation, of which Hugging Face keeps one part of three."""
-    ours, theirs = f'{_BATCH_NORM}:{ours}', f'{_CONV}/batchnorm/~/{deepmind}'
-    hub = f'{_INPUTS}.convnet.batchnorm'
-    # Haiku counts for either average; both always count alike, and we and torch count once.
-    counter = f'{hub}.num_batches_tracked' if huggingface == 'running_mean' else None
+def _average(average: str, deepmind: str, huggingface: str) -> list[_Row]:
+    """A running average of batch normalisation: three arrays in Haiku, the first in torch."""
+    theirs, hub = f'{_CONV}/batchnorm/~/{deepmind}', f'{_INPUTS}.convnet.batchnorm'
+    # Haiku has a counter for each average, and both always count alike; we and torch have one.
+    counter = f'{hub}.num_batches_tracked' if average == 'mean' else None
     return [
-        _Row(ours, f'{theirs}:average', f'{hub}.{huggingface}', 'channels', 'state'),
-        _Row(f'{ours}_hidden', f'{theirs}:hidden', None, 'channels', 'state'),
+        _Row(
+            f'{_BATCH_NORM}:{average}',
+            f'{theirs}:average',
+            f'{hub}.{huggingface}',
+            'channels',
+            'state',
+        ),
+        _Row(f'{_BATCH_NORM}:{average}_hidden', f'{theirs}:hidden', None, 'channels', 'state'),
         _Row(f'{_BATCH_NORM}:counter', f'{theirs}:counter', counter, 'same', 'state'),
     ]
 
 
 def _modality(ours: str, theirs: str, postprocessor: str) -> list[_Row]:
-    """What the video model has of one modality."""
-
-    def vector(ours: str, deepmind: str, huggingface: str) -> _Row:
-        return _Row(ours, f'{deepmind}:pos_embs', huggingface, 'row')
-
+    """The parameters of one modality of the video model: three vectors and the output layer."""
     return [
-        vector(
+        _Row(
             f'inputs:{ours}_padding',
-            f'multimodal_preprocessor/{theirs}_padding',
+            f'multimodal_preprocessor/{theirs}_padding:pos_embs',
             f'{_INPUTS}.padding.{theirs}',
+            'row',
         ),
-        vector(
+        _Row(
             f'inputs:{ours}_mask_token',
-            f'multimodal_preprocessor/{theirs}_mask_token',
+            f'multimodal_preprocessor/{theirs}_mask_token:pos_embs',
             f'{_INPUTS}.mask.{theirs}',
+            'row',
         ),
-        vector(
+        _Row(
             f'output_queries:{ours}_padding',
-            f'multimodal_decoder/~decoder_query/{theirs}_padding',
+            f'multimodal_decoder/~decoder_query/{theirs}_padding:pos_embs',
             f'perceiver.decoder.padding.{theirs}',
+            'row',
         ),
         *_linear(
             f'{ours}_output',
@@ -235,51 +250,57 @@ _TABLE = {
     ],
 }
 
-# How an array lies elsewhere: with how many axes of size 1 in front of ours, and then with its
-# axes in which order (None: as they are). What is not here lies as ours does.
-_LAYOUTS = {
+# How an array of a layout differs from ours in a naming: the number of axes of size 1 that stand
+# in front of our axes, and the order that the axes are in then (None: unchanged). A layout and
+# naming that is not listed is as ours.
+_LAYOUTS: dict[tuple[str, Naming], tuple[int, tuple[int, ...] | None]] = {
     ('matrix', 'huggingface'): (0, (1, 0)),
     ('conv1x1', 'deepmind'): (2, None),
     ('conv1x1', 'huggingface'): (2, (3, 2, 0, 1)),
-    ('hub', 'huggingface'): (0, (3, 2, 1, 0)),  # [out, in, width, height]: the converter's slip
-    ('transformers', 'huggingface'): (0, (3, 2, 0, 1)),
+    # The published file is [out, in, width, height], by a slip of its converter.
+    ('conv7x7 hub', 'huggingface'): (0, (3, 2, 1, 0)),
+    ('conv7x7 transformers', 'huggingface'): (0, (3, 2, 0, 1)),
     ('channels', 'deepmind'): (3, None),
     ('row', 'deepmind'): (1, None),
     ('row', 'huggingface'): (1, None),
 }
 
-# What stands at the `*` of a row: a pattern of it, and its text for the self-attend k = 0, 1, ...
-_PLACES = {
-    'ours': (r'(?<=/)self_attend_([1-9]\d*)(?=/)', lambda k: f'self_attend_{k + 1}'),
-    'deepmind': (
-        r'(?<=/)self_attention(?:_([1-9]\d*))?(?=/)',
-        lambda k: f'self_attention_{k}' if k else 'self_attention',
-    ),
-    'huggingface': (r'(?<=\.)self_attends\.(0|[1-9]\d*)(?=\.)', lambda k: f'self_attends.{k}'),
+# What stands for the `*` of a row: `_self_attend_name` writes it, these patterns find it.
+_SELF_ATTENDS: dict[Naming, str] = {
+    'ours': r'(?<=/)self_attend_([1-9]\d*)(?=/)',
+    'deepmind': r'(?<=/)self_attention(?:_([1-9]\d*))?(?=/)',
+    'huggingface': r'(?<=\.)self_attends\.(0|[1-9]\d*)(?=\.)',
 }
 
 
-def recognise(names: Iterable[str]) -> str:
-    """The kind of model that parameters belong to, by their names alone.
+def recognise(names: Iterable[str], naming: Naming | None = None) -> str:
+    """Returns the kind of model that parameters belong to, by their names alone.
 
     Args:
-      names: 'module:parameter' as we or DeepMind name them, or Hugging Face's names.
+      names: Names of parameters: 'module:parameter' as we or DeepMind name them, or Hugging Face's.
+      naming: Whose names these are: 'ours', 'deepmind' or 'huggingface'; None tries all three.
 
     Returns:
       'imagenet_fourier', 'imagenet_learned', 'imagenet_conv', 'optical_flow', 'mlm_bytes' or
-      'video_autoencoding': the one that has most of these names, and fewest others.
+      'video_autoencoding': the kind that has most of these names, and fewest others.
 
     Raises:
-      ValueError: The latents, which every Perceiver has, are not among the names.
+      Refused: The latents, which every Perceiver has, are not among the names.
     """
-    return _recognise(names, *_PLACES)
+    names = list(names)
+    namings: tuple[Naming, ...] = ('ours', 'deepmind', 'huggingface')
+    for candidate in (naming,) if naming else namings:
+        kind = _closest(_prefixed(names) if candidate == 'huggingface' else names, candidate)
+        if kind is not None:
+            return kind
+    raise Refused(f'These parameters are of no Perceiver that is known: {list_names(names)}.')
 
 
 def our_name(kind: str, module: str, parameter: str) -> tuple[str, str]:
-    """Our name of a parameter or state of one of DeepMind's models.
+    """Returns our name of a parameter or state of one of DeepMind's models.
 
     Args:
-      kind: Of model, as `recognise` names it.
+      kind: Kind of model, as `recognise` returns it.
       module: Haiku module name in DeepMind's release, such as
         'perceiver_encoder/~/cross_attention/attention/linear'.
       parameter: Name within the module, such as 'w'.
@@ -288,51 +309,63 @@ def our_name(kind: str, module: str, parameter: str) -> tuple[str, str]:
       Module and parameter name here, such as ('encoder/cross_attend_1/attention/query', 'w').
 
     Raises:
-      ValueError: The model has no such parameter.
+      Refused: There is no such kind, or the model has no such parameter.
     """
     name = f'{module}:{parameter}'
-    key, k = _parse(name, 'deepmind')
-    if key not in _rows(kind, 'deepmind'):
+    key, number = _split(name, 'deepmind')
+    rows = _rows(kind, 'deepmind')
+    if key not in rows:
         raise Refused(f"{name!r} is no parameter of DeepMind's {kind}.")
-    module, parameter = _write(_rows(kind, 'deepmind')[key][0].ours, k, 'ours').split(':')
-    return module, parameter
+    our_module, our_parameter = _fill_in(rows[key][0].ours, number, 'ours').split(':')
+    return our_module, our_parameter
 
 
 def from_deepmind(params: Tree, state: Tree | None = None) -> tuple[Arrays, Arrays]:
-    """DeepMind's parameters and state under our names and in our layout.
+    """Translates DeepMind's parameters and state to our names and layouts.
 
     Args:
-      params: Of one of the six released models, of any size.
-      state: Likewise; only the convolutional model has one.
+      params: Parameters of one of the six released models, of any size.
+      state: State of that model; None where it has none. Only the convolutional model has one.
 
     Returns:
       Parameters and state for our function of that model: 1x1 convolutions as matrices
       `[in, out]`, batch normalisation and paddings as vectors. 16-bit floats become float32.
 
     Raises:
-      ValueError: Names or layouts that do not belong to the model.
+      Refused: Names or layouts do not belong to the model.
     """
-    params, state = _translate(_flatten(params, state), 'deepmind', 'ours')
-    return _nest(params), _nest(state)
+    our_params, our_state = _translate(flatten(params, state), 'deepmind', 'ours')
+    return nest(our_params), nest(our_state)
 
 
 def to_deepmind(params: Tree, state: Tree | None = None) -> tuple[Arrays, Arrays]:
-    """Our parameters and state in DeepMind's terms: the inverse of `from_deepmind`."""
-    params, state = _translate(_flatten(params, state), 'ours', 'deepmind')
-    return _nest(params), _nest(state)
+    """Translates our parameters and state to DeepMind's terms: the inverse of `from_deepmind`.
+
+    Args:
+      params: Parameters of one of the six models, under our names.
+      state: State of that model; None where it has none.
+
+    Returns:
+      Parameters and state under DeepMind's names and in DeepMind's layouts.
+
+    Raises:
+      Refused: The model is none of those that were released, or a layout does not belong to it.
+    """
+    their_params, their_state = _translate(flatten(params, state), 'ours', 'deepmind')
+    return nest(their_params), nest(their_state)
 
 
 def from_huggingface(
     tensors: Mapping[str, Any], *, conv_kernel: str = 'hub'
 ) -> tuple[Arrays, Arrays]:
-    """Hugging Face's tensors under our names and in our layout.
+    """Translates Hugging Face's tensors to our names and layouts.
 
-    Their batch normalisation lacks the running averages before the correction for their start at
+    Batch normalisation there lacks the running averages before the correction for their start at
     zero, which only further training needs: these follow from the averages and the counter.
 
     Args:
-      tensors: Of one of the six published models, of any size; their names with the prefix
-        'perceiver.' or all without it.
+      tensors: Tensors by name of one of the six published models, of any size; either all names
+        have the prefix 'perceiver.' or none has.
       conv_kernel: Layout of the 7x7 kernel, where there is one: 'hub' as in the published file,
         with height and width swapped, or 'transformers' for one that was trained there.
 
@@ -340,10 +373,11 @@ def from_huggingface(
       Parameters and state for our function of that model. 16-bit floats become float32.
 
     Raises:
-      ValueError: Names or layouts that do not belong to the model, or an unknown `conv_kernel`.
+      Refused: Names or layouts do not belong to the model, or `conv_kernel` is unknown.
     """
-    tensors = dict(zip(_prefixed(tensors), tensors.values(), strict=True))
-    params, state = map(_nest, _translate(tensors, 'huggingface', 'ours', conv_kernel))
+    prefixed = dict(zip(_prefixed(tensors), tensors.values(), strict=True))
+    flat_params, flat_state = _translate(prefixed, 'huggingface', 'ours', conv_kernel)
+    params, state = nest(flat_params), nest(flat_state)
     averages = state.get(_BATCH_NORM, {})
     if 'counter' in averages:
         # The published file has a counter of 0, for averages that must be of one batch at least.
@@ -357,183 +391,150 @@ def from_huggingface(
 def to_huggingface(
     params: Tree, state: Tree | None = None, *, conv_kernel: str = 'hub'
 ) -> dict[str, np.ndarray]:
-    """Our parameters and state as Hugging Face's tensors: the inverse of `from_huggingface`."""
-    params, state = _translate(_flatten(params, state), 'ours', 'huggingface', conv_kernel)
-    return params | {  # torch counts in int64
-        name: x.astype(np.int64) if x.dtype == np.int32 else x for name, x in state.items()
-    }
-
-
-def check_fit(
-    params: Tree, state: Tree, expected_params: Tree, expected_state: Tree, source: Any
-) -> None:
-    """Raises one ValueError that names what is missing, left over or of another shape.
+    """Translates our parameters and state to Hugging Face's: the inverse of `from_huggingface`.
 
     Args:
-      params: What was read, under our names.
-      state: Likewise.
-      expected_params: What the model needs: arrays, or their shapes.
-      expected_state: Likewise.
-      source: Where it was read from, for the message.
+      params: Parameters of one of the six models, under our names.
+      state: State of that model; None where it has none.
+      conv_kernel: Layout of the 7x7 kernel, where there is one: 'hub' as in the published file,
+        with height and width swapped, or 'transformers' as transformers uses it.
+
+    Returns:
+      Tensors by name, with the prefix 'perceiver.'.
+
+    Raises:
+      Refused: The model is none of those that were released, a layout does not belong to it, or
+        `conv_kernel` is unknown.
     """
-    found, wanted = _flatten(params, state), _flatten(expected_params, expected_state)
-    check_shapes(
-        *({name: tuple(np.shape(x)) for name, x in tree.items()} for tree in (found, wanted)),
-        source,
-    )
-    for name, value in found.items():
-        if np.dtype(value.dtype).kind != np.dtype(wanted[name].dtype).kind:
-            raise Refused(f'{source}: {name} is {value.dtype}, not {wanted[name].dtype}.')
-
-
-def check_shapes(
-    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], source: Any
-) -> None:
-    """Raises one ValueError that names what is missing, left over or of another shape.
-
-    Args:
-      found: Shapes by name.
-      wanted: Likewise, what the model needs.
-      source: Where they were found, for the message.
-    """
-    problems = {
-        'missing': sorted(wanted.keys() - found.keys()),
-        'left over': sorted(found.keys() - wanted.keys()),
-        'of another shape': [
-            f'{name} {found[name]}, not {wanted[name]}'
-            for name in sorted(found.keys() & wanted.keys())
-            if found[name] != wanted[name]
-        ],
-    }
-    if any(problems.values()):
-        listed = '; '.join(f'{what}: {_some(names)}' for what, names in problems.items() if names)
-        raise Refused(f'{source} does not fit the model. {listed}.')
+    tensors, state_tensors = _translate(flatten(params, state), 'ours', 'huggingface', conv_kernel)
+    for name, array in state_tensors.items():
+        tensors[name] = (
+            array.astype(np.int64) if array.dtype == np.int32 else array
+        )  # as torch counts
+    return tensors
 
 
 def _translate(
-    arrays: Mapping[str, Any], source: str, target: str, conv_kernel: str = 'hub'
+    arrays: Mapping[str, Any], source: Naming, target: Naming, conv_kernel: str = 'hub'
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Arrays by name, from one of the table's columns to another: parameters, and state."""
+    """Returns parameters and state by their names in `target`, of arrays named as in `source`."""
     if conv_kernel not in ('hub', 'transformers'):
         raise Refused(f"conv_kernel must be 'hub' or 'transformers', not {conv_kernel!r}.")
-    kind = _recognise(arrays, source)
+    kind = recognise(arrays, source)
     rows = _rows(kind, source)
-    keys = {name: _parse(name, source) for name in arrays}
-    if unknown := [name for name, (key, _) in keys.items() if key not in rows]:
-        raise Refused(
-            f'{len(unknown)} of these parameters do not belong to {kind}, which they are most '
-            f'like: {_some(unknown)}.'
-        )
-    if source == 'ours':
-        needed = {row.ours for row in _TABLE[kind] if row.tree == 'params' and '*' not in row.ours}
-        if missing := sorted(needed - set(arrays)):
-            raise Refused(
-                f'This is none of the models that were released: most like {kind}, it lacks '
-                f'{_some(missing)}.'
-            )
-    trees = {'params': {}, 'state': {}}
-    for name, (key, k) in keys.items():
+    _check_names(arrays, kind, source)
+    trees: dict[str, dict[str, np.ndarray]] = {'params': {}, 'state': {}}
+    for name in arrays:
+        key, number = _split(name, source)
+        array = widen(np.asarray(arrays[name]))
         for row in rows[key]:
-            if getattr(row, target) is None:
+            pattern = getattr(row, target)
+            if pattern is None:
                 continue
-            layout = conv_kernel if row.layout == 'conv7x7' else row.layout
-            array = _widen(np.asarray(arrays[name]))
+            layout = f'conv7x7 {conv_kernel}' if row.layout == 'conv7x7' else row.layout
             try:
-                array = _lay_out(_as_ours(array, layout, source), layout, target)
-            except ValueError:
+                translated = _lay_out(array, layout, source, target)
+            except ValueError:  # NumPy's: too few axes, too many, or not of size 1
                 raise Refused(
                     f'{name} is {array.shape}, which is no {row.layout} of {source}.'
                 ) from None
-            translated = _write(getattr(row, target), k, target)
-            former = trees[row.tree].setdefault(translated, array)
-            if former is not array and not np.array_equal(former, array):
-                raise Refused(f'{name} is {array}, but another {translated} is {former}.')
+            tree, new_name = trees[row.tree], _fill_in(pattern, number, target)
+            if new_name not in tree:
+                tree[new_name] = translated
+            elif not np.array_equal(tree[new_name], translated):
+                raise Refused(
+                    f'{name} is {translated}, but another {new_name} is {tree[new_name]}.'
+                )
     return trees['params'], trees['state']
 
 
-def _lay_out(array: np.ndarray, layout: str, side: str) -> np.ndarray:
-    ones, axes = _LAYOUTS.get((layout, side), (0, None))
+def _check_names(names: Collection[str], kind: str, source: Naming) -> None:
+    """Refuses names that the kind of model does not have and, of our names, a lack of some."""
+    rows = _rows(kind, source)
+    unknown = [name for name in names if _split(name, source)[0] not in rows]
+    if unknown:
+        raise Refused(
+            f'{len(unknown)} of these parameters do not belong to {kind}, which they are most '
+            f'like: {list_names(unknown)}.'
+        )
+    if source == 'ours':
+        # A model that can be built here need not be one that was released.
+        needed = {row.ours for row in _TABLE[kind] if row.tree == 'params' and '*' not in row.ours}
+        missing = sorted(needed - set(names))
+        if missing:
+            raise Refused(
+                f'This is none of the models that were released: most like {kind}, it lacks '
+                f'{list_names(missing)}.'
+            )
+
+
+def _lay_out(array: np.ndarray, layout: str, source: Naming, target: Naming) -> np.ndarray:
+    ones, axes = _LAYOUTS.get((layout, source), (0, None))
+    if axes is not None:
+        array = array.transpose(np.argsort(axes))
+    array = array.squeeze(tuple(range(ones)))
+    ones, axes = _LAYOUTS.get((layout, target), (0, None))
     array = array[(None,) * ones]
     return array if axes is None else array.transpose(axes)
 
 
-def _as_ours(array: np.ndarray, layout: str, side: str) -> np.ndarray:
-    ones, axes = _LAYOUTS.get((layout, side), (0, None))
-    array = array if axes is None else array.transpose(np.argsort(axes))
-    return array.squeeze(tuple(range(ones)))
+def _closest(names: Iterable[str], naming: Naming) -> str | None:
+    """Returns the kind that has the same latents, most of the names, and fewest others."""
+    keys = {_split(name, naming)[0] for name in names}
 
+    def likeness(kind: str) -> tuple[int, int]:
+        known = _rows(kind, naming).keys()
+        return len(keys & known), -len(known - keys)
 
-def _widen(array: np.ndarray) -> np.ndarray:
-    return array.astype(np.float32) if array.dtype.name in ('float16', 'bfloat16') else array
-
-
-def _recognise(names: Iterable[str], *sides: str) -> str:
-    names = list(names)
-    for side in sides:
-        if kind := _closest(_prefixed(names) if side == 'huggingface' else names, side):
-            return kind
-    raise Refused(f'These parameters are of no Perceiver that is known: {_some(names)}.')
-
-
-def _closest(names: Iterable[str], side: str) -> str | None:
-    """The kind with the same latents, most of the names, and fewest others."""
-    keys = {_parse(name, side)[0] for name in names}
-    known = {kind: _rows(kind, side).keys() for kind in _TABLE}
-    kinds = [kind for kind in _TABLE if next(iter(known[kind])) in keys]  # latents come first
-    return max(
-        kinds, key=lambda kind: (len(keys & known[kind]), -len(known[kind] - keys)), default=None
-    )
+    kinds = []
+    for kind in _TABLE:
+        latents = next(iter(_rows(kind, naming)))
+        if latents in keys:
+            kinds.append(kind)
+    return max(kinds, key=likeness, default=None)
 
 
 @functools.cache
-def _rows(kind: str, side: str) -> dict[tuple[str, ...], list[_Row]]:
-    """The table of a kind of model by one of its columns, each name split at the `*`."""
+def _rows(kind: str, naming: Naming) -> dict[tuple[str, ...], list[_Row]]:
+    """Returns the table of a kind of model by the names in one column, each split at the `*`."""
     if kind not in _TABLE:
         raise Refused(f'kind must be one of {list(_TABLE)}, not {kind!r}.')
-    rows = {}
+    rows: dict[tuple[str, ...], list[_Row]] = {}
     for row in _TABLE[kind]:
-        if (name := getattr(row, side)) is not None:
+        name = getattr(row, naming)
+        if name is not None:
             rows.setdefault(tuple(name.split('*')), []).append(row)
     return rows
 
 
-def _parse(name: str, side: str) -> tuple[tuple[str, ...], int | None]:
-    """Splits a name at its self-attend, and says which that is: its k, or None without one."""
-    place = re.search(_PLACES[side][0], name)
-    if place is None:
+def _split(name: str, naming: Naming) -> tuple[tuple[str, ...], int | None]:
+    """Splits a name at its self-attend, and returns that one's number from 0; None without one."""
+    found = re.search(_SELF_ATTENDS[naming], name)
+    if found is None:
         return (name,), None
-    k = int(place[1] or 0) - (side == 'ours')  # ours count from 1
-    return (name[: place.start()], name[place.end() :]), k
+    number = int(found[1] or 0)
+    if naming == 'ours':
+        number -= 1
+    return (name[: found.start()], name[found.end() :]), number
 
 
-def _write(name: str, k: int | None, side: str) -> str:
-    return name if k is None else name.replace('*', _PLACES[side][1](k))
+def _fill_in(name: str, number: int | None, naming: Naming) -> str:
+    """Returns a name of the table with a self-attend in the place of the `*`."""
+    return name if number is None else name.replace('*', _self_attend_name(number, naming))
+
+
+def _self_attend_name(number: int, naming: Naming) -> str:
+    """Returns the name of a self-attend, given its number from 0."""
+    if naming == 'ours':
+        return f'self_attend_{number + 1}'
+    if naming == 'huggingface':
+        return f'self_attends.{number}'
+    return f'self_attention_{number}' if number else 'self_attention'
 
 
 def _prefixed(names: Iterable[str]) -> list[str]:
-    """Hugging Face's names with their prefix, which a bare PerceiverModel saves none of."""
+    """Returns Hugging Face's names with their prefix, which a bare PerceiverModel does not save."""
     names = list(names)
     if any(name.startswith('perceiver.') for name in names):
         return names
     return [n if n.startswith('embedding_decoder.') else f'perceiver.{n}' for n in names]
-
-
-def _flatten(*trees: Tree | None) -> dict[str, Any]:
-    return {
-        f'{module}:{parameter}': value
-        for tree in trees
-        for module, values in (tree or {}).items()
-        for parameter, value in values.items()
-    }
-
-
-def _nest(arrays: Mapping[str, Any]) -> Arrays:
-    tree = {}
-    for name, value in arrays.items():
-        module, parameter = name.split(':')
-        tree.setdefault(module, {})[parameter] = np.asarray(value, order='C')
-    return tree
-
-
-def _some(names: Sequence[str]) -> str:
-    return ', '.join(names[:9]) + (f' and {len(names) - 9} more' if len(names) > 9 else '')

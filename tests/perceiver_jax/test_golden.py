@@ -21,6 +21,7 @@ from perceiver_jax.position_encoding import fourier_features, grid_positions
 from perceiver_jax.weights import foreign_files, translation
 from perceiver_jax.weights.pretrained import Pretrained
 from perceiver_jax.weights.released import RELEASED
+from perceiver_jax.weights.trees import check_fit
 
 OURS = (
     pathlib.Path(__file__).parents[1] / 'golden'
@@ -174,7 +175,7 @@ def build(name, golden, params, state):
         pytest.fail(f'{GOLDEN}/{name} is of no model that is built here')
     model = Pretrained(RELEASED[name].function, arguments, front_end, params, state)
     expected = jax.eval_shape(model.init, jax.random.key(0))
-    translation.check_fit(params, state, *expected, name)
+    check_fit(params, state, *expected, name)
     return model(*inputs, **named)
 
 

@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from experiments.audioset import builder as audioset
 from experiments.audioset.builder import Segment, find_media, locate, main, prepare, read_segments
 from experiments.data import clip_files
+from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.media import write_clip
 
 MIDS = {'/m/09x0r': 'Speech', '/m/05zppz': 'Male speech, man speaking', '/t/dd00005': 'Child'}
@@ -155,13 +156,13 @@ def test_what_comes_before_an_error_is_kept(tmp_path, monkeypatch):
     path = tmp_path / 'good.mp4'
     write_clip(path, film(3), tone(3)[:, None])
 
-    def damaged(path, times, original=clip_files.frames_at):
-        for number, image in enumerate(original(path, times)):
+    def damaged(path, times, original=clip_files.shown_frames):
+        for number, (image, count) in enumerate(original(path, times)):
             if number == 41:
-                raise ValueError('the frame at 1.64 s is damaged')
-            yield image
+                raise Refused('the frame at 1.64 s is damaged')
+            yield image, count
 
-    monkeypatch.setattr(clip_files, 'frames_at', damaged)
+    monkeypatch.setattr(clip_files, 'shown_frames', damaged)
     sound, frames, wrong = clip_files.read_clip(path, 0.0, 2.0, True)
     assert wrong == {'damaged': 'the frame at 1.64 s is damaged'}
     assert (len(sound), len(frames)) == (41 * 1920, 41)

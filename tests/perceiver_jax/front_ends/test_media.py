@@ -1,37 +1,22 @@
-import io
 from fractions import Fraction
 
 import av
-import jax
 import numpy as np
 import pytest
-from PIL import Image
 
-from perceiver_jax.front_ends.images import (
-    centre_crop,
-    decode_image,
-    prepare_frames,
-    prepare_image,
-    read_image,
-    resize,
+from perceiver_jax.errors import Refused
+from perceiver_jax.front_ends import media
+from perceiver_jax.front_ends.media import (
+    frames_at,
+    prepare_clip,
+    read_audio,
+    read_video,
+    shown_frames,
+    write_clip,
 )
-from perceiver_jax.front_ends.media import prepare_clip, read_audio, read_video, write_clip
-from perceiver_jax.front_ends.points import prepare_points
-from perceiver_jax.front_ends.text import MASK, PAD, decode_text, encode_text, pad_tokens
 
 RNG = np.random.default_rng(0)
-NOISE = RNG.integers(0, 256, (61, 83, 3), dtype=np.uint8)
-GRADIENT = np.stack(
-    [*np.meshgrid(3 * np.arange(83), 4 * np.arange(61)), np.full((61, 83), 40)], axis=-1
-).astype(np.uint8)
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RATE = 48000
-
-
-def encode(image, mode='RGB', kind='JPEG', **settings):
-    file = io.BytesIO()
-    Image.fromarray(image).convert(mode).save(file, kind, **settings)
-    return file.getvalue()
 
 
 def bursts(seconds, rate=RATE):
@@ -84,163 +69,6 @@ def greys(count, height=48, width=64):
 def numbers(video):
     """Which frames of `greys` these are."""
     return np.rint(video.mean((1, 2, 3)) * 25.5).astype(int).tolist()
-
-
-def test_text_becomes_its_bytes_behind_six_special_tokens():
-    tokens = encode_text('Aé')
-    assert tokens.tolist() == [65 + 6, 0xC3 + 6, 0xA9 + 6] and tokens.dtype == np.int32
-    assert encode_text(b'\x00\xff').tolist() == [6, 261]
-    assert encode_text('').shape == (0,)
-
-
-def test_text_comes_back_without_special_tokens():
-    assert decode_text([4, *encode_text('naïve 漢字'), 5, PAD, PAD]) == 'naïve 漢字'
-    assert decode_text(encode_text(b'a\xffb')) == 'a\ufffdb'
-
-
-@pytest.mark.parametrize('token', [-1, 262])
-def test_tokens_outside_the_vocabulary_are_named(token):
-    with pytest.raises(ValueError, match=f'0..261, got {token}'):
-        decode_text([7, token])
-
-
-def test_padding_and_its_mask():
-    tokens, mask = pad_tokens([[7, MASK, 9], [], encode_text('abcde')], length=5)
-    assert tokens.tolist() == [[7, 3, 9, 0, 0], [0] * 5, [103, 104, 105, 106, 107]]
-    assert mask.tolist() == [[True] * 3 + [False] * 2, [False] * 5, [True] * 5]
-    assert tokens.dtype == np.int32 and mask.dtype == bool
-
-
-def test_too_long_sequence_is_named():
-    with pytest.raises(ValueError, match='sequence 1 has 7 tokens, at most 5 fit'):
-        pad_tokens([[6], [6] * 7], length=5)
-
-
-def test_decodes_rgb():
-    decoded = decode_image(encode(GRADIENT, quality=98), channels=3)
-    assert decoded.shape == (61, 83, 3) and decoded.dtype == np.uint8
-    assert np.abs(decoded.astype(int) - GRADIENT).max() < 12
-
-
-@pytest.mark.parametrize('mode', ['L', 'CMYK'])
-def test_decodes_other_colour_spaces(mode):
-    encoded = encode(GRADIENT, mode, quality=98)
-    expected = np.asarray(Image.open(io.BytesIO(encoded)).convert('RGB')).astype(int)
-    assert np.abs(decode_image(encoded, channels=3) - expected).max() < 12
-
-
-def test_decodes_png_and_drops_its_alpha():
-    with_alpha = np.concatenate([NOISE, NOISE[..., :1]], axis=-1)
-    decoded = decode_image(encode(with_alpha, 'RGBA', 'PNG'), channels=3)
-    np.testing.assert_array_equal(decoded, NOISE)
-    assert decode_image(encode(NOISE, 'L', 'PNG'), channels=1).shape == (61, 83, 1)
-
-
-def test_orientation_tag_turns_photographs_and_no_imagenet(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored turned to the left by 90 degrees
-    path = tmp_path / 'photograph.jpg'
-    path.write_bytes(encode(GRADIENT, exif=exif, quality=98))
-    assert decode_image(path.read_bytes(), channels=3).shape == (61, 83, 3)
-    upright = read_image(path)
-    assert upright.shape == (83, 61, 3)
-    assert np.abs(upright.astype(int) - np.rot90(GRADIENT, -1)).max() < 12
-
-
-@pytest.mark.parametrize('shape', [(61, 83), (11, 13), (29, 29), (300, 17)])
-def test_resize_is_tensorflows_bicubic(shape):
-    # jax.image.resize has the same kernel and border as tf.image.resize.
-    image = RNG.integers(0, 256, (*shape, 3), dtype=np.uint8)
-    expected = jax.image.resize(
-        image.astype(np.float32), (29, 29, 3), method='cubic', antialias=False
-    )
-    actual = resize(image, 29)
-    assert actual.dtype == np.float32
-    np.testing.assert_allclose(actual, expected, atol=1e-2)  # JAX places the taps in float32
-
-
-def test_resize_overshoots():
-    stripes = np.zeros((16, 16, 1), np.uint8)
-    stripes[:, 8:] = 255
-    resized = resize(stripes, 32)
-    assert resized.min() < -5 and resized.max() > 260
-
-
-def test_resize_by_hand():
-    # 2 -> 4: the first output stands at -0.25, 0.25 from pixel 0 and 1.25 from pixel 1.
-    near, far = 1.5 * 0.25**3 - 2.5 * 0.25**2 + 1, -0.5 * 1.25**3 + 2.5 * 1.25**2 - 4 * 1.25 + 2
-    column = np.array([[[10], [10]], [[50], [50]]], np.uint8)
-    expected = (10 * near + 50 * far) / (near + far)
-    np.testing.assert_allclose(resize(column, 4)[0, :, 0], expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    'shape, top, left, side', [((61, 83), 4, 15, 53), ((83, 61), 15, 4, 53), ((8, 8), 1, 1, 7)]
-)
-def test_centre_crop(shape, top, left, side):
-    image = np.arange(shape[0] * shape[1]).reshape(*shape, 1)
-    expected = image[top : top + side, left : left + side]
-    np.testing.assert_array_equal(centre_crop(image, 0.875), expected)
-
-
-@pytest.mark.parametrize('channels', [(), (2,), (3,), (4,)])
-def test_pngs_of_16_bits_become_rgb_of_8(tmp_path, channels):
-    import cv2
-
-    deep = RNG.integers(0, 65536, (11, 13, *channels[:1]), dtype=np.uint16)
-    if channels == (2,):  # grey with transparency, which OpenCV cannot write
-        Image.fromarray(NOISE).convert('LA').save(tmp_path / 'image.png')
-        expected = np.asarray(Image.fromarray(NOISE).convert('L'))[..., None].repeat(3, axis=-1)
-    else:
-        cv2.imwrite(str(tmp_path / 'image.png'), deep)
-        colours = deep[..., None].repeat(3, axis=-1) if deep.ndim == 2 else deep[..., 2::-1]
-        expected = colours / 257
-    image = read_image(tmp_path / 'image.png')
-    assert image.dtype == np.uint8 and image.shape == expected.shape
-    assert np.abs(image - expected).max() <= 1
-
-
-@pytest.mark.parametrize('encoded', [b'', b'no image', encode(NOISE)[:-500]])
-def test_what_is_no_image_is_named(tmp_path, encoded):
-    path = tmp_path / 'broken.png'
-    path.write_bytes(encoded)
-    with pytest.raises(ValueError, match=f'broken.png: {len(encoded)} bytes'):
-        read_image(path)
-
-
-@pytest.mark.parametrize('read', [read_image, read_audio, lambda path: read_video(path, 1, 7)])
-def test_missing_files_and_folders_are_named(tmp_path, read):
-    with pytest.raises(FileNotFoundError, match='none.mp4'):
-        read(tmp_path / 'none.mp4')
-    with pytest.raises(IsADirectoryError, match=tmp_path.name):
-        read(tmp_path)
-
-
-def test_prepared_image_is_crop_resize_normalise():
-    prepared = prepare_image(NOISE, 29, 0.875, MEAN, STD)
-    crop = NOISE[4:57, 15:68].astype(np.float32)
-    resized = np.asarray(jax.image.resize(crop, (29, 29, 3), 'cubic', antialias=False))
-    np.testing.assert_allclose(prepared, (resized / 255 - MEAN) / STD, atol=1e-4)
-    assert prepared.dtype == np.float32
-
-
-@pytest.mark.parametrize('image', [NOISE / np.float32(255), NOISE[..., :1], NOISE[0]])
-def test_only_images_of_bytes_are_prepared(image):
-    for prepare in (
-        lambda x: prepare_image(x, 29, 0.875, MEAN, STD),
-        lambda x: prepare_frames(x, x),
-    ):
-        with pytest.raises(ValueError, match=r'uint8 \[height, width, 3\], got'):
-            prepare(image)
-
-
-def test_prepared_frames_run_from_minus_one_to_one():
-    first = np.array([[[0, 255, 51]]], np.uint8)
-    frames = prepare_frames(first, 255 - first)
-    np.testing.assert_allclose(frames, [[[[-1, 1, -0.6]]], [[[1, -1, 0.6]]]], atol=1e-6)
-    assert frames.dtype == np.float32
-    with pytest.raises(ValueError, match=r'\(61, 83, 3\) and \(59, 83, 3\)'):
-        prepare_frames(NOISE, NOISE[2:])
 
 
 def test_sound_as_it_is(tmp_path):
@@ -300,6 +128,18 @@ def test_video_shows_what_a_player_shows(tmp_path, ending):
 def test_first_frame_shows_before_its_time(tmp_path):
     path = write_media(tmp_path / 'late.mkv', greys(7), sound=bursts(1), first_frame=3)
     assert numbers(read_video(path, 10, 24, frames_per_second=10)) == [0, 0, 0, 0, 1, 2, 3, 4, 5, 6]
+
+
+def test_shown_frames_says_how_often_each_frame_is_shown(tmp_path):
+    path = write_media(tmp_path / 'greys.mp4', greys(7))
+    times = [0, 0.05, 0.15, 0.31, 0.32, 0.39, 0.6, 0.9]  # the file shows 10 frames a second, 0.7 s
+    shown = list(shown_frames(path, times))
+    assert [count for _, count in shown] == [2, 1, 3, 1]
+    assert all(image.shape == (48, 64, 3) and image.dtype == np.uint8 for image, _ in shown)
+    frames = list(frames_at(path, times))
+    assert [round(frame.mean() / 10) for frame in frames] == [0, 0, 1, 3, 3, 3, 6]
+    for one, other in zip(frames, [x for x, count in shown for _ in range(count)], strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_too_short_a_video_says_how_long_it_is(tmp_path):
@@ -376,6 +216,34 @@ def test_damaged_frames_are_found(tmp_path):
         read_video(path, 7, 24, frames_per_second=10)
 
 
+def test_sound_that_changes_its_rate_on_the_way_is_refused(tmp_path):
+    content = b''
+    for rate in (44100, 32000):
+        with av.open(tmp_path / 'part.mp3', 'w') as container:
+            stream = container.add_stream('mp3', rate=rate, layout='mono')
+            sound = av.AudioFrame.from_ndarray(np.zeros((1, rate), np.float32), 'fltp', 'mono')
+            sound.sample_rate = rate
+            container.mux(stream.encode(sound))
+            container.mux(stream.encode())
+        content += (tmp_path / 'part.mp3').read_bytes()
+    (tmp_path / 'changing.mp3').write_bytes(content)
+    with pytest.raises(
+        Refused, match='changing.mp3: cannot decode its audio: Frame does not match'
+    ):
+        read_audio(tmp_path / 'changing.mp3')
+
+
+def test_a_bug_within_a_front_end_keeps_its_traceback(tmp_path, monkeypatch):
+    def buggy(frames):
+        raise ValueError('not enough values to unpack')
+
+    path = write_media(tmp_path / 'greys.mp4', greys(7))
+    monkeypatch.setattr(media, '_undamaged', buggy)
+    with pytest.raises(ValueError, match='^not enough values') as error:
+        list(shown_frames(path, [0]))
+    assert not isinstance(error.value, Refused)
+
+
 @pytest.mark.parametrize(
     'arguments, message',
     [
@@ -437,13 +305,6 @@ def test_eight_channels_stay_eight(tmp_path):
 @pytest.mark.parametrize(
     'call, message',
     [
-        (lambda: prepare_image(NOISE, 8, 1.5, MEAN, STD), 'in 0..1, got 1.5'),
-        (lambda: prepare_image(NOISE, 8, 0, MEAN, STD), 'in 0..1, got 0'),
-        (lambda: prepare_image(NOISE, 2.5, 1, MEAN, STD), 'whole number of pixels, got 2.5'),
-        (lambda: prepare_image(NOISE, 0, 1, MEAN, STD), 'whole number of pixels, got 0'),
-        (lambda: decode_image(encode(NOISE), 4), 'channels must be 1 or 3, not 4'),
-        (lambda: decode_text([1.5]), 'integers in 0..261, got 1.5'),
-        (lambda: decode_text([2**40]), 'integers in 0..261, got 1099511627776'),
         (lambda: read_video('a.mp4', 2.5, 8), 'whole, got 2.5 and 8'),
         (
             lambda: write_clip('a.mp4', np.full((2, 8, 8, 3), np.nan), np.zeros((9, 1))),
@@ -456,38 +317,9 @@ def test_arguments_that_mean_nothing_are_named(call, message):
         call()
 
 
-def test_a_number_is_no_text():
-    with pytest.raises(TypeError):
-        encode_text(5)
-
-
-# Points
-
-
-def test_points_are_centred_and_scaled_to_the_unit_cube():
-    points = prepare_points(np.array([[1.0, 2, 3], [3, 2, 11], [2, 2, 4]]))
-    # The mean is (2, 2, 6), and the farthest coordinate 5 from it.
-    np.testing.assert_allclose(points, [[-0.2, 0, -0.6], [0.2, 0, 1], [0, 0, -0.4]], atol=1e-7)
-    assert points.dtype == np.float32
-
-
-def test_some_points_are_taken_at_equal_distances():
-    cloud = np.stack([np.arange(11.0), np.zeros(11), np.zeros(11)], axis=1)
-    points = prepare_points(cloud, num_points=3)
-    np.testing.assert_allclose(points[:, 0], [-1, 0, 1])  # of 0, 5 and 10
-    assert len(prepare_points(cloud, num_points=20)) == 11
-
-
-@pytest.mark.parametrize(
-    'points, message',
-    [
-        (np.zeros((3, 2)), r'got \(3, 2\)'),
-        (np.zeros((0, 3)), r'got \(0, 3\)'),
-        (np.ones((3, 3)), 'in more than one place'),
-        (np.array([[0, 0, 0], [0, 0, np.inf]]), 'finite'),
-    ],
-)
-@pytest.mark.filterwarnings('ignore:invalid value')  # infinity less infinity
-def test_what_are_no_points_is_refused(points, message):
-    with pytest.raises(ValueError, match=message):
-        prepare_points(points)
+@pytest.mark.parametrize('read', [read_audio, lambda path: read_video(path, 1, 7)])
+def test_missing_files_and_folders_are_named(tmp_path, read):
+    with pytest.raises(FileNotFoundError, match='none.mp4'):
+        read(tmp_path / 'none.mp4')
+    with pytest.raises(IsADirectoryError, match=tmp_path.name):
+        read(tmp_path)

@@ -7,7 +7,6 @@ int, 'name': str, the file's name for error messages}. None of them needs Tensor
 import logging
 import os
 import struct
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from experiments.data.pipeline import BrokenExample, Example, LabelledSource
 from experiments.data.prepared import TfdsRecords, version_folder
 from experiments.imagenet.digits import Digits
 from perceiver_jax.errors import Refused
+from perceiver_jax.files import whole
 
 SPLITS = ('train', 'validation')
 _IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png')  # in lower or upper case
@@ -185,13 +185,11 @@ def _record_index(files: list[Path]) -> np.ndarray:
         for offset, length in _records(file, sizes[number])
     ]
     records = np.array(found, np.int64).reshape(-1, 3)
-    new = cache.with_suffix(f'.{uuid.uuid4().hex}')
     try:
-        with open(new, 'wb') as file:
+        # An atomic write, as other processes may read the index.
+        with whole(cache) as unfinished, open(unfinished, 'wb') as file:
             np.savez(file, sizes=sizes, records=records)
-        new.replace(cache)  # an atomic write, as other processes may read it
     except OSError as error:
-        new.unlink(missing_ok=True)
         logging.warning('the records will be indexed again at every start: %s', error)
     return records
 

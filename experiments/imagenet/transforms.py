@@ -1,7 +1,7 @@
 """What happens to one image: decode, crop, flip, RandAugment, jitter, resize, normalise.
 
 Images are arrays `[height, width, channels]`, RGB where there are three channels. They are uint8
-up to the resize, which returns float32 in 0..255 without clamping. Crops and resize follow
+up to the resize, which returns float32 on the same scale without clamping. Crops and resize follow
 TensorFlow's, with which the published models were trained.
 """
 

@@ -1,10 +1,10 @@
-"""Random crops."""
+"""Random crops of images and video frames, as TensorFlow draws them."""
 
 import numpy as np
 
 from perceiver_jax.front_ends.images import centre_crop
 
-_FALLBACK_CROP = 0.875  # part of the shorter side, where a random crop finds no place
+_FALLBACK_CROP = 0.875  # side of the centre crop / shorter side, where no random crop is allowed
 
 
 def inception_crop(
@@ -13,17 +13,17 @@ def inception_crop(
     """Returns a random crop, its width 3/4 to 4/3 of its height.
 
     Ten attempts draw an aspect ratio, then a height among those that fit; the first crop of an
-    allowed area counts. Without one, and where that is the whole image, the reference's centre
-    crop takes its place.
+    allowed area is taken. If there is none, or if it is the whole image, the result is the
+    reference's centre crop.
 
     Args:
-      image: [height, width, channels].
-      rng: random numbers.
-      area: smallest and largest part of the image to keep. Below 0.1 it has no effect, as the
-        reference's `min_object_covered` then rejects the crop.
+      image: An image of any dtype, `[height, width, channels]`.
+      rng: Generator of random numbers.
+      area: Smallest and largest share of the image's area to keep. A smallest share below 0.1
+        acts like 0.1, as the reference's `min_object_covered` rejects smaller crops.
 
     Returns:
-      [crop height, crop width, channels], a view.
+      A view of the image, `[crop height, crop width, channels]`.
 
     Source: TensorFlow's sample_distorted_bounding_box (min_object_covered=0.1, the whole image
       the only box) as DeepMind's Perceiver IO release calls it. It draws the height uniformly,

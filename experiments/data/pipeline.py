@@ -1,12 +1,12 @@
 """Endless training batches and complete evaluation passes over any random-access source.
 
-Item n of a stream depends on (seed, n) alone: which examples it is made of and what its
-transform draws. So a stream starts at any step, and neither the number of workers nor the
-number of processes changes what a step trains on. Grain does the rest: worker processes, and
-batches in order.
+Item n of the training stream, which examples it is made of and the random numbers of their
+transform, depends on (seed, n) alone. So training resumes at any step, and neither the number of
+workers nor the number of processes changes what a step trains on. Grain runs the worker processes
+and keeps the batches in order.
 
-Workers are spawned: `source` and `transform` must pickle, and a script that asks for workers
-must guard its entry with `if __name__ == '__main__'`.
+Workers are spawned: `source` and `transform` must pickle, and a script that asks for workers must
+guard its entry with `if __name__ == '__main__'`.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import functools
 import logging
 import pickle
 import traceback
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -25,12 +25,13 @@ from perceiver_jax.errors import Refused
 if TYPE_CHECKING:
     import grain  # slow to import, and not needed by all who import this file
 
-Example = dict[str, Any]
+Example = dict[str, Any]  # what a source yields
+Item = Mapping[str, np.ndarray | np.generic]  # what a transform makes of it: one row of a batch
 Batch = dict[str, np.ndarray]
 Batches = Generator[Batch, None, None]  # to be closed when done: they own threads or processes
 
-# A worker sends its items in pieces of a batch: whole batches of large images, several per
-# worker, would fill the memory.
+# A worker sends its items in pieces of a batch: several whole batches of large images per worker
+# would fill the memory.
 _MAX_ITEMS_PER_PIECE = 32
 _ENDLESS = 2**40  # steps
 
@@ -40,24 +41,26 @@ class BrokenExample(Refused):
 
 
 class Source(Protocol):
-    """Random access to examples; picklable."""
+    """Random access to examples; picklable. Its `str` names it in error messages."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Returns the number of examples."""
 
-    def __getitem__(self, index: int) -> Example: ...
+    def __getitem__(self, index: int) -> Example:
+        """Reads the example at `index`, 0 <= index < len; raises `BrokenExample` if it cannot."""
 
 
 class LabelledSource(Source, Protocol):
-    """A source whose examples have labels."""
+    """A source whose examples have labels, indices into `classes`."""
 
     @property
     def classes(self) -> Sequence[str]:
-        """The names of the labels, in their order."""
+        """The names of the classes, in the order of their labels."""
 
 
 def train_batches(
     source: Source,
-    transform: Callable[[Example, np.random.Generator], Batch],
+    transform: Callable[[Example, np.random.Generator], Item],
     *,
     batch_size: int,
     seed: int,
@@ -74,22 +77,28 @@ def train_batches(
     batch. Close the iterator (`.close()`) when done: it owns a thread or processes.
 
     Args:
-      source: the examples.
-      transform: (example, random numbers) -> dict of arrays, of the same shapes for every
-        example. Raises `BrokenExample` for one that cannot be read.
-      batch_size: b * process_count, the items in a global batch.
-      seed: of the order and of the transform, 0 <= seed < 2**32.
-      start_step: number of global batches to pass over.
-      process_index: which part of each global batch to return, 0 <= process_index < process_count.
-      process_count: number of parts, contiguous and equal.
-      num_workers: worker processes; 0 works in a thread of this process.
-      examples_per_item: consecutive transformed examples that make one item, stacked on
-        axis 1 ([b, examples_per_item, ...]) where more than one: MixUp needs two.
+      source: The training examples.
+      transform: Makes one row of a batch, a dictionary of arrays of the same shapes for every
+        example, from an example and a generator of random numbers. Raises `BrokenExample` for an
+        example that cannot be read.
+      batch_size: Items in a global batch, a multiple of `process_count`.
+      seed: Seed of the order and of the transform's random numbers, 0 <= seed < 2**32.
+      start_step: Number of global batches to skip.
+      process_index: Which part of each global batch to return, 0 <= process_index < process_count.
+      process_count: Number of contiguous parts of b = batch_size / process_count items each.
+      num_workers: Number of worker processes; 0 works in a thread of this process.
+      examples_per_item: Number of consecutive transformed examples that make one item, stacked on
+        axis 1 (`[b, examples_per_item, ...]`) where more than one: MixUp needs two.
       on_broken: 'stop' raises `BrokenExample`, 'skip' takes the source's next readable example.
 
     Returns:
-      Iterator of the transform's arrays [b, ...] with 'index' [b] uint32, the item's place in
-      the global batch, and 'broken' [b] int32, its number of replaced examples.
+      Iterator over the transform's arrays `[b, ...]`, with 'index' `[b]` uint32, the item's
+      place in the global batch, and 'broken' `[b]` int32, its number of replaced examples.
+
+    Raises:
+      Refused: The source is empty, `batch_size` does not divide by `process_count`, or `on_broken`
+        is unknown. From the iterator: no example can be read, or (`BrokenExample`) one cannot and
+        `on_broken` is 'stop'.
     """
     import grain
 
@@ -116,7 +125,7 @@ def train_batches(
 
 def eval_batches(
     source: Source,
-    transform: Callable[[Example], Batch],
+    transform: Callable[[Example], Item],
     *,
     batch_size: int,
     process_index: int = 0,
@@ -130,16 +139,24 @@ def eval_batches(
     the same number of batches of the same shape, at any batch size and process count.
 
     Args:
-      source: the examples.
-      transform: example -> dict of arrays, deterministic. Raises `BrokenExample`.
-      batch_size: items in a global batch; rounded up to a multiple of `process_count`.
-      process_index, process_count, num_workers: as in `train_batches`.
+      source: The evaluation examples.
+      transform: Makes one row of a batch, a dictionary of arrays of the same shapes for every
+        example, from an example; deterministic. Raises `BrokenExample` for an example that cannot
+        be read.
+      batch_size: Items in a global batch; rounded up to a multiple of `process_count`.
+      process_index: Which part of each global batch to return, 0 <= process_index < process_count.
+      process_count: Number of contiguous parts, of equal size b, that a global batch is split into.
+      num_workers: Number of worker processes; 0 works in a thread of this process.
       on_broken: 'stop' raises `BrokenExample`, 'skip' masks the example.
 
     Returns:
-      Iterator of the transform's arrays [b, ...] with 'index' [b] uint32, the example's place in
-      the source, 'mask' [b] bool, False for padding and broken examples, and 'broken' [b] int32,
-      1 for broken examples.
+      Iterator over the transform's arrays `[b, ...]`, with 'index' `[b]` uint32, the example's
+      place in the source, 'mask' `[b]` bool, False for padding and broken examples, and 'broken'
+      `[b]` int32, 1 for broken examples.
+
+    Raises:
+      Refused: `batch_size` is not positive, or `on_broken` is unknown. From the iterator: no
+        example can be read, or (`BrokenExample`) one cannot and `on_broken` is 'stop'.
     """
     import grain
 
@@ -158,7 +175,7 @@ def eval_batches(
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Reads and transforms one example, and knows what to do about a broken one."""
+    """Reads and transforms one example; a broken one raises or gives way to the next."""
 
     source: Source
     on_broken: str
@@ -167,8 +184,8 @@ class _Reader:
         if self.on_broken not in ('stop', 'skip'):
             raise Refused(f"on_broken must be 'stop' or 'skip', got {self.on_broken!r}")
 
-    def __call__(self, index: int, transform: Callable[[Example], Batch]) -> tuple[Batch, bool]:
-        """Returns the example at `index`, or the next readable one, and whether it was broken."""
+    def __call__(self, index: int, transform: Callable[[Example], Item]) -> tuple[Item, bool]:
+        """Returns the example at `index`, or the next readable one, and whether it was replaced."""
         for offset in range(len(self.source)):
             candidate = (index + offset) % len(self.source)
             try:
@@ -179,7 +196,7 @@ class _Reader:
                 _warn_once(str(error))
             except Exception as error:
                 error.add_note(f'while reading example {candidate} of {self.source}')
-                raise _travelling(error) from error
+                raise _picklable(error) from error
         raise Refused(f'no example of {self.source} can be read')
 
 
@@ -188,7 +205,7 @@ class _TrainItems:
     """The items of one process: row r of its step s is item s * batch_size + first_row + r."""
 
     reader: _Reader
-    transform: Callable[[Example, np.random.Generator], Batch]
+    transform: Callable[[Example, np.random.Generator], Item]
     order: 'grain.MapDataset'  # place in the endless stream -> index in the source
     seed: int
     batch_size: int
@@ -199,19 +216,18 @@ class _TrainItems:
     def __len__(self) -> int:
         return _ENDLESS * self.rows
 
-    def __getitem__(self, position: int) -> Batch:
+    def __getitem__(self, position: int) -> Item:
         step, row = divmod(position, self.rows)
         row += self.first_row
         item = step * self.batch_size + row
         places = range(item * self.examples_per_item, (item + 1) * self.examples_per_item)
         examples, broken = zip(*map(self._example, places), strict=True)
-        if self.examples_per_item == 1:
-            arrays = examples[0]
-        else:
-            arrays = {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+        arrays = examples[0]
+        if self.examples_per_item > 1:
+            arrays = {key: np.stack([example[key] for example in examples]) for key in arrays}
         return {**arrays, 'index': np.uint32(row), 'broken': np.int32(sum(broken))}
 
-    def _example(self, place: int) -> tuple[Batch, bool]:
+    def _example(self, place: int) -> tuple[Item, bool]:
         return self.reader(
             self.order[place],
             lambda example: self.transform(example, np.random.default_rng((self.seed, place))),
@@ -223,7 +239,7 @@ class _EvalItems:
     """The items of one process, padded by masked repetitions to whole batches."""
 
     reader: _Reader
-    transform: Callable[[Example], Batch]
+    transform: Callable[[Example], Item]
     batch_size: int
     rows: int
     first_row: int
@@ -231,7 +247,7 @@ class _EvalItems:
     def __len__(self) -> int:
         return -(-len(self.reader.source) // self.batch_size) * self.rows
 
-    def __getitem__(self, position: int) -> Batch:
+    def __getitem__(self, position: int) -> Item:
         step, row = divmod(position, self.rows)
         item = step * self.batch_size + self.first_row + row
         arrays, broken = self.reader(item % len(self.reader.source), self.transform)
@@ -276,8 +292,8 @@ def _warn_once(message: str) -> None:
     logging.warning('skipped: %s', message)
 
 
-def _travelling(error: Exception) -> Exception:
-    """Returns `error`, or its text where it would not survive the way out of a worker."""
+def _picklable(error: Exception) -> Exception:
+    """Returns `error`, or a RuntimeError of its text where it cannot be sent out of a worker."""
     try:
         pickle.loads(pickle.dumps(error))
         return error

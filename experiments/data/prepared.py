@@ -13,11 +13,14 @@ def version_folder(path: Path, dataset: str) -> Path:
     """Returns `path` if it is a prepared version, or the newest version of a data set in it.
 
     Args:
-      path: The data folder of TFDS, or the folder of one version in it.
-      dataset: The name that TFDS knows the data set by.
+      path: TFDS's data folder, or the folder of one version in it.
+      dataset: TFDS's name of the data set.
+
+    Returns:
+      The folder of the version, which holds features.json.
 
     Raises:
-      Refused: Nothing is prepared there.
+      Refused: `path` holds no prepared version.
     """
     prepared = [
         file.parent
@@ -37,7 +40,10 @@ def version_folder(path: Path, dataset: str) -> Path:
 class TfdsRecords:
     """A split, or several as in 'train+validation', of a version in array_record files.
 
-    A picklable `Source` with the attribute `classes`, the names of the labels.
+    A `LabelledSource`: examples by index, picklable.
+
+    Attributes:
+      classes: The names of the classes, in the order of their labels.
     """
 
     def __init__(
@@ -54,9 +60,9 @@ class TfdsRecords:
         Args:
           folder: The folder of the prepared version.
           split: Names of splits, joined by '+'.
-          convert: Makes our example of TFDS's dictionary of features; picklable.
-          label: The feature that is a class label, or a sequence of them.
-          decoders: TFDS's decoders by feature, where one is not to be decoded as usual.
+          convert: Makes an example from TFDS's dictionary of features; picklable.
+          label: Name of the feature that is a class label or a sequence of class labels.
+          decoders: TFDS's decoders by feature; None and features it lacks are decoded as usual.
 
         Raises:
           Refused: A split has no files.

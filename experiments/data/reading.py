@@ -12,14 +12,14 @@ import ml_collections
 import numpy as np
 
 from experiments.data import pipeline
-from experiments.data.pipeline import Batch, Batches, Example, LabelledSource, Source
+from experiments.data.pipeline import Batches, Example, Item, LabelledSource, Source
 from perceiver_jax.errors import Refused
 
 
 def train_batches(
     config: ml_collections.ConfigDict,
     source: Source,
-    transform: Callable[[Example, np.random.Generator], Batch],
+    transform: Callable[[Example, np.random.Generator], Item],
     start_step: int,
     *,
     batch_size: int | None = None,
@@ -50,7 +50,7 @@ def train_batches(
 
 
 def eval_batches(
-    config: ml_collections.ConfigDict, source: Source, transform: Callable[[Example], Batch]
+    config: ml_collections.ConfigDict, source: Source, transform: Callable[[Example], Item]
 ) -> Batches:
     """Returns this process's part of one pass over the evaluation examples.
 

@@ -1,4 +1,4 @@
-"""Scikit-learn's handwritten digits: real images that come with a package.
+"""Scikit-learn's handwritten digits, the embedded data of ImageNet's task: real images.
 
 1,797 grey images of 8 x 8 pixels (the test part of UCI's Optical Recognition of Handwritten
 Digits). They have no official split: a fixed permutation gives 1,437 to training and 360 to
@@ -8,13 +8,20 @@ validation. The same writers stand in both.
 import cv2
 import numpy as np
 
+from experiments.data.pipeline import Example
+
 _NUM_TRAIN = 1437
 
 
 class Digits:
-    """Source of {'encoded': PNG bytes, 'label': int, 'name': str}, as `imagenet.open_source`."""
+    """A `LabelledSource` of {'encoded': bytes of a PNG file, 'label': int, 'name': str}.
+
+    Attributes:
+      classes: '0' to '9'.
+    """
 
     def __init__(self, split: str):
+        """Reads 'train' or 'validation'."""
         import sklearn.datasets  # slow, and other sources do not need it
 
         digits = sklearn.datasets.load_digits()
@@ -29,7 +36,7 @@ class Digits:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Example:
         return {
             'encoded': self._encoded[index],
             'label': int(self._labels[index]),

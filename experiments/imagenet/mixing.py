@@ -1,4 +1,4 @@
-"""MixUp and CutMix of pairs of images, on the device."""
+"""MixUp and CutMix of pairs of images, computed on the accelerator."""
 
 import jax
 import jax.numpy as jnp
@@ -17,22 +17,26 @@ def mixup_cutmix(
 ) -> tuple[jax.Array, jax.Array]:
     """Makes one training image of each pair: MixUp where `index` is even, CutMix where odd.
 
-    MixUp adds the images, the first with a weight from Beta(mixup_alpha, mixup_alpha). CutMix
-    draws such a weight from Beta(cutmix_alpha, cutmix_alpha) and pastes a box of the second image
-    into the first: of area 1 - weight, around a uniform centre, cut at the border. Labels are
-    mixed by what remains of each image. An example's numbers depend on (rng, its index) alone,
-    however the batch is split over devices.
+    MixUp averages the two images, the first with a weight from Beta(mixup_alpha, mixup_alpha).
+    CutMix draws a weight from Beta(cutmix_alpha, cutmix_alpha) and replaces a box of the first
+    image by that of the second: of area 1 - weight, around a uniform centre, cut at the border.
+    Labels are weighted by the shares of the two images in the result. Random numbers are derived
+    from each example's index, so that they do not depend on how the batch is split over devices.
 
     Args:
-      rng: key of this step, the same for all parts of a batch.
-      images: [b, 2, H, W, C].
-      labels: [b, 2] int, 0 <= label < num_classes.
-      index: [b] uint32, each example's place in the global batch.
-      num_classes: K.
-      mixup_alpha, cutmix_alpha: of the Beta distributions.
+      rng: Random key of this step, the same for all parts of a batch.
+      images: Pairs of images of any floating dtype, `[b, 2, H, W, C]`.
+      labels: Labels of the images, int `[b, 2]`, 0 <= label < num_classes.
+      index: Place of each example in the global batch, uint32 `[b]`.
+      num_classes: Number K of classes.
+      mixup_alpha: Both parameters of MixUp's Beta distribution.
+      cutmix_alpha: Both parameters of CutMix's Beta distribution.
 
     Returns:
-      Images [b, H, W, C] and label distributions [b, K] float32.
+      Images `[b, H, W, C]` in the dtype of `images`, and label distributions, float32 `[b, K]`.
+
+    Raises:
+      Refused: `images` and `labels` are not pairs.
 
     Source: Zhang et al., mixup, 2018; Yun et al., CutMix, 2019; half the batch each and the two
       alphas as in DeepMind's Perceiver IO release.
@@ -44,7 +48,7 @@ def mixup_cutmix(
         )
     height, width = images.shape[2:4]
 
-    def mix(pair, pair_labels, place):
+    def mix(pair: jax.Array, pair_labels: jax.Array, place: jax.Array):
         key_weight, key_row, key_column = jax.random.split(jax.random.fold_in(rng, place), 3)
         is_mixup = place % 2 == 0
         alpha = jnp.where(is_mixup, mixup_alpha, cutmix_alpha)
@@ -64,7 +68,7 @@ def mixup_cutmix(
 
 
 def _box(shape: tuple[int, int], centre: tuple[jax.Array, jax.Array], side: jax.Array) -> jax.Array:
-    """Returns [H, W] bool, True in the box around `centre` with `side` times the image's sides."""
+    """Returns bool `[H, W]`, True in a box around `centre` with `side` times the image's sides."""
     inside = []
     for length, middle in zip(shape, centre, strict=True):
         half = (side * length).astype(jnp.int32) // 2

@@ -1,28 +1,32 @@
-"""Where ImageNet's images are read from: TFDS, its older TFRecord files, or a folder of JPEGs.
+"""Where ImageNet's images are read from: TFDS's array_record or TFRecord files, or a folder.
 
-Every source yields {'encoded': bytes of a JPEG or PNG file, 'label': int, 'name': file name} and
-has `classes`, the names of its labels. None of them needs TensorFlow.
+Every source is a `LabelledSource` of examples {'encoded': bytes of a JPEG or PNG file, 'label':
+int, 'name': str, the file's name for error messages}. None of them needs TensorFlow.
 """
 
 import logging
 import os
 import struct
-import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from experiments.data.pipeline import BrokenExample, Source
+from experiments.data.pipeline import BrokenExample, Example, LabelledSource
 from experiments.data.prepared import TfdsRecords, version_folder
 from experiments.imagenet.digits import Digits
 from perceiver_jax.errors import Refused
+from perceiver_jax.files import whole
 
 SPLITS = ('train', 'validation')
-_IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png')  # in any case
-_LENGTH = struct.Struct('<Q')  # a TFRecord: length, its uint32 CRC, the data, their uint32 CRC
+_IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png')  # in lower or upper case
+# A TFRecord is the data's length (uint64), its CRC (uint32), the data, and their CRC (uint32).
+_LENGTH = struct.Struct('<Q')
+_HEADER_BYTES, _FRAME_BYTES = 12, 16  # before the data; before and after it
 
 
-def open_source(kind: str, path: str | None, split: str) -> Source:
+def open_source(kind: str, path: str | None, split: str) -> LabelledSource:
     """Opens one split of ImageNet, or of the digits that stand in for it.
 
     Args:
@@ -33,16 +37,21 @@ def open_source(kind: str, path: str | None, split: str) -> Source:
       split: 'train' or 'validation'.
 
     Returns:
-      Source of {'encoded', 'label', 'name'} with the attribute `classes`.
+      Source of {'encoded': bytes of a JPEG or PNG file, 'label': int, 'name': str} with the
+      attribute `classes`.
 
     Raises:
-      ValueError: if there is no such data.
+      Refused: `kind` or `split` is unknown, or `path` holds no such data.
     """
     if split not in SPLITS:
         raise Refused(f'split must be one of {SPLITS}, got {split!r}')
     if kind == 'digits':
         return Digits(split)
-    sources = {'tfds': _open_records, 'tfrecord': _TFRecords, 'folder': _Folder}
+    sources: dict[str, Callable[[Path, str], LabelledSource]] = {
+        'tfds': _open_records,
+        'tfrecord': _TFRecords,
+        'folder': _Folder,
+    }
     if kind not in sources:
         raise Refused(f'data source must be one of {[*sources, "digits"]}, got {kind!r}')
     if not path or not Path(path).expanduser().is_dir():
@@ -51,7 +60,7 @@ def open_source(kind: str, path: str | None, split: str) -> Source:
 
 
 def _open_records(path: Path, split: str) -> TfdsRecords:
-    """imagenet2012 as `tfds build imagenet2012 --file_format=array_record` leaves it."""
+    """Opens what `tfds build imagenet2012 --file_format=array_record` has prepared."""
     import tensorflow_datasets as tfds  # slow, and the other sources run without it
 
     folder = version_folder(path, 'imagenet2012')
@@ -66,7 +75,7 @@ def _open_records(path: Path, split: str) -> TfdsRecords:
 
 
 class _TFRecords:
-    """imagenet2012 as TFDS prepares it by default, read at random by an index of its records."""
+    """imagenet2012 as TFDS prepares it by default, read through an index of its records."""
 
     def __init__(self, path: Path, split: str):
         import tensorflow_datasets as tfds
@@ -93,7 +102,7 @@ class _TFRecords:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Example:
         from google.protobuf.message import DecodeError
 
         number, offset, length = self._records[index]
@@ -109,7 +118,7 @@ class _TFRecords:
 
 
 class _Folder:
-    """train/<class>/*.JPEG and val/<class>/*.JPEG; a class's label is its rank in train/."""
+    """Images train/<class>/* and val/<class>/*; labels number the folders of train/ by name."""
 
     def __init__(self, path: Path, split: str):
         train, self._folder = path / 'train', path / {'train': 'train', 'validation': 'val'}[split]
@@ -122,11 +131,12 @@ class _Folder:
             raise Refused(f'{self._folder} has classes that {train} lacks: {unknown[:5]}')
         names, labels = [], []
         for label, name in enumerate(self.classes):
-            if (self._folder / name).is_dir():
-                for file in sorted(os.listdir(self._folder / name)):
-                    if file.lower().endswith(_IMAGE_ENDINGS):
-                        names.append(os.fsencode(f'{name}/{file}'))
-                        labels.append(label)
+            if not (self._folder / name).is_dir():
+                continue
+            for file in sorted(os.listdir(self._folder / name)):
+                if file.lower().endswith(_IMAGE_ENDINGS):
+                    names.append(os.fsencode(f'{name}/{file}'))
+                    labels.append(label)
         if not names:
             raise Refused(f'{self._folder} has no images <class>/*{_IMAGE_ENDINGS}')
         # Arrays: a million Python strings would take long to send to each worker.
@@ -138,7 +148,7 @@ class _Folder:
     def __len__(self) -> int:
         return len(self._names)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Example:
         file = self._folder / os.fsdecode(self._names[index])
         try:
             encoded = file.read_bytes()
@@ -147,7 +157,7 @@ class _Folder:
         return {'encoded': encoded, 'label': int(self._labels[index]), 'name': str(file)}
 
 
-def _from_tfds(example: dict) -> dict:
+def _from_tfds(example: dict[str, Any]) -> Example:
     return {
         'encoded': example['image'],
         'label': int(example['label']),
@@ -157,43 +167,42 @@ def _from_tfds(example: dict) -> dict:
 
 def _folders(path: Path) -> list[str]:
     with os.scandir(path) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith('.'))
+        folders = [entry.name for entry in entries if entry.is_dir()]
+    return sorted(name for name in folders if not name.startswith('.'))
 
 
 def _record_index(files: list[Path]) -> np.ndarray:
-    """Returns int64 [records, 3]: file number, byte offset, length; kept on disk if possible."""
+    """Returns int64 `[records, 3]`: file number, byte offset, length; cached beside the files."""
     sizes = np.array([file.stat().st_size for file in files])
     cache = files[0].with_name(files[0].name.partition('.tfrecord-')[0] + '.tfrecord_index.npz')
     if cache.is_file():
         with np.load(cache) as kept:
             if np.array_equal(kept['sizes'], sizes):
                 return kept['records']
-    records = [
+    found = [
         (number, offset, length)
         for number, file in enumerate(files)
         for offset, length in _records(file, sizes[number])
     ]
-    records = np.array(records, np.int64).reshape(-1, 3)
-    new = cache.with_suffix(f'.{uuid.uuid4().hex}')
+    records = np.array(found, np.int64).reshape(-1, 3)
     try:
-        with open(new, 'wb') as file:
+        # An atomic write, as other processes may read the index.
+        with whole(cache) as unfinished, open(unfinished, 'wb') as file:
             np.savez(file, sizes=sizes, records=records)
-        new.replace(cache)  # whole at once, as other processes may read it
     except OSError as error:
-        new.unlink(missing_ok=True)
         logging.warning('the records will be indexed again at every start: %s', error)
     return records
 
 
-def _records(file: Path, size: int):
-    """Yields each record's (byte offset, length) by hopping over the data."""
+def _records(file: Path, size: int) -> Iterator[tuple[int, int]]:
+    """Yields the byte offset and length of each record's data, which it does not read."""
     offset = 0
     with open(file, 'rb', buffering=0) as records:
         while offset < size:
             records.seek(offset)
             header = records.read(_LENGTH.size)
             length = _LENGTH.unpack(header)[0] if len(header) == _LENGTH.size else size
-            if offset + length + 16 > size:
+            if offset + length + _FRAME_BYTES > size:
                 raise Refused(f'{file} ends within its record at byte {offset}')
-            yield offset + 12, length
-            offset += length + 16
+            yield offset + _HEADER_BYTES, length
+            offset += length + _FRAME_BYTES

@@ -1,8 +1,8 @@
 """What happens to one image: decode, crop, flip, RandAugment, jitter, resize, normalise.
 
-Images are arrays [height, width, channels], RGB where there are three channels. They are uint8
-up to the resize, which returns float32 on the same 0..255 scale without clamping. Crops and
-resize follow TensorFlow's, which trained the published models.
+Images are arrays `[height, width, channels]`, RGB where there are three channels. They are uint8
+up to the resize, which returns float32 on the same scale without clamping. Crops and resize follow
+TensorFlow's, with which the published models were trained.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from experiments.data.crops import inception_crop
-from experiments.data.pipeline import BrokenExample
+from experiments.data.pipeline import BrokenExample, Example, Item
 from experiments.imagenet.randaugment import randaugment
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.images import centre_crop, decode_image, normalise, resize
@@ -23,35 +23,52 @@ cv2.setNumThreads(1)
 def jitter(
     image: np.ndarray, rng: np.random.Generator, degrees: float, shift: float, scale: float
 ) -> np.ndarray:
-    """Turns, scales and shifts the image about its centre, with zeros from outside.
+    """Rotates, scales and shifts the image about its centre; pixels from outside are 0.
 
     Args:
-      image: [height, width, channels].
-      rng: random numbers.
-      degrees: largest turn either way.
-      shift: largest move either way along each axis, in parts of the side.
-      scale: largest change of size either way: 0.1 draws from 0.9 to 1.1.
+      image: An image, uint8 `[height, width, channels]`.
+      rng: Generator of random numbers.
+      degrees: Largest rotation in either direction, in degrees.
+      shift: Largest shift in either direction along each axis, as a fraction of the side.
+      scale: Largest relative change of size: 0.1 draws factors from 0.9 to 1.1.
 
     Returns:
-      [height, width, channels], interpolated bicubically: linear would blur small images.
+      Image like `image`, interpolated bicubically: linear interpolation would blur small images.
     """
     height, width, channels = image.shape
     angle, across, down, size = rng.uniform(-1, 1, 4) * (degrees, shift, shift, scale)
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1 + size)
     matrix[:, 2] += across * width, down * height
-    turned = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_CUBIC)
-    return turned.reshape(height, width, channels)
+    moved = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_CUBIC)
+    return moved.reshape(height, width, channels)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """(encoded example, random numbers) -> augmented {'image' [S, S, C] float32, 'label' int32}."""
+    """Decodes and augments an image for training.
 
-    image_size: int  # S, pixels
-    mean: tuple[float, ...]  # per channel, of images in 0..1; C = len(mean)
+    Attributes:
+      image_size: Side S of the result in pixels.
+      mean: Mean of each of the C channels, of images in 0..1, subtracted from the image.
+      std: Standard deviation of each channel, of images in 0..1, by which the image is divided.
+      crop_area: Smallest and largest share of the image's area that a random crop keeps; None
+        keeps the whole image.
+      flip: Whether to mirror half of the images left to right.
+      randaugment_layers: Number of RandAugment's operations on each image; 0 applies none.
+      randaugment_magnitude: Strength of RandAugment's operations, 0 to 10.
+      jitter_degrees: Largest random rotation in either direction, in degrees.
+      jitter_shift: Largest random shift along each axis, as a fraction of the side.
+      jitter_scale: Largest random change of size: 0.1 draws factors from 0.9 to 1.1.
+
+    Raises:
+      Refused: RandAugment is asked for and the images do not have 3 channels.
+    """
+
+    image_size: int
+    mean: tuple[float, ...]
     std: tuple[float, ...]
-    crop_area: tuple[float, float] | None  # None keeps the whole image
-    flip: bool  # left to right, half of the time
+    crop_area: tuple[float, float] | None
+    flip: bool
     randaugment_layers: int
     randaugment_magnitude: float
     jitter_degrees: float
@@ -65,7 +82,20 @@ class TrainTransform:
                 f'{self.randaugment_layers} with {len(self.mean)} means'
             )
 
-    def __call__(self, example: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def __call__(self, example: Example, rng: np.random.Generator) -> Item:
+        """Makes one row of a training batch.
+
+        Args:
+          example: An image as its source yields it: 'encoded', bytes of a JPEG or PNG file,
+            'label', int, and 'name', str.
+          rng: Generator of the random numbers of the augmentation.
+
+        Returns:
+          'image', float32 `[S, S, C]`, and 'label', int32.
+
+        Raises:
+          BrokenExample: The bytes are no whole image; the message has the example's name.
+        """
         image = _decode_example(example, channels=len(self.mean))
         if self.crop_area is not None:
             image = inception_crop(image, rng, self.crop_area)
@@ -83,14 +113,33 @@ class TrainTransform:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalTransform:
-    """Encoded example -> centre crop {'image' [S, S, C] float32, 'label' int32}."""
+    """Decodes an image and crops its centre for evaluation.
 
-    image_size: int  # S, pixels
-    mean: tuple[float, ...]  # per channel, of images in 0..1; C = len(mean)
+    Attributes:
+      image_size: Side S of the result in pixels.
+      mean: Mean of each of the C channels, of images in 0..1, subtracted from the image.
+      std: Standard deviation of each channel, of images in 0..1, by which the image is divided.
+      crop_fraction: Side of the square centre crop / shorter side of the image.
+    """
+
+    image_size: int
+    mean: tuple[float, ...]
     std: tuple[float, ...]
-    crop_fraction: float  # side of the crop / shorter side of the image
+    crop_fraction: float
 
-    def __call__(self, example: dict) -> dict[str, np.ndarray]:
+    def __call__(self, example: Example) -> Item:
+        """Makes one row of an evaluation batch.
+
+        Args:
+          example: An image as its source yields it: 'encoded', bytes of a JPEG or PNG file,
+            'label', int, and 'name', str.
+
+        Returns:
+          'image', float32 `[S, S, C]`, and 'label', int32.
+
+        Raises:
+          BrokenExample: The bytes are no whole image; the message has the example's name.
+        """
         image = _decode_example(example, channels=len(self.mean))
         image = resize(centre_crop(image, self.crop_fraction), self.image_size)
         return {
@@ -99,8 +148,8 @@ class EvalTransform:
         }
 
 
-def _decode_example(example: dict, channels: int) -> np.ndarray:
+def _decode_example(example: Example, channels: int) -> np.ndarray:
     try:
         return decode_image(example['encoded'], channels)
-    except ValueError as error:
+    except Refused as error:
         raise BrokenExample(f'{example["name"]}: {error}') from error

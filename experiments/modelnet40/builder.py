@@ -1,19 +1,21 @@
-"""Prepares ModelNet40, once, from what people have of it; reading it back needs none of this.
+"""Prepares ModelNet40 for TFDS, once, from any of the formats in which it is shared.
 
     python -m experiments.modelnet40.builder ModelNet40.zip ~/tensorflow_datasets
 
 FROM is one of
 - the folder or zip of meshes, <class>/<train|test>/<name>.off: points are drawn from the surface,
-  by area;
+  uniformly by area;
 - the folder of `modelnet40_ply_hdf5_2048`, ply_data_train0.h5 and so on (9,840 training shapes);
-- a folder or zip of points, <class>/<name>.txt or .npy, as in `modelnet40_normal_resampled`: a line
-  or row a point, of which the first three numbers count; also <class>/<train|test>/<name>;
-- an .npz of `points` [N, P, 3], `label` [N], `name` [N], `classes` [K], and, where they are known,
-  `split` [N] of 'train', 'validation' and 'test'.
+- a folder or zip of points, <class>/<name>.txt or .npy, as in `modelnet40_normal_resampled`: a
+  point in each line or row, whose first three numbers are its coordinates; also
+  <class>/<train|test>/<name>;
+- an .npz of `points` [N, P, 3], `label` [N], `name` [N], `classes` [K], and optionally `split` [N]
+  of 'train', 'validation' and 'test'.
 
-Where nothing else tells, a name tells its official split. Unless the data names one, a tenth of
-each class of the training shapes becomes the split `validation`: the paper chose what it reports
-by the test set, and who wants to choose otherwise needs one. Points are stored in random order.
+Where neither folder, file nor `split` tells the split of a shape, its number does, as in
+airplane_0627. Unless the data names a validation split, it is a tenth of the training shapes of
+each class: the paper selected its results on the test set, and to select otherwise needs such a
+split. Points are stored in random order.
 """
 
 import argparse
@@ -26,22 +28,22 @@ import json
 import multiprocessing
 import os
 import re
-import sys
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from experiments.command_line import one_line_errors
 from experiments.modelnet40.files import read_cloud, some_points
 from experiments.modelnet40.sources import OFFICIAL
 from perceiver_jax.errors import Refused
 
 SPLITS = ('train', 'validation', 'test')
-NUM_POINTS = 4096  # our choice: twice what the model sees, so that an epoch sees other points
+NUM_POINTS = 4096  # our choice: twice as many as the model takes, so that epochs differ
 _FILE = re.compile(r'(?:.*/)?(?P<label>[^/]+)/(?P<split>train|test)/(?P<name>[^/.][^/]*)\.\w+')
 _NAMED = re.compile(r'(?:.*/)?(?P<label>[^/]+)/(?P<name>(?P=label)_\d+)\.\w+')
 _ENDINGS = ('.off', '.npy', '.txt')
@@ -49,13 +51,22 @@ _ENDINGS = ('.off', '.npy', '.txt')
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One shape, not yet read."""
+    """One shape, not yet read.
 
-    name: str  # 'airplane_0001'
-    label: str  # name of its class
-    split: str  # of SPLITS
-    file: str  # where it is
-    place: str | int | None = None  # the member of a zip, or the row of an array
+    Attributes:
+      name: Name of the shape, such as 'airplane_0001'.
+      label: Name of its class.
+      split: 'train', 'validation' or 'test'.
+      file: Path of the file that holds the shape.
+      place: Its place in the file: name of a zip's member, or row of an array; None where the file
+        is the shape.
+    """
+
+    name: str
+    label: str
+    split: str
+    file: str
+    place: str | int | None = None
 
     def __str__(self) -> str:
         return self.file if self.place is None else f'{self.file}, {self.place}'
@@ -67,11 +78,20 @@ class Modelnet40(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version('1.0.0')
 
     def __init__(self, path: str | os.PathLike, *, num_points: int, seed: int, **builder):
+        """Describes a data set to prepare.
+
+        Args:
+          path: What to read, in one of the formats of the module's docstring.
+          num_points: Number of points of a shape.
+          seed: Seed of the choice of points.
+          **builder: Arguments of TFDS's builder, such as `data_dir`.
+        """
         self.path, self.num_points, self.seed = Path(path), num_points, seed
         super().__init__(**builder, file_format='array_record')
 
     @functools.cached_property
     def shapes(self) -> list[Shape]:
+        """The shapes of all splits."""
         return carve_validation(find_shapes(self.path))
 
     def _info(self):
@@ -90,50 +110,39 @@ class Modelnet40(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         present = {shape.split for shape in self.shapes}
-        return {s: self._generate_examples(s) for s in SPLITS if s in present}
+        return {split: self._generate_examples(split) for split in SPLITS if split in present}
 
     def _generate_examples(self, split):
         shapes = [shape for shape in self.shapes if shape.split == split]
-        read = functools.partial(read_points, num_points=self.num_points, seed=self.seed)
-        workers = concurrent.futures.ProcessPoolExecutor(
-            os.cpu_count(), mp_context=multiprocessing.get_context('spawn')
-        )
-        with workers:
-            if any(isinstance(shape.place, int) for shape in shapes):
-                clouds = map(read, shapes)  # each worker would read the whole arrays
-            else:
-                clouds = workers.map(read, shapes, chunksize=8)
-            for shape, points in zip(shapes, clouds, strict=True):
-                example = {'points': points, 'label': shape.label, 'name': shape.name}
-                yield f'{shape.label}/{shape.name}', example
+        clouds = _read_all(shapes, self.num_points, self.seed)
+        for shape, points in zip(shapes, clouds, strict=True):
+            example = {'points': points, 'label': shape.label, 'name': shape.name}
+            yield f'{shape.label}/{shape.name}', example
 
 
-# What there is
+# Finding shapes
 
 
 def find_shapes(path: Path) -> list[Shape]:
     """Lists the shapes at a path in one of the formats of the module's docstring.
 
+    Args:
+      path: A folder, a zip or an .npz.
+
+    Returns:
+      The shapes, sorted by class and name.
+
     Raises:
-      ValueError: if there are none, or it is not known what they are; names the file.
+      Refused: There are no shapes, or the class or split of one is unknown; names the file.
     """
     if not path.exists():
         raise Refused(f'{path} does not exist')
-    if path.is_dir() and (files := sorted(path.rglob('ply_data_*.h5'))):
-        shapes = [shape for file in files for shape in _of_hdf5(file)]
-    elif path.suffix == '.npz':
+    if path.suffix == '.npz':
         shapes = _of_npz(path)
     elif path.is_dir():
-        files = sorted(x.as_posix() for x in path.rglob('*') if x.suffix.lower() in _ENDINGS)
-        shapes = [x for file in files if (x := _of_file_name(file, file))]
+        shapes = _of_folder(path)
     elif zipfile.is_zipfile(path):
-        members = sorted(_zip(str(path)).namelist())
-        shapes = [
-            shape
-            for member in members
-            if not member.startswith('__MACOSX/') and member.lower().endswith(_ENDINGS)
-            if (shape := _of_file_name(member, str(path), member))
-        ]
+        shapes = _of_zip(path)
     else:
         raise Refused(f'{path} is no folder, no zip and no .npz')
     if not shapes:
@@ -149,7 +158,7 @@ def find_shapes(path: Path) -> list[Shape]:
 
 
 def official_split(name: str) -> str | None:
-    """'train' or 'test' for a name of ModelNet40 such as 'airplane_0627', None for others."""
+    """Returns 'train' or 'test' for a name such as 'airplane_0627', None for other names."""
     label, _, number = name.rpartition('_')
     if label not in OFFICIAL or not number.isdigit():
         return None
@@ -160,9 +169,15 @@ def official_split(name: str) -> str | None:
 
 
 def carve_validation(shapes: Sequence[Shape]) -> list[Shape]:
-    """Moves a tenth of each class of the training shapes to 'validation', unless some are there.
+    """Moves a tenth of each class of the training shapes to the split 'validation'.
 
-    They are those whose names have the smallest SHA-256: the same ones from every format.
+    The shapes whose names have the smallest SHA-256 are moved: the same ones from every format.
+
+    Args:
+      shapes: Shapes of any splits.
+
+    Returns:
+      The shapes in the same order; unchanged if a shape is in the split 'validation' already.
     """
     if any(shape.split == 'validation' for shape in shapes):
         return list(shapes)
@@ -174,13 +189,37 @@ def carve_validation(shapes: Sequence[Shape]) -> list[Shape]:
     for some in by_class.values():
         some.sort(key=lambda shape: hashlib.sha256(shape.name.encode()).digest())
         chosen.update(some[: round(len(some) / 10)])
-    return [dataclasses.replace(x, split='validation') if x in chosen else x for x in shapes]
+    return [
+        dataclasses.replace(shape, split='validation') if shape in chosen else shape
+        for shape in shapes
+    ]
+
+
+def _of_folder(folder: Path) -> list[Shape]:
+    if arrays := sorted(folder.rglob('ply_data_*.h5')):
+        return [shape for file in arrays for shape in _of_hdf5(file)]
+    files = sorted(x.as_posix() for x in folder.rglob('*') if x.suffix.lower() in _ENDINGS)
+    return _without_none(_of_file_name(file, file) for file in files)
+
+
+def _of_zip(file: Path) -> list[Shape]:
+    members = [
+        member
+        for member in sorted(_zip(str(file)).namelist())
+        if member.lower().endswith(_ENDINGS) and not member.startswith('__MACOSX/')
+    ]
+    return _without_none(_of_file_name(member, str(file), member) for member in members)
+
+
+def _without_none(shapes: Iterable[Shape | None]) -> list[Shape]:
+    return [shape for shape in shapes if shape is not None]
 
 
 def _of_file_name(name: str, file: str, member: str | None = None) -> Shape | None:
+    """Returns the shape of a file of this name, None for a list of names or a readme."""
     match = _FILE.fullmatch(name) or _NAMED.fullmatch(name)
     if match is None:
-        return None  # a list of names, a readme
+        return None
     found = match.groupdict()
     split = found.get('split') or official_split(found['name'])
     if split is None:
@@ -191,15 +230,15 @@ def _of_file_name(name: str, file: str, member: str | None = None) -> Shape | No
 
 
 def _of_hdf5(file: Path) -> Iterator[Shape]:
-    """Shapes of ply_data_train0.h5, with names from ply_data_train_0_id2file.json where it is."""
+    """Yields the shapes of ply_data_train0.h5; ply_data_train_0_id2file.json may name them."""
     parts = re.fullmatch(r'ply_data_(train|test)_?(\d+)\.h5', file.name)
     if parts is None:
         raise Refused(f'{file}: expected a name such as ply_data_train0.h5')
     split, number = parts.groups()
-    labels, points = (_hdf5(str(file))[key] for key in ('label', 'data'))
-    listed, classes = file.with_name('shape_names.txt'), sorted(OFFICIAL)
-    if listed.is_file():
-        classes = listed.read_text().split()
+    arrays = _hdf5(str(file))
+    labels, points = arrays['label'], arrays['data']
+    listed = file.with_name('shape_names.txt')
+    classes = listed.read_text().split() if listed.is_file() else sorted(OFFICIAL)
     if len(labels) != len(points) or labels.max() >= len(classes):
         raise Refused(
             f'{file} has {len(points)} shapes and {len(labels)} labels up to {labels.max()}, '
@@ -207,7 +246,11 @@ def _of_hdf5(file: Path) -> Iterator[Shape]:
         )
     named = file.with_name(f'ply_data_{split}_{number}_id2file.json')
     if named.is_file():
-        names = [Path(name).stem for name in json.loads(named.read_text())]
+        try:
+            listed_files = json.loads(named.read_text())
+        except ValueError as error:
+            raise Refused(f'{named}: {error}') from error
+        names = [Path(name).stem for name in listed_files]
         if len(names) != len(labels):
             raise Refused(f'{named} has {len(names)} names for {len(labels)} shapes')
     else:
@@ -222,9 +265,12 @@ def _of_npz(file: Path) -> list[Shape]:
     for key in ('label', 'name', 'split'):
         if key in arrays and len(arrays[key]) != num:
             raise Refused(f'{file}: {key!r} has {len(arrays[key])} entries for {num} shapes')
-    classes, shapes = _texts(arrays['classes']), []
-    names, labels = _texts(arrays['name']), arrays['label'].tolist()
-    splits = _texts(arrays['split']) if 'split' in arrays else map(official_split, names)
+    classes, names = _texts(arrays['classes']), _texts(arrays['name'])
+    labels = arrays['label'].tolist()
+    splits: Iterable[str | None] = map(official_split, names)
+    if 'split' in arrays:
+        splits = _texts(arrays['split'])
+    shapes = []
     for row, (name, label, split) in enumerate(zip(names, labels, splits, strict=True)):
         if split not in SPLITS:
             raise Refused(
@@ -237,43 +283,52 @@ def _of_npz(file: Path) -> list[Shape]:
     return shapes
 
 
-# What they are
+# Reading shapes
 
 
 def read_points(shape: Shape, num_points: int, seed: int) -> np.ndarray:
-    """Reads a shape, and draws points of a mesh uniformly by area.
+    """Reads a shape, or draws points of a mesh's surface, uniformly by area.
 
     Args:
-      shape: of `find_shapes`.
-      num_points: drawn of a mesh; of points that are there, at most so many are taken.
-      seed: with the shape's name, all that the drawing depends on.
+      shape: A shape that `find_shapes` found.
+      num_points: Number of points to draw of a mesh; largest number to take of stored points.
+      seed: Seed of the choice; the random numbers are derived from it and the shape's class and
+        name.
 
     Returns:
-      float32 [num_points or less, 3], in random order.
+      Points in random order, float32 `[P, 3]`, 1 <= P <= num_points.
 
     Raises:
-      ValueError: if it cannot be read; names the file.
+      Refused: The shape cannot be read; names the file.
     """
     rng = np.random.default_rng((seed, zlib.crc32(f'{shape.label}/{shape.name}'.encode())))
-    if isinstance(shape.place, int):
-        npz = shape.file.endswith('.npz')
-        points = (_npz(shape.file)['points'] if npz else _hdf5(shape.file)['data'])[shape.place]
-        return some_points(points, num_points, rng, str(shape))
-    return read_cloud(_bytes(shape), num_points, rng, str(shape))
-
-
-def _bytes(shape: Shape) -> bytes:
     if shape.place is None:
-        return Path(shape.file).read_bytes()
-    try:
-        return _zip(shape.file).read(shape.place)
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise Refused(f'{shape}: {error}') from error
+        return read_cloud(Path(shape.file).read_bytes(), num_points, rng, str(shape))
+    if isinstance(shape.place, str):
+        try:
+            encoded = _zip(shape.file).read(shape.place)
+        except (zipfile.BadZipFile, zlib.error) as error:
+            raise Refused(f'{shape}: {error}') from error
+        return read_cloud(encoded, num_points, rng, str(shape))
+    is_npz = shape.file.endswith('.npz')
+    clouds = _npz(shape.file)['points'] if is_npz else _hdf5(shape.file)['data']
+    return some_points(clouds[shape.place], num_points, rng, str(shape))
+
+
+def _read_all(shapes: Sequence[Shape], num_points: int, seed: int) -> Iterator[np.ndarray]:
+    """Yields the points of each shape, read by several processes where each is a file."""
+    read = functools.partial(read_points, num_points=num_points, seed=seed)
+    if any(isinstance(shape.place, int) for shape in shapes):
+        yield from map(read, shapes)  # each process would have to read the whole arrays
+        return
+    spawn = multiprocessing.get_context('spawn')
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), mp_context=spawn) as workers:
+        yield from workers.map(read, shapes, chunksize=8)
 
 
 @functools.lru_cache(maxsize=1)
 def _zip(file: str) -> zipfile.ZipFile:
-    return zipfile.ZipFile(file)  # reads the list of its members: tenths of a second
+    return zipfile.ZipFile(file)  # cached, as listing the members takes tenths of a second
 
 
 @functools.lru_cache(maxsize=1)
@@ -288,7 +343,7 @@ def _npz(file: str) -> dict[str, np.ndarray]:
     return found
 
 
-@functools.cache  # of several files, in turn
+@functools.cache  # the shapes of a split alternate between several files
 def _hdf5(file: str) -> dict[str, np.ndarray]:
     import h5py
 
@@ -304,13 +359,20 @@ def _texts(array: np.ndarray) -> list[str]:
 
 
 def prepare(path: Path, data_dir: Path, num_points: int = NUM_POINTS, seed: int = 0) -> str:
-    """Prepares the data into TFDS's data folder, whole or not at all.
+    """Writes the data set into TFDS's data folder, complete or not at all.
+
+    Args:
+      path: What to read, in one of the formats of the module's docstring.
+      data_dir: TFDS's data folder.
+      num_points: Number of points to draw of a mesh; largest number to take of stored points.
+      seed: Seed of the choice of points.
 
     Returns:
-      What was prepared, beside the official numbers.
+      Text that tells the folder and the numbers of shapes beside the official ones.
 
     Raises:
-      ValueError: if something cannot be read; names the file.
+      Refused: A shape cannot be read (names the file), the data set is prepared already, or
+        `num_points` is not positive.
     """
     if num_points < 1:
         raise Refused(f'--num_points is {num_points}, it must be at least 1')
@@ -340,16 +402,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('path', type=Path, metavar='FROM')
     parser.add_argument('data_dir', type=Path, metavar='TO', help="TFDS's data folder")
     parser.add_argument(
-        '--num_points', type=int, default=NUM_POINTS, help='of a shape (default: %(default)s)'
+        '--num_points',
+        type=int,
+        default=NUM_POINTS,
+        help='points to store of each shape (default: %(default)s)',
     )
-    parser.add_argument('--seed', type=int, default=0, help='of the points (default: %(default)s)')
+    parser.add_argument(
+        '--seed', type=int, default=0, help='seed of the choice of points (default: %(default)s)'
+    )
     options = parser.parse_args(arguments)
     path, data_dir = options.path.expanduser(), options.data_dir.expanduser()
-    print(prepare(path, data_dir, options.num_points, options.seed))
+    with one_line_errors():
+        print(prepare(path, data_dir, options.num_points, options.seed))
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {error}')
+    main()

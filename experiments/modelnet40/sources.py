@@ -1,15 +1,16 @@
-"""ModelNet40 as `experiments.modelnet40.builder` prepares it, or generated shapes."""
+"""Where ModelNet40's point clouds are read from: what our builder prepared, or generated shapes."""
 
 from pathlib import Path
 from typing import Any
 
-from experiments.data.pipeline import Example, Source
+from experiments.data.pipeline import Example, LabelledSource
 from experiments.data.prepared import TfdsRecords, version_folder
 from experiments.modelnet40.shapes import Shapes
 from perceiver_jax.errors import Refused
 
-# Class -> official training and test shapes. Names count on: airplane_0001 to airplane_0626 are
-# for training, airplane_0627 to airplane_0726 for the test.
+# Class -> official numbers of training and test shapes. The shapes of a class are numbered in
+# this order: airplane_0001 to airplane_0626 are for training, airplane_0627 to airplane_0726 for
+# the test.
 OFFICIAL = {
     'airplane': (626, 100),
     'bathtub': (106, 50),
@@ -54,22 +55,22 @@ OFFICIAL = {
 }
 
 
-def open_source(kind: str, path: str | None, split: str) -> Source:
+def open_source(kind: str, path: str | None, split: str) -> LabelledSource:
     """Opens one split of ModelNet40, or of the shapes that stand in for it.
 
     Args:
-      kind: 'tfds' (what the builder prepared) or 'shapes'.
+      kind: 'tfds' (what `experiments.modelnet40.builder` prepared) or 'shapes' (generated).
       path: TFDS's data folder or the folder of one version in it; '~' is the home folder. Unused
         for shapes.
       split: 'train', 'validation' or 'test', or several of them, as in 'train+validation'. The
         official training shapes are the first two.
 
     Returns:
-      Source of {'points' [P, 3] float32 in random order, 'label' int, 'name' str} with the
+      Source of {'points': float32 `[P, 3]` in random order, 'label': int, 'name': str} with the
       attribute `classes`.
 
     Raises:
-      ValueError: if there is no such data.
+      Refused: `kind` or `split` is unknown, or `path` holds no such data.
     """
     if kind == 'shapes':
         return Shapes(split)

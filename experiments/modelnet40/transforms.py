@@ -1,4 +1,4 @@
-"""Clouds of points: read from files, and as a model is trained and evaluated on them.
+"""What happens to one point cloud: choose points, augment, centre, scale to the unit cube.
 
 Source: Perceiver, section 4.3.
 """
@@ -7,21 +7,45 @@ import dataclasses
 
 import numpy as np
 
-from experiments.data.pipeline import BrokenExample
+from experiments.data.pipeline import BrokenExample, Example, Item
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.points import prepare_points
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """Other points in another order each time -> {'points' [P, 3] float32, 'label' int32}."""
+    """Chooses random points in random order and augments them for training.
 
-    num_points: int  # P
-    point_scale: tuple[float, float]  # each point is multiplied by a number between these
-    axis_scale: tuple[float, float]  # and each axis of the cloud; (1, 1): not
-    rotation_degrees: float  # about the vertical axis z, at most so far; 0: not
+    Attributes:
+      num_points: Number P of points to choose.
+      point_scale: Smallest and largest factor by which each point is multiplied, drawn for each
+        point; (1, 1) leaves the points as they are.
+      axis_scale: Smallest and largest factor by which each axis is multiplied, drawn for each axis
+        of a cloud; (1, 1) leaves the axes as they are.
+      rotation_degrees: Largest rotation in either direction about the vertical axis z, in degrees;
+        0 does not rotate.
+    """
 
-    def __call__(self, example: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    num_points: int
+    point_scale: tuple[float, float]
+    axis_scale: tuple[float, float]
+    rotation_degrees: float
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Item:
+        """Makes one row of a training batch.
+
+        Args:
+          example: A cloud as its source yields it: 'points', float32 `[at least P, 3]`, 'label',
+            int, and 'name', str.
+          rng: Generator of the random numbers of choice and augmentation.
+
+        Returns:
+          'points', float32 `[P, 3]` with mean 0 and largest coordinate 1 or -1, and 'label', int32.
+
+        Raises:
+          Refused: The cloud has fewer than P points.
+          BrokenExample: The points are not finite or all in one place.
+        """
         points = _checked(example, self.num_points)
         points = points[rng.permutation(len(points))[: self.num_points]]
         points = points - points.mean(0)
@@ -34,15 +58,32 @@ class TrainTransform:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalTransform:
-    """The same points each time -> {'points' [P, 3] float32, 'label' int32}."""
+    """Takes the first points of a cloud for evaluation, the same ones each time.
+
+    Attributes:
+      num_points: Number P of points to take.
+    """
 
     num_points: int
 
-    def __call__(self, example: dict) -> dict[str, np.ndarray]:
+    def __call__(self, example: Example) -> Item:
+        """Makes one row of an evaluation batch.
+
+        Args:
+          example: A cloud as its source yields it: 'points', float32 `[at least P, 3]`, 'label',
+            int, and 'name', str.
+
+        Returns:
+          'points', float32 `[P, 3]` with mean 0 and largest coordinate 1 or -1, and 'label', int32.
+
+        Raises:
+          Refused: The cloud has fewer than P points.
+          BrokenExample: The points are not finite or all in one place.
+        """
         return _prepared(example, _checked(example, self.num_points)[: self.num_points])
 
 
-def _checked(example: dict, num_points: int) -> np.ndarray:
+def _checked(example: Example, num_points: int) -> np.ndarray:
     points = example['points']
     if len(points) < num_points:
         raise Refused(
@@ -51,9 +92,9 @@ def _checked(example: dict, num_points: int) -> np.ndarray:
     return points.astype(np.float64)
 
 
-def _prepared(example: dict, points: np.ndarray) -> dict[str, np.ndarray]:
+def _prepared(example: Example, points: np.ndarray) -> Item:
     try:
         points = prepare_points(points)
-    except ValueError as error:
+    except Refused as error:
         raise BrokenExample(f'{example["name"]}: {error}') from error
     return {'points': points, 'label': np.int32(example['label'])}

@@ -17,6 +17,7 @@ from experiments.training.evaluate import compile_predict, evaluate
 from perceiver_jax.front_ends.images import prepare_frames
 from perceiver_jax.tiling import tiled
 from tests.toys.one_update import assert_same_update, one_update
+from tests.toys.sources import Sized, Untouchable
 
 TILE = (24, 28)
 RNG = np.random.default_rng(0)
@@ -90,13 +91,6 @@ def evaluated(task):
 # Data
 
 
-class Untouchable:
-    """Stands where data would be opened."""
-
-    def __len__(self):
-        pytest.fail('the data was opened')
-
-
 @pytest.mark.parametrize('variant', ['main', 'conv', 'conv,frames=separate'])
 def test_a_model_is_described_without_its_data(variant):
     task = OpticalFlow(configs.get_config(variant))
@@ -155,7 +149,7 @@ def test_only_the_papers_data_stands_beside_its_number():
     config = get_config(**{'data.train': 'autoflow', 'data.evaluate': ('sintel_final',)})
     task = OpticalFlow(config)
     task.train_source = range(PAPER_PAIRS)
-    task.eval_source = Sized([PUBLIC_PAIRS['sintel_final']])
+    task.eval_source = Sized(PUBLIC_PAIRS['sintel_final'])
     assert task.paper_value == 2.42
     task.train_source = range(40_000)
     assert task.paper_value is None
@@ -163,11 +157,6 @@ def test_only_the_papers_data_stands_beside_its_number():
     config.data.evaluate = ()
     with pytest.raises(ValueError, match='config.data.evaluate names no data set'):
         OpticalFlow(config)
-
-
-class Sized:
-    def __init__(self, lengths):
-        self.lengths = lengths
 
 
 # Evaluation

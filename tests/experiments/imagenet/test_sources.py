@@ -194,14 +194,6 @@ def test_home_folder_is_expanded(folder, monkeypatch):
     assert len(open_source('folder', f'~/{folder.name}', 'train')) == 5
 
 
-def test_newest_version_is_read(array_records, tmp_path):
-    for version in ('5.9.0', '5.10.0'):
-        (tmp_path / 'imagenet2012' / version).mkdir(parents=True)
-        (tmp_path / 'imagenet2012' / version / 'features.json').write_text('{}')
-    with pytest.raises(ValueError, match='5.10.0 has no array_record files'):
-        open_source('tfds', str(tmp_path), 'train')
-
-
 def test_folder(folder):
     (folder / 'train' / '.ipynb_checkpoints').mkdir()
     source = open_source('folder', str(folder), 'train')

@@ -12,6 +12,7 @@ from configs import imagenet as configs
 from experiments.imagenet.task import PAPER_EXAMPLES, ImageNet
 from experiments.training import evaluate, loop, parallel
 from tests.toys.one_update import assert_same_update, one_update
+from tests.toys.sources import Untouchable
 
 
 def get_config(variant='demo', **changes):
@@ -34,13 +35,6 @@ def get_config(variant='demo', **changes):
         config.model.decoder.query_channels = 8
     config.update_from_flattened_dict(changes)
     return config
-
-
-class Untouchable:
-    """Stands where data would be opened."""
-
-    def __len__(self):
-        pytest.fail('the data was opened')
 
 
 @pytest.mark.parametrize('variant', ['perceiver', 'io_learned', 'io_conv'])

@@ -1,98 +1,19 @@
-"""ModelNet40 from each of its formats, as small files that the tests write."""
-
-import json
-import pickle
-import zipfile
-
-import h5py
 import numpy as np
 import pytest
 
 from experiments.modelnet40 import builder
 from experiments.modelnet40.sources import OFFICIAL, open_source
-
-# Two classes; names tell the official split: 64 bowls and 79 cups are for training.
-NAMES = ('bowl_0001', 'bowl_0002', 'bowl_0065', 'cup_0079', 'cup_0080', 'cup_0099')
-SPLITS = ('train', 'train', 'test', 'train', 'test', 'test')
-
-
-def cloud(name, num_points=31):
-    """Its own points for each name, in a box that no other has."""
-    number = NAMES.index(name)
-    rng = np.random.default_rng(number)
-    return rng.uniform(10 * number, 10 * number + 9, (num_points, 3)).astype(np.float32)
-
-
-def off(name):
-    """A mesh of some triangles of the cloud."""
-    points = cloud(name)
-    faces = np.arange(30).reshape(10, 3)
-    lines = [f'OFF{len(points)} {len(faces)} 0']  # as some of ModelNet40's
-    lines += [' '.join(map(str, point)) for point in points]
-    lines += [f'3 {a} {b} {c}' for a, b, c in faces]
-    return '\n'.join(lines).encode()
-
-
-def text(name):
-    return '\n'.join(','.join(map(str, [*point, 0, 0, 1])) for point in cloud(name)).encode()
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-
-
-def meshes(root):
-    for name, split in zip(NAMES, SPLITS, strict=True):
-        write(root / 'ModelNet40' / name.rpartition('_')[0] / split / f'{name}.off', off(name))
-    write(root / 'ModelNet40' / 'README.txt', b'about')
-    return root
-
-
-def zipped_meshes(root):
-    meshes(root / 'unpacked')
-    with zipfile.ZipFile(root / 'ModelNet40.zip', 'w') as file:
-        for path in sorted((root / 'unpacked').rglob('*.*')):
-            file.write(path, path.relative_to(root / 'unpacked'))
-        file.writestr('__MACOSX/ModelNet40/cup/test/cup_0080.off', b'of the Finder')
-        file.writestr('ModelNet40/cup/test/._cup_0080.off', b'of the Finder')
-    return root / 'ModelNet40.zip'
-
-
-def texts(root):
-    for name in NAMES:
-        write(root / name.rpartition('_')[0] / f'{name}.txt', text(name))
-    write(root / 'modelnet40_train.txt', b'bowl_0001\n')
-    return root
-
-
-def hdf5(root):
-    root = root / 'modelnet40_ply_hdf5_2048'
-    classes = sorted(OFFICIAL)
-    for split in ('train', 'test'):
-        names = [name for name, s in zip(NAMES, SPLITS, strict=True) if s == split]
-        for number, some in enumerate((names[:2], names[2:])):
-            (root).mkdir(exist_ok=True)
-            with h5py.File(root / f'ply_data_{split}{number}.h5', 'w') as file:
-                file['data'] = np.stack([cloud(name) for name in some])
-                labels = [classes.index(name.rpartition('_')[0]) for name in some]
-                file['label'] = np.array(labels, np.uint8)[:, None]
-            files = [f'{name.rpartition("_")[0]}/{name}.ply' for name in some]
-            (root / f'ply_data_{split}_{number}_id2file.json').write_text(json.dumps(files))
-    (root / 'shape_names.txt').write_text('\n'.join(classes) + '\n')
-    return root
-
-
-def npz(root, **changes):
-    arrays = dict(
-        points=np.stack([cloud(name) for name in NAMES]),
-        label=np.array([0, 0, 0, 1, 1, 1], np.uint8),
-        name=np.array(NAMES, 'S9'),
-        classes=np.array(['bowl', 'cup']),
-    )
-    arrays = {key: value for key, value in (arrays | changes).items() if value is not None}
-    np.savez(root / 'clouds.npz', **arrays)
-    return root / 'clouds.npz'
+from tests.toys.modelnet40_files import (
+    NAMES,
+    SPLITS,
+    hdf5,
+    meshes,
+    npz,
+    off,
+    texts,
+    write,
+    zipped_meshes,
+)
 
 
 @pytest.mark.parametrize('source', [meshes, zipped_meshes, texts, hdf5, npz])
@@ -129,13 +50,23 @@ def test_prepared_shapes_are_read_back(tmp_path, capsys, source):
                 expected = builder.read_points(shape, num_points=23, seed=3)
                 np.testing.assert_array_equal(example['points'], expected)
                 assert source.classes[example['label']] == shape.label
-        assert pickle.loads(pickle.dumps(source))[0]['name'] == source[0]['name']
-    both = open_source('tfds', str(tmp_path / 'tfds'), 'train+test')
-    assert len(both) == 6
-    with pytest.raises(ValueError, match="no array_record files of the split 'validation'"):
-        open_source('tfds', str(tmp_path / 'tfds'), 'train+validation')
     with pytest.raises(ValueError, match='exists already; remove it to prepare it again'):
         builder.prepare(path, tmp_path / 'tfds')
+
+
+@pytest.mark.parametrize('what, told', [('nowhere', 'does not exist'), ('.', 'holds no shapes')])
+def test_what_cannot_be_prepared_is_told_in_one_line(tmp_path, capsys, what, told):
+    with pytest.raises(SystemExit) as ended:
+        builder.main([str(tmp_path / what), str(tmp_path / 'tfds')])
+    message = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert message.startswith(f'error: {tmp_path / what} {told}') and message.count('\n') == 1
+
+
+def test_a_bug_keeps_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr(builder, 'find_shapes', lambda path: [1].index(2))
+    with pytest.raises(ValueError, match='2 is not in list'):
+        builder.main([str(tmp_path), str(tmp_path / 'tfds')])
 
 
 def test_the_official_split_is_told_by_the_name():
@@ -202,6 +133,11 @@ def short_names(root):
     return root / 'modelnet40_ply_hdf5_2048'
 
 
+def garbled_names(root):
+    (hdf5(root) / 'ply_data_test_0_id2file.json').write_text('["cup/cup_0080.ply"')
+    return root / 'modelnet40_ply_hdf5_2048'
+
+
 def cut(root):
     path = hdf5(root) / 'ply_data_train0.h5'
     path.write_bytes(path.read_bytes()[:1000])
@@ -217,6 +153,7 @@ def cut(root):
         (no_split, 'pot_0001.off: expected it in a folder train/ or test/'),
         (twice, r'cup_0080.* and .*cup_0080.* are both the shape .cup_0080.'),
         (short_names, 'id2file.json has 1 names for 2 shapes'),
+        (garbled_names, 'id2file.json: Expecting'),
         (cut, 'ply_data_train0.h5: '),
         (lambda root: npz(root, classes=None), r"clouds.npz lacks \['classes'\]; it has"),
         (lambda root: npz(root, label=np.arange(5)), "'label' has 5 entries for 6 shapes"),
@@ -228,13 +165,3 @@ def cut(root):
 def test_what_is_no_modelnet40_is_refused(tmp_path, source, message):
     with pytest.raises(ValueError, match=message):
         builder.find_shapes(source(tmp_path))
-
-
-def test_sources_that_are_not_there_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="must be 'tfds' or 'shapes', got 'off'"):
-        open_source('off', str(tmp_path), 'train')
-    with pytest.raises(ValueError, match="there is none at 'nowhere'"):
-        open_source('tfds', 'nowhere', 'train')
-    with pytest.raises(ValueError, match='no prepared modelnet40: expected features.json'):
-        open_source('tfds', str(tmp_path), 'train')
-    assert len(open_source('shapes', None, 'test')) == 500

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 from configs import modelnet40 as configs
 from experiments.modelnet40.task import PAPER_EXAMPLES, ModelNet40
 from experiments.training import evaluate, loop, parallel
+from tests.toys.sources import Sized
 
 
 def get_config(**changes):
@@ -48,16 +49,6 @@ def test_the_mean_over_classes_is_of_those_that_are_there():
     numbers = task.summarise({'loss': np.arange(6.0), 'label': label, 'guess': guess})
     expected = {'loss': 2.5, 'accuracy': 4 / 6, 'accuracy_class_mean': (3 / 4 + 1 / 2) / 2}
     assert numbers == pytest.approx(expected)
-
-
-class Sized:
-    """Stands where data would be."""
-
-    def __init__(self, length):
-        self.length = length
-
-    def __len__(self):
-        return self.length
 
 
 @pytest.mark.parametrize(

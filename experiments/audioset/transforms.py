@@ -25,6 +25,9 @@ class ClipShape:
       frames_per_second: Frames in a second, of the clip and of the window.
       sample_rate: Sample rate of the sound in Hz, a multiple of `frames_per_second`.
       size: Side of the video in pixels, S; 0 stands for no video.
+
+    Raises:
+      Refused: If a frame does not last a whole number of samples.
     """
 
     num_frames: int
@@ -69,6 +72,9 @@ class TrainTransform:
       roll: Whether the clip begins at a random sample, with what was before it appended. Only
         without video.
       gain_db: Largest change of loudness either way, in decibels.
+
+    Raises:
+      Refused: If a clip with video is to be rolled.
     """
 
     shape: ClipShape
@@ -155,6 +161,9 @@ class EvalTransform:
       num_windows: Number of windows, W, which may overlap.
       clip_seconds: Length of a prepared clip in seconds, at least that of a window.
       crop_fraction: Side of the centre crop / shorter side of the frame.
+
+    Raises:
+      Refused: If a prepared clip is shorter than a window.
     """
 
     shape: ClipShape

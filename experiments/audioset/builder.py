@@ -1,17 +1,17 @@
-"""AudioSet from its own CSV files and a folder of media, as a TFDS data set of array_record files.
+r"""Prepares AudioSet, from its CSV files and a folder of media, as a TFDS data set.
 
-    python -m experiments.audioset.builder --classes class_labels_indices.csv \\
-        --train balanced_train_segments.csv unbalanced_train_segments.csv \\
+    python -m experiments.audioset.builder --classes class_labels_indices.csv \
+        --train balanced_train_segments.csv unbalanced_train_segments.csv \
         --validation eval_segments.csv --media clips --out ~/tensorflow_datasets
 
-A file of media is named by a YouTube id: `<id>_<start>.<ending>` is the clip itself, its start in
-seconds or milliseconds, with whatever else behind it; `<id>.<ending>` is the whole video, and the
-clip is cut out. A `Y` in front of an id is passed over. Whatever FFmpeg decodes will do: mp4, mkv,
-webm, m4a, wav, flac, ogg.
+A media file is named by a YouTube id: `<id>_<start>.<ending>` is the clip itself, with its start in
+seconds or milliseconds, and anything may follow the start; `<id>.<ending>` is the whole video, of
+which the clip is cut out. A `Y` in front of an id is ignored. Any format that FFmpeg decodes will
+do: mp4, mkv, webm, m4a, wav, flac, ogg.
 
-Clips that are missing or that nothing can be learned from are left out; these, and those that are
-kept though something is wrong with them, are counted by reason, and listed. The same command again
-goes on where it was interrupted. Nothing of this needs TensorFlow.
+Clips that are missing, or that nothing can be learned from, are left out. These clips, and those
+that are kept though something is wrong with them, are counted by reason and listed. After an
+interruption the same command continues. TensorFlow is not needed.
 
 Clips are converted by --num_workers processes, or on Apache Beam where --beam_options are given.
 """
@@ -32,50 +32,72 @@ import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import tensorflow_datasets as tfds
 
+from experiments import command_line
 from experiments.audioset.sources import VERSION, data_folder
 from experiments.data.clip_files import KEPT, LEFT_OUT, encode_sound, read_clip
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import whole, write_whole
 
-KINDS = ('audio_visual', 'audio')  # the data set's two configurations
+KINDS = ('audio_visual', 'audio')  # the configurations of the data set
 
-_CLIPS_AT_ONCE = 100  # what an interruption loses, for each worker
+_CLIPS_IN_PART = 100  # the work that an interruption loses, for each worker
+
+Media = Mapping[str, Sequence[tuple[float | None, str]]]  # see `find_media`
 
 
 class Segment(NamedTuple):
-    """A line of AudioSet's segments."""
+    """A clip: one line of AudioSet's segments.
+
+    Attributes:
+      youtube_id: YouTube's id of the video.
+      start: Start of the clip in the video, in seconds.
+      end: End of the clip in the video, in seconds.
+      labels: Indices of the clip's classes.
+    """
 
     youtube_id: str
-    start: float  # seconds in the video
+    start: float
     end: float
     labels: tuple[int, ...]
 
     @property
     def name(self) -> str:
+        """The id and the start, which together name a clip."""
         return f'{self.youtube_id}_{self.start:.3f}'
 
 
 class Remark(NamedTuple):
-    """What is wrong with a clip."""
+    """What is wrong with a clip; one line of problems.csv.
+
+    Attributes:
+      name: Name of the clip.
+      file: Its media file; '' where there is none.
+      reason: Key of `LEFT_OUT` or `KEPT`.
+      detail: What was found.
+    """
 
     name: str
     file: str
-    reason: str  # a key of LEFT_OUT or KEPT
+    reason: str
     detail: str
 
 
 def read_classes(path: str | os.PathLike) -> dict[str, str]:
-    """Reads class_labels_indices.csv: index, machine id, name.
+    """Reads class_labels_indices.csv, a table of index, machine id and name.
+
+    Args:
+      path: The file.
 
     Returns:
-      Machine id -> name, in the order of the indices.
+      Names of the classes by machine id, in the order of the indices.
 
     Raises:
-      ValueError: if it is another file.
+      Refused: If the file is something else.
     """
     with open(path, newline='', encoding='utf-8') as file:
         rows = list(csv.DictReader(file))
@@ -89,14 +111,17 @@ def read_classes(path: str | os.PathLike) -> dict[str, str]:
 
 
 def read_segments(path: str | os.PathLike, mids: Iterable[str]) -> list[Segment]:
-    """Reads a file of segments: id, start, end in seconds, and machine ids of labels.
+    """Reads a file of segments, lines of id, start, end and the machine ids of the labels.
 
     Args:
-      path: such as balanced_train_segments.csv; lines that begin with # are comments.
-      mids: the machine ids of all classes, in order.
+      path: File such as balanced_train_segments.csv; lines that begin with # are comments.
+      mids: Machine ids of all classes, in the order of their indices.
+
+    Returns:
+      The clips, in the order of the lines.
 
     Raises:
-      ValueError: if a line is something else, or a label is none of the classes.
+      Refused: If a line is something else, or a label is none of the classes.
     """
     label_of = {mid: label for label, mid in enumerate(mids)}
     segments = []
@@ -119,29 +144,40 @@ def read_segments(path: str | os.PathLike, mids: Iterable[str]) -> list[Segment]
     return segments
 
 
-def find_media(folder: str | os.PathLike) -> dict[str, list[tuple[float | None, str]]]:
-    """Finds the files named by a YouTube id in a folder and all below.
+def find_media(folder: str | os.PathLike[str]) -> dict[str, list[tuple[float | None, str]]]:
+    """Finds the files that are named by a YouTube id, in a folder and all folders below.
+
+    Args:
+      folder: The folder of media.
 
     Returns:
-      Id -> pairs of the start in the file's name, None where it has none, and the file.
+      For each id, pairs of the start in the file's name (None where it has none) and the file.
 
     Raises:
-      ValueError: if there is no such folder.
+      Refused: If there is no such folder.
     """
     if not Path(folder).is_dir():
         raise Refused(f'media are read from a folder, and there is none at {str(folder)!r}')
-    media = collections.defaultdict(list)
-    for parent, _, names in sorted(os.walk(folder, followlinks=True)):
+    media: dict[str, list[tuple[float | None, str]]] = {}
+    for parent, _, names in sorted(os.walk(os.fspath(folder), followlinks=True)):
         for name in sorted(names):
             match = re.match(r'Y?(?P<id>[\w-]{11})(?:_(?P<start>\d+(\.\d+)?)(?!\d).*)?\.\w+$', name)
             if match:
-                start = match['start'] and float(match['start'])
-                media[match['id']].append((start, os.path.join(parent, name)))
-    return dict(media)
+                start = float(match['start']) if match['start'] else None
+                media.setdefault(match['id'], []).append((start, os.path.join(parent, name)))
+    return media
 
 
-def locate(segment: Segment, media: Mapping) -> tuple[str | None, float]:
-    """Finds the file of a clip, None if there is none, and where in it the clip begins, seconds."""
+def locate(segment: Segment, media: Media) -> tuple[str | None, float]:
+    """Finds the file of a clip, and where in it the clip begins.
+
+    Args:
+      segment: The clip.
+      media: What `find_media` returns.
+
+    Returns:
+      The file, None if there is none, and the start of the clip in it in seconds.
+    """
     found = media.get(segment.youtube_id, ())
     for start, path in found:
         if start in (segment.start, 1000 * segment.start):
@@ -152,47 +188,40 @@ def locate(segment: Segment, media: Mapping) -> tuple[str | None, float]:
     return None, 0.0
 
 
-# One clip
-
-
-# Many clips, a part of them at a time: what is done is done
+# Clips are converted a part of them at a time; a part whose file exists is done.
 
 
 class _Part(NamedTuple):
-    """Clips that one worker converts, into one file."""
+    """Clips that one worker converts into one file."""
 
-    file: str  # a .zip: of each clip the sound and the frames; clips.json
+    file: str  # a .zip that holds the sound and the frames of each clip, and clips.json
     with_frames: bool
-    clips: tuple[tuple[Segment, str | None, float], ...]  # with file, and seconds in the file
+    clips: tuple[tuple[Segment, str | None, float], ...]  # as `locate` finds them
 
 
-def _make_parts(segments: Sequence[Segment], media: Mapping, with_frames: bool, folder: Path):
-    """Cuts the work into parts. Their names tell what is in them: nothing outdated is taken."""
+def _make_parts(
+    segments: Sequence[Segment], media: Media, with_frames: bool, folder: Path
+) -> list[_Part]:
+    """Divides the work into parts."""
     clips = [(segment, *locate(segment, media)) for segment in segments]
     parts = []
-    for i in range(0, len(clips), _CLIPS_AT_ONCE):
-        some = tuple(clips[i : i + _CLIPS_AT_ONCE])
+    for i in range(0, len(clips), _CLIPS_IN_PART):
+        some = tuple(clips[i : i + _CLIPS_IN_PART])
         sizes = [path and os.path.getsize(path) for _, path, _ in some]
+        # The name tells the clips and their files apart: no outdated part is taken for a new one.
         digest = hashlib.sha256(repr((some, sizes, with_frames)).encode()).hexdigest()
         parts.append(_Part(str(folder / f'{digest[:32]}.zip'), with_frames, some))
     return parts
 
 
 def _convert(part: _Part) -> str:
-    """Converts clips, unless that was done before; returns the file."""
+    """Converts the clips of a part, unless its file exists, and returns the file."""
     if os.path.exists(part.file):
         return part.file
     kept, remarks = [], []
     with whole(part.file) as unfinished, zipfile.ZipFile(unfinished, 'w') as archive:
         for segment, path, start in part.clips:
-            if path is None:
-                sound, frames, wrong = None, [], {'missing': ''}
-            else:
-                duration = segment.end - segment.start
-                try:
-                    sound, frames, wrong = read_clip(path, start, duration, part.with_frames)
-                except Exception as error:  # of millions of files, one will find a new way to fail
-                    sound, frames, wrong = None, [], {'unreadable': repr(error)}
+            sound, frames, wrong = _read(segment, path, start, part.with_frames)
             remarks += [(segment.name, path or '', *item) for item in wrong.items()]
             if not wrong.keys() & LEFT_OUT.keys():
                 archive.writestr(f'{segment.name}/sound.flac', encode_sound(sound))
@@ -203,8 +232,21 @@ def _convert(part: _Part) -> str:
     return part.file
 
 
-def _examples(file: str) -> Iterator[tuple[str, dict]]:
-    """Yields the clips of a converted part: key and example."""
+def _read(
+    segment: Segment, path: str | None, start: float, with_frames: bool
+) -> tuple[np.ndarray, list[bytes], dict[str, str]]:
+    """Reads a clip as `read_clip` does; whatever goes wrong is reported, not raised."""
+    nothing = np.zeros(0, np.float32)
+    if path is None:
+        return nothing, [], {'missing': ''}
+    try:
+        return read_clip(path, start, segment.end - segment.start, with_frames)
+    except Exception as error:  # among millions of files, one will fail in a way of its own
+        return nothing, [], {'unreadable': repr(error)}
+
+
+def _examples(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the clips of a converted part, each with its key."""
     with zipfile.ZipFile(file) as archive:
         for name, num_frames, labels in json.loads(archive.read('clips.json'))['kept']:
             example = {
@@ -216,7 +258,10 @@ def _examples(file: str) -> Iterator[tuple[str, dict]]:
             yield name, example
 
 
-class Audioset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class Audioset(
+    tfds.core.GeneratorBasedBuilder,
+    skip_registration=True,  # type: ignore[call-arg]  # of TFDS, which has no types
+):
     """AudioSet's clips: FLAC of 48 kHz, 25 JPEG frames a second, labels."""
 
     VERSION = tfds.core.Version(VERSION)
@@ -231,7 +276,15 @@ class Audioset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         beam: bool = False,
         **tfds_arguments,
     ):
-        """See `prepare`, which is how to call this."""
+        """Takes the work that `prepare`, the only caller, has divided into parts.
+
+        Args:
+          classes: Names of the classes, in the order of their indices.
+          parts: For each split, the parts that hold its clips.
+          num_workers: Number of processes that convert clips; 0 converts them in this one.
+          beam: Whether clips are converted on Apache Beam.
+          **tfds_arguments: Arguments of TFDS's builder, such as `config` and `data_dir`.
+        """
         self._classes, self._parts = list(classes), parts
         self._num_workers, self._beam = num_workers, beam
         super().__init__(file_format='array_record', **tfds_arguments)
@@ -239,7 +292,7 @@ class Audioset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self):
         features = {
             'name': tfds.features.Text(),
-            'sound': tfds.features.Text(),  # to TFDS, text is bytes
+            'sound': tfds.features.Text(),  # TFDS stores text as bytes
             'frames': tfds.features.Sequence(tfds.features.Text()),
             'labels': tfds.features.Sequence(tfds.features.ClassLabel(names=self._classes)),
         }
@@ -266,16 +319,9 @@ class Audioset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return self._in_process(split, parts)
 
     def _in_process(self, split, parts):
-        with contextlib.ExitStack() as stack:
-            convert = map
-            if self._num_workers:
-                executor = concurrent.futures.ProcessPoolExecutor(
-                    self._num_workers, mp_context=multiprocessing.get_context('spawn')
-                )
-                stack.callback(executor.shutdown, cancel_futures=True)
-                convert = executor.map
-            found = False
-            for file in convert(_convert, parts):
+        found = False
+        with contextlib.closing(self._converted(parts)) as files:
+            for file in files:
                 for key, example in _examples(file):
                     found = True
                     yield key, example
@@ -283,37 +329,52 @@ class Audioset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             counts = _count_remarks({split: parts})[0][split]
             raise Refused(f'not a single clip of {split!r} is of use: {dict(counts)}')
 
+    def _converted(self, parts):
+        """Yields the file of each part, in order, when it is converted."""
+        if not self._num_workers:
+            yield from map(_convert, parts)
+            return
+        executor = concurrent.futures.ProcessPoolExecutor(
+            self._num_workers, mp_context=multiprocessing.get_context('spawn')
+        )
+        try:
+            yield from executor.map(_convert, parts)
+        finally:
+            executor.shutdown(cancel_futures=True)
+
 
 def prepare(
     *,
     classes: str | os.PathLike,
     segments: Mapping[str, Sequence[str | os.PathLike]],
-    media: str | os.PathLike,
+    media: str | os.PathLike[str],
     out: str | os.PathLike,
     kind: str = 'audio_visual',
     num_workers: int = 0,
     beam_options: Sequence[str] | None = None,
 ) -> dict[str, dict[str, int]]:
-    """Prepares the data set; what an interrupted call did is not done again.
+    """Prepares the data set; work that an interrupted call finished is not repeated.
 
-    Until all is done the converted clips lie in `out` a second time.
+    Until all is done, the converted clips lie in `out` a second time.
 
     Args:
-      classes: class_labels_indices.csv.
-      segments: split -> its files of segments; of a clip that is in several, the first counts.
-      media: the folder of media.
-      out: TFDS's data folder.
-      kind: 'audio_visual', or 'audio': without frames, and clips need none.
-      num_workers: processes that convert; 0: this one.
-      beam_options: run on Apache Beam with these pipeline options, such as ['--runner=...'].
+      classes: File class_labels_indices.csv.
+      segments: For each split, its files of segments; a clip that several files list is taken once.
+      media: Folder of the media, named by YouTube id and start.
+      out: Data folder of TFDS; '~' is the home folder.
+      kind: 'audio_visual', or 'audio', which has no frames and needs no video.
+      num_workers: Number of processes that convert clips; 0 converts them in this one.
+      beam_options: Options of the pipeline on Apache Beam, such as ['--runner=...']; None converts
+        without Beam.
 
     Returns:
-      Of each split how many clips are 'kept', 'left out', and of each reason. It is also written to
-      report.json in the data set's folder, beside problems.csv, which lists the clips.
+      For each split, the numbers of clips 'kept' and 'left out', and of clips by reason. They are
+      also written to report.json in the folder of the data set, next to problems.csv, which lists
+      the clips.
 
     Raises:
-      ValueError: if the files are not what they should be, or of a split not a single clip is of
-        use.
+      Refused: If a file is not what it should be, the data set is prepared already, or not a single
+        clip of a split is of use.
     """
     if kind not in KINDS:
         raise Refused(f'kind must be one of {KINDS}, got {kind!r}')
@@ -326,7 +387,7 @@ def prepare(
     progress = out / f'audioset_{kind}_in_progress'
     parts = {}
     for split, files in segments.items():
-        clips = {}
+        clips: dict[str, Segment] = {}
         for file in files:
             for segment in read_segments(file, names):
                 clips.setdefault(segment.name, segment)
@@ -353,11 +414,14 @@ def prepare(
     return report
 
 
-def _count_remarks(parts: Mapping[str, Sequence[_Part]]) -> tuple[dict, list[tuple]]:
-    """Counts of each split, and rows of a split and a `Remark`."""
-    report, rows = {}, []
+def _count_remarks(
+    parts: Mapping[str, Sequence[_Part]],
+) -> tuple[dict[str, dict[str, int]], list[tuple[str, ...]]]:
+    """Returns the counts of each split, and rows of a split and the fields of a `Remark`."""
+    report: dict[str, dict[str, int]] = {}
+    rows: list[tuple[str, ...]] = []
     for split, some in parts.items():
-        counts = collections.Counter()
+        counts: collections.Counter[str] = collections.Counter()
         for part in some:
             with zipfile.ZipFile(part.file) as archive:
                 clips = json.loads(archive.read('clips.json'))
@@ -381,7 +445,14 @@ def _write_report(folder: Path, parts: Mapping[str, Sequence[_Part]]) -> dict[st
 
 
 def report_text(report: Mapping[str, Mapping[str, int]]) -> str:
-    """A report as people read it."""
+    """Formats the report of `prepare` as lines of text.
+
+    Args:
+      report: What `prepare` returns.
+
+    Returns:
+      A line for each split, and one for each reason that occurs.
+    """
     lines = []
     for split, counts in report.items():
         lines.append(f'{split}: {counts["kept"]:,} clips, {counts["left out"]:,} left out')
@@ -393,7 +464,11 @@ def report_text(report: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
+    """Runs the command line.
+
+    Args:
+      argv: Arguments of the command; None takes those of this process.
+    """
     parser = argparse.ArgumentParser(
         prog='python -m experiments.audioset.builder',
         description=__doc__,
@@ -403,14 +478,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     add('--classes', required=True, help='class_labels_indices.csv')
     add('--train', nargs='+', required=True, help='segments to train on')
     add('--validation', nargs='+', required=True, help='segments to evaluate on')
-    add('--media', required=True, metavar='FOLDER', help='of media, named by YouTube id and start')
-    add('--out', default='~/tensorflow_datasets', metavar='FOLDER', help='of TFDS (%(default)s)')
+    add('--media', required=True, metavar='FOLDER', help='media, named by YouTube id and start')
+    add(
+        '--out',
+        default='~/tensorflow_datasets',
+        metavar='FOLDER',
+        help='data folder of TFDS (%(default)s)',
+    )
     add('--kind', choices=KINDS, default=KINDS[0], metavar='KIND', help='audio_visual, or audio')
     add('--num_workers', type=int, default=os.cpu_count(), metavar='N', help='processes')
-    add('--beam_options', nargs='*', metavar='OPTION', help="of Beam's pipeline, as runner=...")
+    add(
+        '--beam_options',
+        nargs='*',
+        metavar='OPTION',
+        help="options of Beam's pipeline, as runner=...",
+    )
     arguments = parser.parse_args(argv)
-    options = arguments.beam_options
-    try:
+    beam_options = arguments.beam_options
+    if beam_options is not None:  # given without dashes, or argparse would take them for its own
+        beam_options = [f'--{option.lstrip("-")}' for option in beam_options]
+    with command_line.one_line_errors('interrupted; the same command continues'):
         report = prepare(
             classes=arguments.classes,
             segments={'train': arguments.train, 'validation': arguments.validation},
@@ -418,16 +505,15 @@ def main(argv: Sequence[str] | None = None) -> None:
             out=arguments.out,
             kind=arguments.kind,
             num_workers=arguments.num_workers,
-            beam_options=options and [f'--{option.lstrip("-")}' for option in options],
+            beam_options=beam_options,
         )
-    except (ValueError, OSError) as error:
-        parser.exit(2, f'error: {error}\n')
     folder = data_folder(Path(arguments.out).expanduser(), arguments.kind)
     print(f'{report_text(report)}\nThe clips are listed in {folder / "problems.csv"}')
 
 
 if __name__ == '__main__':
-    # By its name, so that what workers are sent is of the module and not of __main__.
+    # Spawned workers find `_convert` and `_Part` by the name of their module. Here that would be
+    # `__main__`, which is another module in a worker, so this module is imported by its name.
     from experiments.audioset import builder
 
     builder.main()

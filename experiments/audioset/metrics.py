@@ -1,4 +1,6 @@
-"""Metrics of multi-label classification, class by class, by scikit-learn."""
+"""Metrics of multi-label classification: measured class by class with scikit-learn, averaged."""
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -6,19 +8,19 @@ from perceiver_jax.errors import Refused
 
 
 def average_precision(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The area under each class's precision over its recall.
+    """Returns the area under each class's curve of precision over recall.
 
     Args:
-      labels: [examples, K], 1 where the class is present, else 0.
-      scores: [examples, K], higher where it is likelier.
+      labels: Labels `[examples, K]`, 1 where the class is present, else 0.
+      scores: Scores `[examples, K]`, higher where the class is more likely.
 
     Returns:
-      [K] float64; NaN for a class without a positive example.
+      Average precisions, float64 `[K]`; NaN for a class without a positive example.
 
     Raises:
-      ValueError: if the shapes differ or labels are neither 0 nor 1.
+      Refused: If the shapes differ or a label is neither 0 nor 1.
 
-    Source: AudioSet's mAP is the mean over the classes (Gemmeke et al., 2017).
+    Source: Gemmeke et al., Audio Set, 2017; its mAP is the mean over the classes.
     """
     import sklearn.metrics  # slow, and needed to evaluate alone
 
@@ -26,17 +28,20 @@ def average_precision(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def area_under_roc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The share of pairs of a positive and a negative example that are in the right order.
+    """Returns the area under each class's ROC curve.
+
+    It is the share of pairs of a positive and a negative example whose scores are in the right
+    order.
 
     Args:
-      labels: [examples, K], 1 where the class is present, else 0.
-      scores: [examples, K], higher where it is likelier.
+      labels: Labels `[examples, K]`, 1 where the class is present, else 0.
+      scores: Scores `[examples, K]`, higher where the class is more likely.
 
     Returns:
-      [K] float64; NaN for a class without a positive or without a negative example.
+      Areas, float64 `[K]`; NaN for a class without a positive or without a negative example.
 
     Raises:
-      ValueError: if the shapes differ or labels are neither 0 nor 1.
+      Refused: If the shapes differ or a label is neither 0 nor 1.
     """
     import sklearn.metrics
 
@@ -44,9 +49,14 @@ def area_under_roc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def d_prime(auc: float) -> float:
-    """How many deviations two normal distributions lie apart whose area under the ROC is `auc`.
+    """Returns the distance of two normal distributions that an area under the ROC curve implies.
 
-    An area of 1 would be infinite: it counts as 1 - 1e-6, which is 6.7.
+    Args:
+      auc: Area under the ROC curve, in 0..1. It is clipped to 1e-6..1 - 1e-6, since 1 would give
+        infinity; the largest result is thus 6.7.
+
+    Returns:
+      The distance of their means in standard deviations.
     """
     import scipy.stats
 
@@ -54,23 +64,24 @@ def d_prime(auc: float) -> float:
 
 
 def multi_label_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """Means over the classes, and how many of them cannot be measured.
+    """Returns means over the classes, and how many classes cannot be measured.
 
     Args:
-      labels: [examples, K], 1 where the class is present, else 0.
-      scores: [examples, K], higher where it is likelier.
+      labels: Labels `[examples, K]`, 1 where the class is present, else 0.
+      scores: Scores `[examples, K]`, higher where the class is more likely.
 
     Returns:
-      'map', 'auc', 'd_prime' of the mean 'auc', 'classes_left_out' (those without positives); and
-      'accuracy', that of the highest score, where every example has one label.
+      'map' and 'auc' (means of average precision and of area under the ROC curve), 'd_prime' (of
+      the mean area), 'classes_left_out' (the number of classes without a positive example) and, if
+      every example has exactly one label, 'accuracy' (of the highest score).
 
     Raises:
-      ValueError: if no class has a positive example, or the arrays are not as said.
+      Refused: If no class has a positive example, the shapes differ or a label is neither 0 nor 1.
     """
     precision, area = average_precision(labels, scores), area_under_roc(labels, scores)
     if np.isnan(precision).all():
         raise Refused(f'of {labels.shape[1]} classes none has a positive example')
-    # Where a class is present everywhere, there is nothing to tell apart: that is chance.
+    # Without a pair of a positive and a negative example there is no order: 0.5 is chance.
     auc = 0.5 if np.isnan(area).all() else float(np.nanmean(area))
     numbers = {
         'map': float(np.nanmean(precision)),
@@ -83,9 +94,15 @@ def multi_label_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, flo
     return numbers
 
 
-def _by_class(metric, labels, scores, needs_negative) -> np.ndarray:
+def _by_class(
+    metric: Callable[[np.ndarray, np.ndarray], float],
+    labels: np.ndarray,
+    scores: np.ndarray,
+    needs_negative: bool,
+) -> np.ndarray:
+    """Measures each class with enough examples; NaN for the others."""
     labels, scores = np.asarray(labels), np.asarray(scores)
-    # scikit-learn takes [examples, K]; the transpose would be measured without a complaint.
+    # scikit-learn takes [examples, K]; the transpose would be measured without complaint.
     if labels.ndim != 2 or labels.shape != scores.shape:
         raise Refused(f'labels {labels.shape} and scores {scores.shape} must be [examples, K]')
     if not np.isin(labels, (0, 1)).all():

@@ -1,6 +1,7 @@
-"""Augmentation of sound on the device: mixing two sounds, SpecAugment, dropping a whole modality.
+"""Augmentation of batches on the device: mixing sounds, SpecAugment, dropping a modality.
 
-What an example draws depends on (rng, its `index`) alone, however a batch is cut over devices.
+Random numbers are derived from the key and each example's index, so that they do not depend on how
+a batch is divided among devices.
 """
 
 import jax
@@ -12,17 +13,17 @@ from perceiver_jax.errors import Refused
 def mix_sounds(
     rng: jax.Array, sounds: jax.Array, labels: jax.Array, index: jax.Array, alpha: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Makes one training sound of each pair: their mean with a weight from Beta(alpha, alpha).
+    """Mixes each pair of sounds into one, with a weight from Beta(alpha, alpha).
 
     Args:
-      rng: key of this step, the same for all parts of a batch.
-      sounds: [b, 2, samples].
-      labels: [b, 2, K].
-      index: [b] uint32, each example's place in the global batch.
-      alpha: of the Beta distribution.
+      rng: Key of this step, the same for all parts of a global batch.
+      sounds: Pairs of sounds, `[b, 2, samples]`.
+      labels: Labels of both sounds, `[b, 2, K]`.
+      index: Place of each pair in the global batch, uint32 `[b]`.
+      alpha: Both parameters of the Beta distribution.
 
     Returns:
-      Sounds [b, samples] and labels [b, K], mixed alike.
+      Sounds `[b, samples]` and labels `[b, K]`, mixed with the same weights.
 
     Source: Zhang et al., mixup, 2018.
     """
@@ -45,24 +46,24 @@ def spec_augment(
     frequency_masks: int,
     frequency_width: int,
 ) -> jax.Array:
-    """Sets stretches of time and bands of frequency to zero, which is about the mean.
+    """Sets stretches of time and bands of frequency to zero, about the mean of a spectrogram.
 
-    Each mask is from 0 to its largest width, uniformly, at a uniform place; masks may overlap.
+    The width of each mask is uniform from 0 to its largest, and so is its place; masks may overlap.
 
     Args:
-      rng: key of this step, the same for all parts of a batch.
-      spectrograms: [b, frames, bins].
-      index: [b] uint32, each example's place in the global batch.
-      time_masks: masks along time.
-      time_width: frames, the largest mask.
-      frequency_masks: masks along frequency.
-      frequency_width: bins, the largest mask.
+      rng: Key of this step, the same for all parts of a global batch.
+      spectrograms: Normalised spectrograms, `[b, frames, bins]`.
+      index: Place of each example in the global batch, uint32 `[b]`.
+      time_masks: Number of masks along time.
+      time_width: Largest width of a mask along time, in frames.
+      frequency_masks: Number of masks along frequency.
+      frequency_width: Largest width of a mask along frequency, in bins.
 
     Returns:
-      [b, frames, bins].
+      Masked spectrograms, `[b, frames, bins]`.
 
     Raises:
-      ValueError: if a mask may be wider than the spectrogram.
+      Refused: If a mask may be wider than the spectrogram.
 
     Source: Park et al., SpecAugment, 2019, without time warping.
     """
@@ -71,33 +72,33 @@ def spec_augment(
         if not 0 <= width <= size:
             raise Refused(f'{name}_width is {width}, and the spectrogram has {size}')
 
-    def hidden(key, count, size, width):  # [size] bool
+    def masked(key, count, size, width):  # bool [size]
         key_width, key_start = jax.random.split(key)
         widths = jax.random.randint(key_width, (count, 1), 0, width + 1)
         starts = jax.random.randint(key_start, (count, 1), 0, size - widths + 1)
-        place = jnp.arange(size)
+        place = jnp.arange(size)[None]
         return ((place >= starts) & (place < starts + widths)).any(0)
 
     def mask(spectrogram, place):
         key_time, key_frequency = jax.random.split(jax.random.fold_in(rng, place))
-        in_time = hidden(key_time, time_masks, frames, time_width)
-        in_frequency = hidden(key_frequency, frequency_masks, bins, frequency_width)
-        return jnp.where(in_time[:, None] | in_frequency, 0, spectrogram)
+        in_time = masked(key_time, time_masks, frames, time_width)
+        in_frequency = masked(key_frequency, frequency_masks, bins, frequency_width)
+        return jnp.where(in_time[:, None] | in_frequency[None], 0, spectrogram)
 
     return jax.vmap(mask)(spectrograms, index)
 
 
 def drop_examples(rng: jax.Array, x: jax.Array, index: jax.Array, rate: float) -> jax.Array:
-    """Sets whole examples to zero.
+    """Sets whole examples to zero; those that are kept are not scaled up.
 
     Args:
-      rng: key of this step, the same for all parts of a batch.
-      x: [b, ...].
-      index: [b] uint32, each example's place in the global batch.
-      rate: the share of examples.
+      rng: Key of this step, the same for all parts of a global batch.
+      x: Examples of one modality, `[b, ...]`.
+      index: Place of each example in the global batch, uint32 `[b]`.
+      rate: Probability that an example is dropped.
 
     Returns:
-      [b, ...]; what is kept is not enlarged.
+      Examples, `[b, ...]`, some of them zero.
 
     Source: Perceiver, section 4.2, where it is called video dropout.
     """

@@ -1,6 +1,13 @@
-"""Where clips of sound and video are read from."""
+"""Where clips of sound and video are read from.
+
+A clip is a dictionary: 'name' str, 'sound' float32 `[n]` mono, 'frames' a list of encoded JPEG
+files (empty where none were asked for), 'labels' a list of int. Frame i is shown while the samples
+from i * sample_rate / frames_per_second on are heard. Every source has the attribute `classes`, the
+names of its labels.
+"""
 
 import csv
+import dataclasses
 import functools
 import io
 import os
@@ -12,13 +19,13 @@ import numpy as np
 
 from experiments.audioset.sounds import Sounds
 from experiments.data import clip_files
-from experiments.data.pipeline import BrokenExample, Example, Source
+from experiments.data.pipeline import BrokenExample, Example, LabelledSource
 from experiments.data.prepared import TfdsRecords
 from perceiver_jax.errors import Refused
 
 SPLITS = ('train', 'validation')
 VERSION = '1.0.0'  # of the prepared data set
-_KEPT_BYTES = 2**29  # decoded sound that a labelled folder keeps in memory; our choice
+_KEPT_BYTES = 2**29  # of decoded sound that a labelled folder keeps in memory; our choice
 
 
 def open_source(
@@ -29,24 +36,25 @@ def open_source(
     with_frames: bool,
     sample_rate: int,
     table: Mapping[str, str],
-) -> Source:
+) -> LabelledSource:
     """Opens one split of a data set of clips.
 
     Args:
       kind: 'tfds' (AudioSet as `experiments.audioset.builder` prepares it), 'folder' (media and a
         table of their labels, see `LabelledFolder`) or 'sounds' (generated).
-      path: TFDS's data folder or the folder of the prepared data set in it; or the folder of the
-        table and the media; '~' is the home folder. Unused for sounds.
+      path: Folder of the data: for 'tfds' the data folder of TFDS, or the folder of the prepared
+        data set in it; for 'folder' the folder that holds the table and the media. '~' is the home
+        folder. Unused for 'sounds'.
       split: 'train' or 'validation'.
-      with_frames: whether frames are wanted; otherwise none is read.
-      sample_rate: of the sound, Hz; 48,000 but for sounds.
-      table: the fields of `LabelledFolder` after `path`; unused for others.
+      with_frames: Whether frames are read.
+      sample_rate: Sample rate of the sound in Hz; 48,000 for every kind but 'sounds'.
+      table: Fields of `Table` by name; used for 'folder' only.
 
     Returns:
-      Source of clips with the attribute `classes`.
+      A source of clips, with the attribute `classes`.
 
     Raises:
-      ValueError: if there is no such data.
+      Refused: If an argument is out of range, or there is no such data.
     """
     if split not in SPLITS:
         raise Refused(f'split must be one of {SPLITS}, got {split!r}')
@@ -63,19 +71,30 @@ def open_source(
             f'the sound of {kind!r} has {clip_files.SAMPLE_RATE} Hz, config.clip.sample_rate is '
             f'{sample_rate}'
         )
-    path = Path(path).expanduser()
+    folder = Path(path).expanduser()
     if kind == 'tfds':
-        return _open_records(path, split, with_frames)
-    return LabelledFolder(path, split, with_frames, **table)
+        return _open_records(folder, split, with_frames)
+    keys = {field.name for field in dataclasses.fields(Table)}
+    if set(table) != keys:
+        raise Refused(
+            f'config.data.table needs the keys {sorted(keys)}: missing are '
+            f'{sorted(keys - set(table))}, unknown are {sorted(set(table) - keys)}'
+        )
+    return LabelledFolder(folder, split, with_frames, Table(**table))
 
 
 def data_folder(out: Path, kind: str) -> Path:
-    """Where in TFDS's data folder the prepared data set lies."""
+    """Returns the folder of the prepared data set in the data folder of TFDS.
+
+    Args:
+      out: Data folder of TFDS.
+      kind: 'audio_visual' or 'audio', see `experiments.audioset.builder.KINDS`.
+    """
     return out / 'audioset' / kind / VERSION
 
 
 def _open_records(path: Path, split: str, with_frames: bool) -> TfdsRecords:
-    """AudioSet as `experiments.audioset.builder` leaves it."""
+    """Opens AudioSet as `experiments.audioset.builder` prepares it."""
     kinds = ['audio_visual'] if with_frames else ['audio_visual', 'audio']
     folders = [path, *(data_folder(path, kind) for kind in kinds)]
     folder = next((x for x in folders if (x / 'features.json').is_file()), None)
@@ -103,83 +122,121 @@ def _from_tfds(example: dict[str, Any], *, source: str, frames: bool) -> Example
     return {'name': name, 'sound': sound, 'frames': images, 'labels': labels}
 
 
-class LabelledFolder:
-    """Media in a folder, and a CSV file that names their labels and splits.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Table:
+    """A CSV file with one row for each media file: its name, its labels and its part of the data.
 
-    ESC-50 as it comes is one: meta/esc50.csv, audio/, and the columns filename, category, fold.
+    The attributes are the keys of `config.data.table`.
+
+    Attributes:
+      csv_file: Path of the CSV file, relative to the data's folder.
+      media: Path of the folder of the media files, relative to the data's folder.
+      file_column: Column with the names of the media files, with their endings or without.
+      label_column: Column with the labels of a file, one or several.
+      label_separator: String between several labels; '' where every file has one label.
+      split_column: Column with the part of the data that a file belongs to.
+      train: Parts to train on, separated by commas, such as '1,2,3' or 'train'.
+      validation: Parts to evaluate on, separated by commas.
+      only: 'column=value' leaves out all rows with another value; '' keeps all rows.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        split: str,
-        with_frames: bool,
-        *,
-        csv_file: str,
-        media: str,
-        file_column: str,
-        label_column: str,
-        label_separator: str,
-        split_column: str,
-        train: str,
-        validation: str,
-        only: str,
-    ):
-        """Reads the table.
+    csv_file: str
+    media: str
+    file_column: str
+    label_column: str
+    label_separator: str
+    split_column: str
+    train: str
+    validation: str
+    only: str
+
+    def read(self, folder: Path) -> list[dict[str, str]]:
+        """Reads the rows that `only` keeps.
 
         Args:
-          path: the folder.
-          split: 'train' or 'validation'.
-          with_frames: whether frames are wanted.
-          csv_file: the table, in the folder.
-          media: the folder of the files, in the folder.
-          file_column: names of files, with their ending or without.
-          label_column: one label or several.
-          label_separator: what stands between several; '' where there is one only.
-          split_column: the part of the data that a file belongs to.
-          train: the parts to train on, such as '1,2,3' or 'train'.
-          validation: the parts to evaluate on.
-          only: 'column=value' leaves out all other rows; '' leaves out none.
-        """
-        self._name, self._with_frames = f'{path / csv_file}, split {split}', with_frames
-        rows = self._rows(path / csv_file, file_column, label_column, split_column, only)
-        separate = str.split if label_separator else lambda labels, _: [labels]
-        labels = [
-            sorted({x.strip() for x in separate(row[label_column], label_separator)} - {''})
-            for row in rows
-        ]
-        self.classes = sorted({label for some in labels for label in some})
-        label_of = {name: label for label, name in enumerate(self.classes)}
-        wanted = {'train': train, 'validation': validation}[split]
-        parts = [part.strip() for part in wanted.split(',')]
-        files = _files_by_stem(path / media)
-        self._kept, self._kept_bytes = {}, 0  # index -> sound, as long as there is room
-        self._clips = []
-        for row, some in zip(rows, labels, strict=True):
-            if row[split_column].strip() in parts:
-                name = row[file_column].strip()
-                file = files.get(name) or files.get(Path(name).stem)
-                if file is None:
-                    raise Refused(f'{path / media} has no file {name!r} of {path / csv_file}')
-                self._clips.append((file, [label_of[x] for x in some]))
-        if not self._clips:
-            known = sorted({row[split_column] for row in rows})
-            raise Refused(
-                f'{path / csv_file} has no rows whose {split_column} is one of {parts}; there is '
-                f'{known[:9]}'
-            )
+          folder: Folder of the data.
 
-    def _rows(self, file, file_column, label_column, split_column, only) -> list[dict]:
+        Returns:
+          Rows, each a dictionary from columns to values.
+
+        Raises:
+          Refused: If there is no such file, or it lacks a column.
+        """
+        file = folder / self.csv_file
         if not file.is_file():
             raise Refused(f'{file}: there is no such table')
         with open(file, newline='', encoding='utf-8-sig') as opened:
             rows = list(csv.DictReader(opened))
-        column, _, value = only.partition('=')
-        wanted = {file_column, label_column, split_column, *([column] if only else [])}
-        if not rows or not wanted <= rows[0].keys():
+        column, _, value = self.only.partition('=')
+        needed = {self.file_column, self.label_column, self.split_column}
+        if self.only:
+            needed.add(column)
+        if not rows or not needed <= rows[0].keys():
             found = list(rows[0]) if rows else []
-            raise Refused(f'{file} needs the columns {sorted(wanted)}, and has {found}')
-        return [row for row in rows if not only or row[column] == value]
+            raise Refused(f'{file} needs the columns {sorted(needed)}, and has {found}')
+        return [row for row in rows if not self.only or row[column] == value]
+
+    def labels(self, row: Mapping[str, str]) -> list[str]:
+        """Returns the labels of a row, each once, sorted."""
+        labels = [row[self.label_column]]
+        if self.label_separator:
+            labels = row[self.label_column].split(self.label_separator)
+        return sorted({label.strip() for label in labels} - {''})
+
+    def parts(self, split: str) -> list[str]:
+        """Returns the parts of the data that make up 'train' or 'validation'."""
+        wanted = {'train': self.train, 'validation': self.validation}[split]
+        return [part.strip() for part in wanted.split(',')]
+
+
+class LabelledFolder:
+    """Source of the media in a folder, whose labels and splits a `Table` tells.
+
+    ESC-50 as it comes is such a folder: it holds meta/esc50.csv with the columns filename, category
+    and fold, and the media in audio/.
+
+    Attributes:
+      classes: Names of the labels, sorted: those of all rows, whatever the split.
+    """
+
+    def __init__(self, path: Path, split: str, with_frames: bool, table: Table):
+        """Reads the table, and finds the files of the split.
+
+        Args:
+          path: Folder of the data, to which the paths in `table` are relative.
+          split: 'train' or 'validation'.
+          with_frames: Whether frames are read.
+          table: The table, and what its columns mean.
+
+        Raises:
+          Refused: If the table, a column, the folder of media or a file of the split is missing, or
+            the split is empty.
+        """
+        csv_file, media = path / table.csv_file, path / table.media
+        self._name = f'{csv_file}, split {split}'
+        self._with_frames = with_frames
+        self._kept: dict[int, np.ndarray] = {}  # index -> sound, as long as there is room
+        self._kept_bytes = 0
+        rows = table.read(path)
+        self.classes = sorted({label for row in rows for label in table.labels(row)})
+        number_of = {label: number for number, label in enumerate(self.classes)}
+        parts = table.parts(split)
+        files = _files_by_name(media)
+        self._clips: list[tuple[str, list[int]]] = []  # file, labels
+        for row in rows:
+            if row[table.split_column].strip() not in parts:
+                continue
+            name = row[table.file_column].strip()
+            file = files.get(name) or files.get(Path(name).stem)
+            if file is None:
+                raise Refused(f'{media} has no file {name!r} of {csv_file}')
+            self._clips.append((file, [number_of[label] for label in table.labels(row)]))
+        if not self._clips:
+            known = sorted({row[table.split_column] for row in rows})
+            raise Refused(
+                f'{csv_file} has no rows whose {table.split_column} is one of {parts}; there is '
+                f'{known[:9]}'
+            )
 
     def __repr__(self) -> str:
         return self._name
@@ -190,10 +247,11 @@ class LabelledFolder:
     def __len__(self) -> int:
         return len(self._clips)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Example:
         file, labels = self._clips[index]
+        frames: list[bytes] = []
         if index in self._kept:
-            sound, frames = self._kept[index], []
+            sound = self._kept[index]
         else:
             sound, frames = self._read(file)
             if not self._with_frames and self._kept_bytes + sound.nbytes <= _KEPT_BYTES:
@@ -202,6 +260,7 @@ class LabelledFolder:
         return {'name': file, 'sound': sound, 'frames': frames, 'labels': labels}
 
     def _read(self, file: str) -> tuple[np.ndarray, list[bytes]]:
+        """Reads the sound of a file, and its frames if they are wanted."""
         import soundfile
 
         if not self._with_frames:  # most sound files need no FFmpeg and no resampling
@@ -215,18 +274,18 @@ class LabelledFolder:
             sound, frames, wrong = clip_files.read_clip(file, 0.0, None, self._with_frames)
         except OSError as error:
             raise BrokenExample(f'{file}: {error.strerror}') from error
-        # Shorter than AudioSet's is no reason here: silence fills a window up.
+        # A clip that is too short for AudioSet is of use here: silence fills the window up.
         fatal = wrong.keys() & clip_files.LEFT_OUT.keys() - {'too short'}
         if fatal or 'damaged' in wrong or not len(sound):
             raise BrokenExample('; '.join(f'{key}: {value}' for key, value in wrong.items()))
         return sound, frames
 
 
-def _files_by_stem(folder: Path) -> dict[str, str]:
-    """File names, with and without their endings -> files."""
+def _files_by_name(folder: Path) -> dict[str, str]:
+    """Returns a folder's files by their names, with and without their endings."""
     if not folder.is_dir():
         raise Refused(f'{folder}: there is no such folder of media')
-    files = {}
+    files: dict[str, str] = {}
     for name in sorted(os.listdir(folder)):
         files.setdefault(Path(name).stem, str(folder / name))
         files[name] = str(folder / name)

@@ -237,7 +237,7 @@ class AudioSet:
         state: hk.State,
         predictions: dict[str, np.ndarray],
     ) -> None:
-        """Draws evaluation clips, up to a third of them mistakes, and the best and worst classes."""
+        """Draws clips, up to a third of them mistakes, and the best and the worst classes."""
         from experiments.pictures.panels import choose_to_draw, class_bars, clip_grid, short_name
 
         labels, scores = predictions['labels'], predictions['scores']

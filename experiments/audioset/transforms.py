@@ -1,8 +1,7 @@
-"""Where clips of sound and video are read from, and what happens to one on its way to the model.
+"""What happens to one clip on its way to the model: cutting windows, augmentation, padding.
 
-A clip is {'name': str, 'sound': float32 [n] mono, 'frames': list of JPEG files, 'labels': ints};
-frame i is shown while the samples from i * sample_rate / frames_per_second on are heard. Frames are
-an empty list where none were asked for. Every source has `classes`, the names of its labels.
+A clip is what the sources of `experiments.audioset.sources` give: 'name' str, 'sound' float32 `[n]`
+mono, 'frames' a list of encoded JPEG files, 'labels' a list of int.
 """
 
 import dataclasses
@@ -11,21 +10,30 @@ import cv2
 import numpy as np
 
 from experiments.data.crops import inception_crop
-from experiments.data.pipeline import BrokenExample
+from experiments.data.pipeline import Batch, BrokenExample, Example
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.images import centre_crop, decode_image
-
-# On the way to the model
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipShape:
-    """What the model looks at: a window of `num_frames`, and the sound of that time."""
+    """The size of one window of a clip, which is what the model takes.
+
+    Attributes:
+      num_frames: Length of the window in frames, T; without video it is the length of the sound in
+        such units.
+      frames_per_second: Frames in a second, of the clip and of the window.
+      sample_rate: Sample rate of the sound in Hz, a multiple of `frames_per_second`.
+      size: Side of the video in pixels, S; 0 stands for no video.
+
+    Raises:
+      Refused: If a frame does not last a whole number of samples.
+    """
 
     num_frames: int
     frames_per_second: int
-    sample_rate: int  # Hz
-    size: int  # of the video, pixels; 0: there is no video
+    sample_rate: int
+    size: int
 
     def __post_init__(self):
         if self.sample_rate % self.frames_per_second:
@@ -36,42 +44,76 @@ class ClipShape:
 
     @property
     def samples_per_frame(self) -> int:
+        """The samples of sound that last as long as one frame."""
         return self.sample_rate // self.frames_per_second
 
     @property
     def num_samples(self) -> int:
+        """The samples of a window's sound, N."""
         return self.num_frames * self.samples_per_frame
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """(clip, random numbers) -> {'sound' [n], 'labels' [K] float32, 'video' [T, S, S, 3] uint8}.
+    """Cuts a training window out of a clip at a random time, and augments it.
 
-    A window at a random time. Colour, crop and flip are the same for all frames of a window.
+    Colour, crop and flip are the same for all frames of a window.
+
+    Attributes:
+      shape: Size of the window.
+      num_classes: Number of classes, K.
+      crop_area: Smallest and largest share of a frame that `inception_crop` keeps; None takes the
+        central square.
+      flip: Whether half of the windows are flipped left to right.
+      brightness: Largest change of brightness either way, where the range of colours is 1.
+      contrast: Largest change of the factor of contrast, either way from 1.
+      saturation: Largest change of the factor of saturation, either way from 1.
+      hue: Largest turn of hue either way, as a share of the full circle.
+      roll: Whether the clip begins at a random sample, with what was before it appended. Only
+        without video.
+      gain_db: Largest change of loudness either way, in decibels.
+
+    Raises:
+      Refused: If a clip with video is to be rolled.
     """
 
     shape: ClipShape
-    num_classes: int  # K
-    crop_area: tuple[float, float] | None  # of Inception's crop, share of a frame; None: centre
-    flip: bool  # left to right, half of the time
-    brightness: float  # largest change, of 1
+    num_classes: int
+    crop_area: tuple[float, float] | None
+    flip: bool
+    brightness: float
     contrast: float
     saturation: float
-    hue: float  # largest turn, of a full one
-    roll: bool  # the clip begins anywhere, what was before is appended; for sound alone
-    gain_db: float  # largest change of loudness either way
+    hue: float
+    roll: bool
+    gain_db: float
 
     def __post_init__(self):
         if self.roll and self.shape.size:
             raise Refused('config.augmentation.roll is for sound without video')
 
-    def __call__(self, clip: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def __call__(self, clip: Example, rng: np.random.Generator) -> Batch:
+        """Returns one training window.
+
+        A clip shorter than a window is padded with silence and repetitions of its last frame.
+
+        Args:
+          clip: A clip, see the module's docstring; 'frames' are used only if `shape.size` is not 0.
+          rng: Random numbers.
+
+        Returns:
+          'sound' float32 `[N]`, 'labels' float32 `[K]`, 1 for each label of the clip and else 0,
+          and, unless `shape.size` is 0, 'video' uint8 `[T, S, S, 3]`, RGB.
+
+        Raises:
+          BrokenExample: If a frame cannot be decoded, or there is none where the window begins.
+        """
         shape, sound = self.shape, clip['sound']
         if self.roll:
             sound = np.roll(sound, rng.integers(len(sound)))
-        if shape.size:  # both begin with a frame
-            last = min(len(clip['frames']), -(-len(sound) // shape.samples_per_frame))
-            first = int(rng.integers(max(last - shape.num_frames, 0) + 1))
+        if shape.size:  # sound and video begin with the same frame
+            num_frames = min(len(clip['frames']), -(-len(sound) // shape.samples_per_frame))
+            first = int(rng.integers(max(num_frames - shape.num_frames, 0) + 1))
             start = first * shape.samples_per_frame
         else:
             start = int(rng.integers(max(len(sound) - shape.num_samples, 0) + 1))
@@ -81,18 +123,21 @@ class TrainTransform:
             'labels': _many_hot(clip, self.num_classes),
         }
         if shape.size:
-            frames = _decode(clip, first, shape.num_frames)
+            frames = _decode(clip, start // shape.samples_per_frame, shape.num_frames)
             example['video'] = self._augment(frames, rng)
         return example
 
     def _augment(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Crops, resizes, flips and recolours `[T, height, width, 3]` to `[T, S, S, 3]`."""
+        # Crops are of the first two axes: rows and columns, with time behind them.
         if self.crop_area is None:
             cropped = centre_crop(np.moveaxis(frames, 0, 2), 1.0)
-        else:  # a crop of rows and columns, whatever the axes behind them
+        else:
             cropped = inception_crop(np.moveaxis(frames, 0, 2), rng, self.crop_area)
         flip = self.flip and rng.random() < 0.5
         limits = self.brightness, self.contrast, self.saturation, self.hue
-        matrix = colour_matrix(*(rng.uniform(-1, 1, 4) * limits), grey=frames.mean() / 255)
+        brightness, contrast, saturation, hue = rng.uniform(-1, 1, 4) * limits
+        matrix = colour_matrix(brightness, contrast, saturation, hue, frames.mean() / 255)
         video = _resize(np.moveaxis(cropped, 2, 0), self.shape.size)
         if flip:
             video = video[:, :, ::-1]
@@ -104,17 +149,28 @@ class TrainTransform:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalTransform:
-    """Clip -> {'sound' [N], 'labels' [K] float32, 'video' [F, S, S, 3] uint8, 'starts' [W] int32}.
+    """Prepares a whole clip for evaluation, and says where its windows begin.
 
-    The whole clip once, cut off or filled up with silence and the last frame; `starts` are the
-    frames at which W windows begin, spread evenly over what there is.
+    Every clip comes out with the same length of F frames: longer ones are cut off, shorter ones are
+    padded with silence and repetitions of their last frame. The windows are spread evenly over what
+    the clip has.
+
+    Attributes:
+      shape: Size of a window.
+      num_classes: Number of classes, K.
+      num_windows: Number of windows, W, which may overlap.
+      clip_seconds: Length of a prepared clip in seconds, at least that of a window.
+      crop_fraction: Side of the centre crop / shorter side of the frame.
+
+    Raises:
+      Refused: If a prepared clip is shorter than a window.
     """
 
     shape: ClipShape
     num_classes: int
-    num_windows: int  # W
+    num_windows: int
     clip_seconds: float
-    crop_fraction: float  # side of the centre crop / shorter side of the frame
+    crop_fraction: float
 
     def __post_init__(self):
         if self.clip_frames < self.shape.num_frames:
@@ -124,10 +180,24 @@ class EvalTransform:
             )
 
     @property
-    def clip_frames(self) -> int:  # F
+    def clip_frames(self) -> int:
+        """The frames of a prepared clip, F."""
         return round(self.clip_seconds * self.shape.frames_per_second)
 
-    def __call__(self, clip: dict) -> dict[str, np.ndarray]:
+    def __call__(self, clip: Example) -> Batch:
+        """Returns the prepared clip.
+
+        Args:
+          clip: A clip, see the module's docstring; 'frames' are used only if `shape.size` is not 0.
+
+        Returns:
+          'sound' float32 `[F * shape.samples_per_frame]`, 'labels' float32 `[K]`, 1 for each label
+          of the clip and else 0, 'starts' int32 `[W]`, the frames at which the windows begin, and,
+          unless `shape.size` is 0, 'video' uint8 `[F, S, S, 3]`, RGB.
+
+        Raises:
+          BrokenExample: If a frame cannot be decoded, or there is none.
+        """
         shape, sound = self.shape, clip['sound']
         num_frames = -(-len(sound) // shape.samples_per_frame)
         if shape.size:
@@ -152,17 +222,17 @@ class EvalTransform:
 def colour_matrix(
     brightness: float, contrast: float, saturation: float, hue: float, grey: float
 ) -> np.ndarray:
-    """The four changes of colour as one affine map of RGB in 0..255.
+    """Returns four changes of colour as one affine map of RGB in 0..255.
 
     Args:
-      brightness: added, of 1.
-      contrast: distances to `grey` grow by this share.
-      saturation: distances to each pixel's own grey grow by this share.
-      hue: turn about the grey axis, of a full one.
-      grey: mean of the video, in 0..1.
+      brightness: What is added to every channel, where the range of colours is 1.
+      contrast: Share by which distances to `grey` grow.
+      saturation: Share by which distances to each pixel's own grey grow.
+      hue: Turn about the grey axis, as a share of the full circle.
+      grey: Mean of the video, in 0..1.
 
     Returns:
-      [3, 4] float32: a matrix, and what is added.
+      float32 `[3, 4]`: a matrix, and in the last column what is added.
     """
     luma = np.tile([0.299, 0.587, 0.114], (3, 1))  # grey of a pixel, ITU-R BT.601
     saturate = (1 + saturation) * np.eye(3) - saturation * luma
@@ -176,23 +246,26 @@ def colour_matrix(
     return np.hstack([matrix, np.full((3, 1), offset)]).astype(np.float32)
 
 
-def _decode(clip: dict, first: int, count: int) -> np.ndarray:
-    """`count` frames, the last repeated where there are fewer; uint8 [count, height, width, 3]."""
-    images, seen = [], {}
+def _decode(clip: Example, first: int, count: int) -> np.ndarray:
+    """Decodes `count` frames, repeating the last one; uint8 `[count, height, width, 3]`."""
+    images: list[np.ndarray] = []
+    previous = None
     for encoded in clip['frames'][first : first + count]:
-        if encoded not in seen:  # a video of fewer frames a second shows each of them longer
-            try:
-                seen = {encoded: decode_image(encoded, 3)}
-            except ValueError as error:
-                raise BrokenExample(f'{clip["name"]}: {error}') from error
-        images.append(seen[encoded])
+        if encoded == previous:  # a video with fewer frames a second shows each of them longer
+            images.append(images[-1])
+            continue
+        try:
+            images.append(decode_image(encoded, 3))
+        except Refused as error:
+            raise BrokenExample(f'{clip["name"]}: {error}') from error
+        previous = encoded
     if not images:
         raise BrokenExample(f'{clip["name"]} has no video')
     return np.stack(images + (count - len(images)) * images[-1:])
 
 
 def _resize(frames: np.ndarray, size: int) -> np.ndarray:
-    """[T, height, width, 3] -> [T, size, size, 3] uint8, averaging areas where frames shrink."""
+    """Resizes `[T, height, width, 3]` to `[T, size, size, 3]`, averaging areas to shrink."""
     shrinks = min(frames.shape[1:3]) > size
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     return np.stack(
@@ -201,10 +274,12 @@ def _resize(frames: np.ndarray, size: int) -> np.ndarray:
 
 
 def _padded(sound: np.ndarray, num_samples: int) -> np.ndarray:
+    """Appends silence up to a length."""
     return np.pad(sound, (0, num_samples - len(sound))).astype(np.float32)
 
 
-def _many_hot(clip: dict, num_classes: int) -> np.ndarray:
+def _many_hot(clip: Example, num_classes: int) -> np.ndarray:
+    """Returns the labels as float32 `[num_classes]` of 0 and 1."""
     labels = np.zeros(num_classes, np.float32)
     labels[clip['labels']] = 1
     return labels

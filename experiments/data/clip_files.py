@@ -1,23 +1,28 @@
-"""One clip of a file of sound or video: read, and encoded to be kept."""
+"""Reads one clip of a file of sound or video, and encodes what is stored of it.
+
+Sound is stored as FLAC at 48 kHz, video as JPEG frames at 25 a second. What is wrong with a clip is
+reported under the keys of `LEFT_OUT` (the clip is of no use) and `KEPT` (it is).
+"""
 
 import contextlib
 import io
-import os
+from pathlib import Path
 
 import cv2
 import numpy as np
 
+from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.media import NoSuchStream, shown_frames, sound_pieces
 
-SAMPLE_RATE = 48_000  # Hz
-FRAMES_PER_SECOND = 25
+SAMPLE_RATE = 48_000  # Hz, of the sound that is stored
+FRAMES_PER_SECOND = 25  # of the video that is stored
 _SAMPLES_PER_FRAME = SAMPLE_RATE // FRAMES_PER_SECOND
-# What the papers do not state is our choice.
-_SHORT_SIDE = 256  # pixels; larger frames shrink, crops of 224 remain
+# The papers state none of these: they are our choice.
+_SHORT_SIDE = 256  # pixels; larger frames shrink, and crops of 224 remain possible
 _JPEG_QUALITY = 80
-_SHORTEST = 32 * _SAMPLES_PER_FRAME  # samples: what the models look at, 1.28 s
+_SHORTEST = 32 * _SAMPLES_PER_FRAME  # samples, 1.28 s: the window that the models take
 _TOLERANCE = 0.5  # seconds that a clip may lack: cutting a video is that inexact
-_SILENCE = 1e-4  # largest sample, of 1
+_SILENCE = 1e-4  # largest sample of a silent clip, where full scale is 1
 LEFT_OUT = {
     'missing': 'no file has this id and start',
     'unreadable': 'nothing in the file can be decoded',
@@ -33,28 +38,31 @@ KEPT = {
 
 
 def read_clip(
-    path: str | os.PathLike, start: float, duration: float | None, with_frames: bool
+    path: str | Path, start: float, duration: float | None, with_frames: bool
 ) -> tuple[np.ndarray, list[bytes], dict[str, str]]:
     """Reads the sound of a clip, and its frames as JPEG.
 
     Args:
-      path: a file of media.
-      start: seconds in the file.
-      duration: seconds; None reads to the end.
-      with_frames: whether the frames are wanted.
+      path: File of sound or video, of any format that FFmpeg decodes.
+      start: Seconds from the beginning of the file at which the clip begins.
+      duration: Length of the clip in seconds; None reads to the end of the file.
+      with_frames: Whether frames are read. Sound and frames are then cut to the same length.
 
     Returns:
-      - float32 [n] mono sound at 48 kHz, the mean of the file's channels;
-      - 25 encoded frames for each second of it; none without `with_frames`;
-      - what is wrong: keys of `LEFT_OUT` and `KEPT`, with details. Where one is of `LEFT_OUT` the
-        clip is of no use.
+      Three things: mono sound, float32 `[n]` at 48 kHz, the mean of the file's channels; encoded
+      frames, 25 for each second of sound, an empty list without `with_frames`; and what is wrong
+      with the clip, a dictionary from keys of `LEFT_OUT` and `KEPT` to details. A clip with a key
+      of `LEFT_OUT` is of no use.
+
+    Raises:
+      OSError: If the file cannot be opened.
     """
     sound, problem = _sound(path, start, duration)
     if isinstance(problem, NoSuchStream):
         return sound, [], {'no sound': str(problem)}
     if problem and not len(sound):
         return sound, [], {'unreadable': str(problem)}
-    frames = []
+    frames: list[bytes] = []
     if with_frames:
         num_frames = -(-len(sound) // _SAMPLES_PER_FRAME)
         frames, video_problem = _frames(path, start, num_frames)
@@ -76,11 +84,14 @@ def read_clip(
     return sound, frames, wrong
 
 
-def _sound(path, start, duration) -> tuple[np.ndarray, ValueError | None]:
-    """The sound as far as it can be decoded, and the error that it ends with."""
+def _sound(
+    path: str | Path, start: float, duration: float | None
+) -> tuple[np.ndarray, Refused | None]:
+    """Returns the sound as far as it can be decoded, and the error that stopped decoding."""
     first = round(start * SAMPLE_RATE)
     last = None if duration is None else first + round(duration * SAMPLE_RATE)
-    pieces, position, problem = [np.zeros(0, np.float32)], 0, None
+    pieces, position = [np.zeros(0, np.float32)], 0
+    problem: Refused | None = None
     try:
         with contextlib.closing(sound_pieces(path, SAMPLE_RATE)) as found:
             for piece in found:
@@ -89,27 +100,34 @@ def _sound(path, start, duration) -> tuple[np.ndarray, ValueError | None]:
                 position += len(piece)
                 if last is not None and position >= last:
                     break
-    except ValueError as error:
+    except Refused as error:
         problem = error
     return np.nan_to_num(np.concatenate(pieces)), problem
 
 
-def _frames(path, start, num_frames) -> tuple[list[bytes], ValueError | None]:
-    """The frames as far as they can be decoded, and the error that they end with."""
+def _frames(path: str | Path, start: float, num_frames: int) -> tuple[list[bytes], Refused | None]:
+    """Returns the frames as far as they can be decoded, and the error that stopped decoding."""
     frames: list[bytes] = []
-    problem = None
+    problem: Refused | None = None
     times = start + np.arange(num_frames) / FRAMES_PER_SECOND
     try:
         with contextlib.closing(shown_frames(path, times)) as found:
             for image, count in found:
                 frames += count * [encode_frame(image)]
-    except ValueError as error:
+    except Refused as error:
         problem = error
     return frames, problem
 
 
 def encode_frame(image: np.ndarray) -> bytes:
-    """A frame as JPEG, its short side at most 256 pixels."""
+    """Encodes a frame as JPEG, its shorter side at most 256 pixels.
+
+    Args:
+      image: Frame, uint8 `[height, width, 3]`, RGB.
+
+    Returns:
+      The bytes of a JPEG file.
+    """
     scale = _SHORT_SIDE / min(image.shape[:2])
     if scale < 1:
         size = [max(round(scale * side), 1) for side in image.shape[1::-1]]
@@ -119,7 +137,14 @@ def encode_frame(image: np.ndarray) -> bytes:
 
 
 def encode_sound(sound: np.ndarray) -> bytes:
-    """Mono sound as FLAC of 16 bits: no loss but the rounding, half the size."""
+    """Encodes sound as FLAC of 16 bits, half the size of WAV with no loss but the rounding.
+
+    Args:
+      sound: Mono sound, float32 `[n]` at 48 kHz, from -1 to 1.
+
+    Returns:
+      The bytes of a FLAC file.
+    """
     import soundfile
 
     encoded = io.BytesIO()

@@ -1,7 +1,7 @@
-"""Optical flow: its files and its colours.
+"""Reads and writes the file formats of optical flow: .flo, KITTI's .png, and .pfm (read only).
 
-Flow is float32 [height, width, 2]: (u, v), to the right and down, in pixels of the first frame.
-Validity is bool [height, width], true where the flow is known; elsewhere readers give zeros.
+Flow is float32 `[height, width, 2]`: (u, v), to the right and down, in pixels of the first frame.
+Validity is bool `[height, width]`, True where the flow is known; elsewhere readers return zeros.
 """
 
 import os
@@ -15,22 +15,25 @@ from perceiver_jax.errors import Refused
 from perceiver_jax.files import write_whole
 
 _FLO_MAGIC = np.float32(202021.25)  # the bytes b'PIEH', where floats are little-endian
-_FLO_LARGEST = 1e9  # what is longer is unknown
+_FLO_LARGEST = 1e9  # a component beyond this, either way, marks unknown flow
 _FLO_UNKNOWN = 1e10
-_PFM_HEADER = re.compile(rb'PF\s+(\d+)\s+(\d+)\s+([-+.\deE]+)\s')  # width, height, scale
+_PFM_HEADER = re.compile(  # width, height, scale
+    rb'PF\s+(\d+)\s+(\d+)\s+([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s'
+)
 
 
 def read_flow(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a Middlebury .flo, a KITTI .png or a FlyingThings3D .pfm, by its name.
+    """Reads a Middlebury .flo, a KITTI .png or a FlyingThings3D .pfm, as its name ends.
 
     Args:
-      path: the file.
+      path: The file.
 
     Returns:
-      flow float32 [height, width, 2] and validity bool [height, width].
+      Flow, float32 `[height, width, 2]`, and validity, bool `[height, width]`.
 
     Raises:
-      ValueError: the name ends in none of these, or the file is not what its name says.
+      Refused: If the name ends in none of these, or the file is not of the format that it names.
+      OSError: If the file cannot be read.
     """
     readers = {'.flo': read_flo, '.png': read_kitti_flow, '.pfm': read_pfm}
     suffix = Path(path).suffix.lower()
@@ -40,16 +43,18 @@ def read_flow(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_flo(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a Middlebury .flo file; Sintel's and FlyingChairs' are of this kind too.
+    """Reads a Middlebury .flo file, the format of Sintel and FlyingChairs too.
 
     Args:
-      path: the file.
+      path: The file.
 
     Returns:
-      flow float32 [height, width, 2] and validity bool [height, width].
+      Flow, float32 `[height, width, 2]`, and validity, bool `[height, width]`, False where a
+      component is NaN or beyond 1e9.
 
     Raises:
-      ValueError: the file is cut short or too long, or is no .flo file.
+      Refused: If the file is too short or too long, or no .flo file.
+      OSError: If the file cannot be read.
 
     Source: Baker et al., A Database and Evaluation Methodology for Optical Flow, 2011; flowIO.cpp.
     """
@@ -57,7 +62,7 @@ def read_flo(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     if len(content) < 12 or np.frombuffer(content, '<f4', 1)[0] != _FLO_MAGIC:
         raise Refused(
             f"{path}: expected a .flo file, which begins with b'PIEH', width and height; "
-            f'it begins with {content[:4]}, {len(content)} bytes in all'
+            f'it begins with {content[:4]!r}, {len(content)} bytes in all'
         )
     width, height = np.frombuffer(content, '<i4', 2, offset=4).tolist()
     if width < 1 or height < 1 or len(content) != 12 + 8 * width * height:
@@ -66,21 +71,20 @@ def read_flo(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
             f'got {len(content)}'
         )
     flow = np.frombuffer(content, '<f4', offset=12).reshape(height, width, 2).astype(np.float32)
-    valid = (np.abs(flow) <= _FLO_LARGEST).all(-1)  # neither is NaN
-    flow[~valid] = 0
-    return flow, valid
+    return _with_validity(flow)
 
 
 def write_flo(path: str | os.PathLike, flow: np.ndarray, valid: np.ndarray | None = None) -> None:
-    """Writes a Middlebury .flo file, whole or not at all.
+    """Writes a Middlebury .flo file, atomically.
 
     Args:
-      path: the file.
-      flow: [height, width, 2].
-      valid: bool [height, width]; None: everywhere.
+      path: The file, replaced if it exists.
+      flow: Flow, `[height, width, 2]`.
+      valid: Validity, bool `[height, width]`; None stands for valid everywhere.
 
     Raises:
-      ValueError: the shapes do not fit, or valid flow is beyond 1e9 pixels, which means unknown.
+      Refused: If the shapes do not fit, or valid flow is beyond 1e9 pixels, which marks unknown
+        flow.
     """
     flow, valid = _check(path, flow, valid)
     _check_range(path, flow[valid], -_FLO_LARGEST, _FLO_LARGEST)
@@ -94,14 +98,15 @@ def read_pfm(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     """Reads flow from a colour .pfm as FlyingThings3D has it: u, v and an unused channel.
 
     Args:
-      path: the file.
+      path: The file.
 
     Returns:
-      flow float32 [height, width, 2] and validity bool [height, width], false where the flow is
-      not finite or beyond 1e9 pixels.
+      Flow, float32 `[height, width, 2]`, and validity, bool `[height, width]`, False where a
+      component is NaN or beyond 1e9.
 
     Raises:
-      ValueError: the file is cut short or too long, or is no .pfm of three channels.
+      Refused: If the file is too short or too long, or no .pfm of three channels.
+      OSError: If the file cannot be read.
 
     Source: Mayer et al., A Large Dataset to Train Convolutional Networks, 2016; the format is
       Debevec's, rows from the bottom up, little-endian where the scale is negative.
@@ -111,7 +116,7 @@ def read_pfm(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     if not header:
         raise Refused(
             f"{path}: expected a .pfm file of three channels, which begins with b'PF', width, "
-            f'height and scale; it begins with {content[:16]}, {len(content)} bytes in all'
+            f'height and scale; it begins with {content[:16]!r}, {len(content)} bytes in all'
         )
     width, height, scale = int(header[1]), int(header[2]), float(header[3])
     expected = header.end() + 12 * width * height
@@ -121,22 +126,22 @@ def read_pfm(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
         )
     numbers = np.frombuffer(content, '<f4' if scale < 0 else '>f4', offset=header.end())
     flow = numbers.reshape(height, width, 3)[::-1, :, :2].astype(np.float32)
-    valid = (np.abs(flow) <= _FLO_LARGEST).all(-1)
-    flow[~valid] = 0
-    return flow, valid
+    return _with_validity(flow)
 
 
 def read_kitti_flow(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     """Reads KITTI's flow: a PNG of three 16-bit channels, u, v and validity.
 
     Args:
-      path: the file.
+      path: The file.
 
     Returns:
-      flow float32 [height, width, 2], in steps of 1/64 pixel, and validity bool [height, width].
+      Flow, float32 `[height, width, 2]` in steps of 1/64 pixel, and validity, bool
+      `[height, width]`.
 
     Raises:
-      ValueError: the file is no whole image, or not of three 16-bit channels.
+      Refused: If the file is no whole image, or not of three 16-bit channels.
+      OSError: If the file cannot be read.
 
     Source: the development kit of KITTI 2015, Menze and Geiger.
     """
@@ -161,15 +166,15 @@ def read_kitti_flow(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
 def write_kitti_flow(
     path: str | os.PathLike, flow: np.ndarray, valid: np.ndarray | None = None
 ) -> None:
-    """Writes KITTI's flow PNG, whole or not at all; rounds to 1/64 pixel.
+    """Writes KITTI's flow PNG, rounded to 1/64 pixel, atomically.
 
     Args:
-      path: the file.
-      flow: [height, width, 2].
-      valid: bool [height, width]; None: everywhere.
+      path: The file, replaced if it exists.
+      flow: Flow, `[height, width, 2]`.
+      valid: Validity, bool `[height, width]`; None stands for valid everywhere.
 
     Raises:
-      ValueError: the shapes do not fit, or valid flow is out of the format's -512..511.98 pixels.
+      Refused: If the shapes do not fit, or valid flow is outside the format's -512..511.98 pixels.
     """
     flow, valid = _check(path, flow, valid)
     _check_range(path, flow[valid], -512, 511.984375)
@@ -178,22 +183,31 @@ def write_kitti_flow(
     write_whole(path, encoded.tobytes())
 
 
-def _check(name, flow, valid) -> tuple[np.ndarray, np.ndarray]:
-    """Gives flow, and validity for all of it; refuses shapes that do not fit."""
-    flow = np.asarray(flow)
-    if flow.ndim != 3 or flow.shape[2] != 2 or flow.size == 0:
-        raise Refused(f'{name}: flow is [height, width, 2], got {flow.shape}')
-    valid = np.ones(flow.shape[:2], bool) if valid is None else np.asarray(valid)
-    if valid.shape != flow.shape[:2] or valid.dtype != bool:
-        raise Refused(f'{name}: validity is bool {flow.shape[:2]}, got {valid.dtype} {valid.shape}')
+def _with_validity(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns flow with zeros where a component is NaN or too large, and where it is neither."""
+    valid = np.all(np.abs(flow) <= _FLO_LARGEST, axis=-1)
+    flow[~valid] = 0
     return flow, valid
 
 
-def _check_range(name, flow, low: float, high: float) -> None:
-    """Refuses flow [n, 2] outside, or that is no number."""
+def _check(
+    path: str | os.PathLike, flow: np.ndarray, valid: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns flow, and validity for all of it; refuses shapes that do not fit."""
+    flow = np.asarray(flow)
+    if flow.ndim != 3 or flow.shape[2] != 2 or flow.size == 0:
+        raise Refused(f'{path}: flow is [height, width, 2], got {flow.shape}')
+    valid = np.ones(flow.shape[:2], bool) if valid is None else np.asarray(valid)
+    if valid.shape != flow.shape[:2] or valid.dtype != bool:
+        raise Refused(f'{path}: validity is bool {flow.shape[:2]}, got {valid.dtype} {valid.shape}')
+    return flow, valid
+
+
+def _check_range(path: str | os.PathLike, flow: np.ndarray, low: float, high: float) -> None:
+    """Refuses flow `[n, 2]` that is out of range or NaN."""
     wrong = ~((flow >= low) & (flow <= high))
     if wrong.any():
         raise Refused(
-            f'{name}: expected flow in {low:g}..{high:g} pixels, got {flow[wrong][0]:g} '
+            f'{path}: expected flow in {low:g}..{high:g} pixels, got {flow[wrong][0]:g} '
             f'and {wrong.sum() - 1} more like it'
         )

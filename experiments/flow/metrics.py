@@ -1,9 +1,10 @@
-"""Errors of optical flow as the benchmarks and the field count them.
+"""Errors of optical flow as the benchmarks and the field measure them.
 
-The end-point error (EPE) is the distance in pixels between where a pixel is said to go and where it
-goes. Sintel's is averaged over all pixels of all pairs, KITTI's over the pixels of each pair with a
-truth and then over the pairs. Fl is the share of those pixels whose error is more than 3 pixels
-and more than 5 % of the true length, KITTI's too over all of them at once.
+The end-point error (EPE) of a pixel is the distance in pixels between where the flow ends and where
+the true flow ends. Sintel averages it over all pixels of all pairs; KITTI averages it over the
+valid pixels of each pair, and then over the pairs. Fl is the share of outliers, pixels whose error
+is more than 3 pixels and more than 5 % of the length of the true flow; both benchmarks take it over
+all pixels of all pairs.
 
 Source: Butler et al. 2012 (Sintel); Menze and Geiger 2015 (KITTI); RAFT's evaluation.
 """
@@ -18,18 +19,19 @@ from perceiver_jax.errors import Refused
 
 
 def end_point_error(flow: jax.Array, truth: jax.Array, epsilon: float = 0.0) -> jax.Array:
-    """Distances between where two flows end.
+    """Returns the distances between where two flows end.
 
     Args:
-      flow: [..., 2] in pixels.
-      truth: likewise.
-      epsilon: length that is added at a right angle: with more than 0 there is a gradient at 0.
+      flow: Flow, `[..., 2]` in pixels.
+      truth: True flow, `[..., 2]` in pixels.
+      epsilon: Length in pixels that is added at a right angle; with more than 0 the gradient is
+        finite where the flows are equal.
 
     Returns:
-      [...] float32, pixels.
+      Errors, float32 `[...]` in pixels.
 
     Raises:
-      ValueError: the shapes differ.
+      Refused: If the shapes differ.
     """
     if flow.shape != truth.shape or flow.shape[-1] != 2:
         raise Refused(f'flow {flow.shape} and truth {truth.shape} must both be [..., 2]')
@@ -44,19 +46,22 @@ def measure(
     matched: jax.Array,
     unmatched: jax.Array,
 ) -> dict[str, jax.Array]:
-    """Counts pixels and adds up errors, pair by pair; `summarise` makes metrics of them.
+    """Counts pixels and sums errors, pair by pair; `summarise` turns them into metrics.
 
     Args:
-      flow: [b, h, w, 2], pixels.
-      truth: likewise.
-      valid: bool [b, h, w], pixels that count.
-      matched: bool [b, h, w], those of them that the second frame shows, as far as is known.
-      unmatched: bool [b, h, w], those that it does not show.
+      flow: Flow, `[b, h, w, 2]` in pixels.
+      truth: True flow, `[b, h, w, 2]` in pixels.
+      valid: Pixels that count, bool `[b, h, w]`.
+      matched: Valid pixels that are known to be visible in the second frame, bool `[b, h, w]`.
+      unmatched: Valid pixels that are known to be hidden in the second frame, bool `[b, h, w]`.
 
     Returns:
-      [b] float32 each: 'pixels_<part>', 'error_<part>' (the sum, in pixels) and 'outliers_<part>'
-      (the count) for the parts all, matched, unmatched, and those that move less than 10 pixels,
-      up to 40, and more: s0_10, s10_40, s40.
+      'pixels_<part>' (a count), 'error_<part>' (a sum, in pixels) and 'outliers_<part>' (a count),
+      float32 `[b]` each. The parts are all, matched, unmatched, and by the length of the true flow
+      s0_10 (less than 10 pixels), s10_40 (10 to 40) and s40 (more).
+
+    Raises:
+      Refused: If the shapes of `flow` and `truth` differ.
     """
     error = end_point_error(flow, truth)
     speed = jnp.linalg.norm(truth, axis=-1)
@@ -84,16 +89,17 @@ def measure(
 def summarise(
     sums: Mapping[str, np.ndarray], data: np.ndarray, names: Sequence[str]
 ) -> dict[str, float]:
-    """Metrics of several data sets.
+    """Returns the metrics of several data sets.
 
     Args:
-      sums: what `measure` returns, of all pairs.
-      data: [pairs] integers, which data set a pair is of.
-      names: of the data sets; those that begin with 'kitti' are averaged as KITTI is.
+      sums: Results of `measure` for all pairs, float32 `[pairs]` each.
+      data: Number of the data set that each pair belongs to, integers `[pairs]`.
+      names: Names of the data sets, by number; those that begin with 'kitti' are averaged as KITTI
+        does.
 
     Returns:
-      'epe_<name>' of each data set in pixels, then 'fl_<name>' in 0..1, then both of the parts that
-      have any pixels: 'epe_<name>_matched', 'fl_<name>_matched' and so on.
+      First 'epe_<name>' in pixels for each data set, then 'fl_<name>' in 0..1, then both for every
+      part with at least one pixel: 'epe_<name>_matched', 'fl_<name>_matched' and so on.
     """
     epe, fl, parts = {}, {}, {}
     for number, name in enumerate(names):

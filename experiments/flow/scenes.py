@@ -1,12 +1,12 @@
 """Generated pairs of frames with exact flow: textured shapes that move over one another.
 
-AutoFlow's generator was never released. This one is ours, after its paper's description (Sun et al.
-2021): layers of textured shapes under random motion, with deformation, blur, fog and noise.
+AutoFlow's generator was never released. This one is ours, after the description in its paper (Sun
+et al. 2021): layers of textured shapes under random motion, with deformation, blur, fog and noise.
 
-A layer is a picture with transparency, the sprite. Its motion from a point x of the first frame to
-one of the second is H(D(x)): D bends, by two shears that vary along their axis, and H is a
-homography. Both have an inverse in closed form, so both frames are rendered by looking up the
-sprite, both flows are exact, and what lies in front decides what is seen.
+A layer is an image with transparency, its sprite. It moves a point x of the first frame to H(D(x))
+in the second: D bends, by two shears that vary across their axis, and H is a homography. Both have
+an inverse in closed form. So both frames are rendered by looking up the sprite, both flows are
+exact, and the nearest layer at a pixel decides what is visible there.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from experiments.data.pipeline import Example
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.images import read_image
 
@@ -27,30 +28,56 @@ _IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png')
 
 
 class MovingScenes:
-    """Source of examples as `flow.open_source` has them; pair i depends on i and the split alone.
+    """Source of generated pairs, as `experiments.flow.sources` describes them.
 
-    An example also has the flow from the second frame to the first: 'backward' float32
-    [height, width, 2], known everywhere, and 'backward_matched' bool [height, width].
+    A pair depends on its index, the split and the arguments alone. Its example also has the flow
+    from the second frame to the first: 'backward' float32 `[height, width, 2]`, known everywhere,
+    and 'backward_matched' bool `[height, width]`, pixels of the second frame that are visible in
+    the first.
     """
 
     def __init__(
         self,
         split: str,
         *,
-        num_pairs: int,  # of 'train'
+        num_pairs: int,
         num_evaluation_pairs: int,
-        frame_size: tuple[int, int],  # height, width
-        num_shapes: tuple[int, int],  # fewest and most, besides the background
-        motion: float,  # pixels, mean length of a translation; all of the background's is half
-        turn: float,  # degrees, standard deviation
-        zoom: float,  # standard deviation of the logarithm of the scale
-        perspective: float,  # largest change of depth from the middle of a layer to its rim
-        bend: float,  # pixels, largest
-        blur: float,  # share of the scenes that are taken with a long exposure
-        fog: float,  # share of the scenes with fog
-        noise: float,  # largest standard deviation, of images in 0..1
-        textures: str = '',  # a folder of images; '': procedural
+        frame_size: tuple[int, int],
+        num_shapes: tuple[int, int],
+        motion: float,
+        turn: float,
+        zoom: float,
+        perspective: float,
+        bend: float,
+        blur: float,
+        fog: float,
+        noise: float,
+        textures: str = '',
     ):
+        """Prepares a split; its pairs are generated when they are read.
+
+        Args:
+          split: 'train' or 'evaluation'.
+          num_pairs: Number of pairs of 'train'.
+          num_evaluation_pairs: Number of pairs of 'evaluation'.
+          frame_size: Height and width of the frames in pixels.
+          num_shapes: Smallest and largest number of shapes in front of the background.
+          motion: Mean length in pixels of a shape's translation; the background's is half of it.
+          turn: Standard deviation of a rotation, in degrees; the background's is half of it.
+          zoom: Standard deviation of the natural logarithm of a scale; the background's is half of
+            it.
+          perspective: Largest change of depth from the middle of a layer to its rim, as a share;
+            the background's is half of it.
+          bend: Largest amplitude of a bend in pixels.
+          blur: Share of the scenes with motion blur.
+          fog: Share of the scenes with fog.
+          noise: Largest standard deviation of noise, where images are in 0..1; half of the scenes
+            have none.
+          textures: Folder of images to take textures from; '' generates textures.
+
+        Raises:
+          Refused: If the split or a size is out of range, or the folder holds no images.
+        """
         if split not in _SPLITS:
             raise Refused(f'scenes are generated for {_SPLITS}, not for {split!r}')
         count = num_pairs if split == 'train' else num_evaluation_pairs
@@ -60,7 +87,8 @@ class MovingScenes:
                 f'got {count}, {tuple(frame_size)}, {tuple(num_shapes)}'
             )
         self._split, self._count = split, count
-        self._size, self._num_shapes = tuple(frame_size), tuple(num_shapes)
+        self._size: tuple[int, int] = (frame_size[0], frame_size[1])
+        self._num_shapes = tuple(num_shapes)
         self._motion, self._turn, self._zoom = motion, math.radians(turn), zoom
         self._perspective, self._bend = perspective, bend
         self._blur, self._fog, self._noise = blur, fog, noise
@@ -78,7 +106,7 @@ class MovingScenes:
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Example:
         if not 0 <= index < self._count:
             raise IndexError(f'{self} are {self._count}, there is none of index {index}')
         rng = np.random.default_rng((index, _SPLITS.index(self._split)))
@@ -94,7 +122,7 @@ class MovingScenes:
                 colours = colours + (255 * noise) * grain
             frames.append(np.clip(np.rint(colours), 0, 255).astype(np.uint8))
         (_, flow, owner), (_, backward, other_owner) = rendered
-        matched = _is_shown(flow, owner, other_owner)
+        matched = _is_visible(flow, owner, other_owner)
         return {
             'frames': np.stack(frames),
             'flow': flow,
@@ -102,14 +130,14 @@ class MovingScenes:
             'matched': matched,
             'unmatched': ~matched,
             'backward': backward,
-            'backward_matched': _is_shown(backward, other_owner, owner),
+            'backward_matched': _is_visible(backward, other_owner, owner),
             'name': f'{self._split}_{index:06d}',
         }
 
     def _layers(self, rng: np.random.Generator) -> list['_Layer']:
-        """The background, and shapes from the farthest to the nearest."""
+        """Returns the background, and shapes from the farthest to the nearest."""
         height, width = self._size
-        around = 1.3  # of the background: beyond, it is reflected
+        around = 1.3  # size of the background / size of a frame; it is reflected at its border
         texture = self._texture(rng, int(around * height), int(around * width))
         sprite = np.dstack([texture, np.full(texture.shape[:2], 255, np.uint8)])
         middle = (width - 1) / 2, (height - 1) / 2
@@ -122,10 +150,10 @@ class MovingScenes:
             texture = self._texture(rng, side, side)
             sprite = np.dstack([texture, _shape(rng, side)])
             centre = rng.uniform(0, width - 1), rng.uniform(0, height - 1)
-            zoom = rng.uniform(0.8, 1.25)  # resamples the first frame too: both are as soft
+            zoom = rng.uniform(0.8, 1.25)  # interpolates in both frames, which are equally sharp
             place = _similarity(centre, (side / 2, side / 2), rng.uniform(0, 2 * np.pi), zoom)
             motion = camera
-            if rng.random() < 0.9:  # the others stand still in the scene
+            if rng.random() < 0.9:  # the others move with the background
                 motion = self._move(rng, centre, side / 2)
                 if rng.random() < 0.7:
                     motion = camera @ motion
@@ -133,6 +161,7 @@ class MovingScenes:
         return layers
 
     def _texture(self, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+        """Returns a random texture, uint8 `[height, width, 3]`."""
         if not self._textures:
             return _procedural_texture(rng, height, width)
         image = read_image(self._textures[rng.integers(len(self._textures))])
@@ -150,7 +179,7 @@ class MovingScenes:
         radius: float,
         calm: float = 1.0,
     ) -> np.ndarray:
-        """A random homography [3, 3] about a centre, less than usual if `calm` is below 1."""
+        """Returns a random homography `[3, 3]` about a centre; `calm` scales how far it moves."""
         length = calm * min(rng.exponential(self._motion), 5 * self._motion)
         direction = rng.uniform(0, 2 * np.pi)
         target = (
@@ -166,6 +195,7 @@ class MovingScenes:
         return _similarity(centre, target, turn, zoom) @ forth @ tilt @ back
 
     def _bends(self, rng: np.random.Generator, side: int) -> list['_Bend']:
+        """Returns two random bends of a layer, or none."""
         if rng.random() < 0.5:
             return []
         return [_Bend.draw(rng, self._bend, side) for _ in range(2)]
@@ -173,7 +203,7 @@ class MovingScenes:
 
 @dataclasses.dataclass(frozen=True)
 class _Bend:
-    """Moves points along an axis, by a sine of where they are across it."""
+    """A shear along an axis that varies across it as a sine."""
 
     along: tuple[float, float]  # unit vector (x, y)
     amplitude: float  # pixels
@@ -182,6 +212,7 @@ class _Bend:
 
     @classmethod
     def draw(cls, rng: np.random.Generator, largest: float, side: int) -> '_Bend':
+        """Returns a random bend of at most `largest` pixels, for a layer with sides of `side`."""
         angle, length = rng.uniform(0, 2 * np.pi), side * rng.uniform(0.5, 2)
         wave_number = 2 * np.pi / length
         amplitude = min(rng.uniform(0, largest), 0.3 / wave_number)  # no steeper than 0.3
@@ -189,8 +220,10 @@ class _Bend:
             (math.cos(angle), math.sin(angle)), amplitude, wave_number, rng.uniform(0, 2 * np.pi)
         )
 
-    def __call__(self, x, y, sign: float = 1.0):
-        """The moved points; with sign -1, the inverse."""
+    def __call__(
+        self, x: np.ndarray, y: np.ndarray, sign: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Moves points; `sign=-1` is the inverse."""
         across = self.along[0] * y - self.along[1] * x  # stays as it is
         by = (sign * self.amplitude) * np.sin(self.wave_number * across + self.phase)
         return x + self.along[0] * by, y + self.along[1] * by
@@ -198,29 +231,29 @@ class _Bend:
 
 @dataclasses.dataclass(frozen=True)
 class _Layer:
-    """A sprite and how it moves. Points are x, y arrays, in pixels of frames or of the sprite."""
+    """A sprite and its motion. Points are arrays x and y, in pixels of a frame or of the sprite."""
 
     sprite: np.ndarray  # uint8 [height, width, 4], RGB and opacity
-    place: np.ndarray  # [3, 3] from the first frame to the sprite
-    motion: np.ndarray  # [3, 3] from the bent first frame to the second
+    place: np.ndarray  # [3, 3], from the first frame to the sprite
+    motion: np.ndarray  # [3, 3], from the bent first frame to the second
     bends: list[_Bend]
     is_background: bool  # reflected beyond its border, instead of transparent
 
-    def forward(self, x, y):
-        """From the first frame to the second."""
+    def forward(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Moves points of the first frame to the second."""
         for bend in self.bends:
             x, y = bend(x, y)
         return _transform(self.motion, x, y)
 
-    def backward(self, x, y):
-        """From the second frame to the first."""
+    def backward(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Moves points of the second frame to the first."""
         x, y = _transform(np.linalg.inv(self.motion), x, y)
         for bend in reversed(self.bends):
             x, y = bend(x, y, -1.0)
         return x, y
 
     def box(self, time: int, size: tuple[int, int]) -> tuple[slice, slice] | None:
-        """Rows and columns of a frame that the sprite may cover; None: none."""
+        """Returns the rows and columns of frame 0 or 1 that the sprite may cover; None for none."""
         if self.is_background:
             return slice(0, size[0]), slice(0, size[1])
         height, width = self.sprite.shape[:2]
@@ -238,7 +271,7 @@ class _Layer:
 
 
 class _Fog:
-    """A colour that hides distant layers more, and a still haze in front of all."""
+    """A colour that hides layers the more distant they are, and a still haze in front of all."""
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]):
         self.colour = rng.uniform(120, 255, 3).astype(np.float32)
@@ -247,14 +280,29 @@ class _Fog:
         self.haze = (rng.uniform(0, 0.5) * np.clip(haze, 0, 1))[..., None]
 
     def hide(self, colours: np.ndarray, depth: float) -> np.ndarray:
+        """Mixes the fog's colour into the colours of a layer, by its depth in 0..1."""
         share = np.float32(1 - math.exp(-self.density * depth))
         return colours + share * (self.colour - colours)
 
 
-def _render(layers, time: int, size: tuple[int, int], exposure: float, fog: _Fog | None):
-    """Paints one frame: colours float32 [h, w, 3] in 0..255, its flow, and who is seen where."""
+def _render(
+    layers: list[_Layer], time: int, size: tuple[int, int], exposure: float, fog: _Fog | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Renders frame 0 or 1.
+
+    Args:
+      layers: The layers, from the farthest to the nearest.
+      time: 0 or 1.
+      size: Height and width of the frame, h and w.
+      exposure: Length of the motion blur as a share of the motion; 0 for none.
+      fog: The fog; None for none.
+
+    Returns:
+      Colours, float32 `[h, w, 3]` in 0..255; flow to the other frame, float32 `[h, w, 2]`; and the
+      number of the layer that is visible at each pixel, int32 `[h, w]`.
+    """
     height, width = size
-    colours = np.zeros((height, width, 3), np.float32)
+    colours: np.ndarray = np.zeros((height, width, 3), np.float32)
     flow = np.zeros((height, width, 2), np.float32)
     owner = np.zeros(size, np.int32)
     for number, layer in enumerate(layers):
@@ -266,14 +314,18 @@ def _render(layers, time: int, size: tuple[int, int], exposure: float, fog: _Fog
             np.arange(columns.start, columns.stop, dtype=np.float32),
             np.arange(rows.start, rows.stop, dtype=np.float32),
         )
-        there = layer.backward(x, y) if time else layer.forward(x, y)  # in the other frame
-        seen = _transform(layer.place, *(there if time else (x, y)))
+        if time == 0:
+            other_x, other_y = layer.forward(x, y)  # in the other frame
+            sprite_x, sprite_y = _transform(layer.place, x, y)
+        else:
+            other_x, other_y = layer.backward(x, y)
+            sprite_x, sprite_y = _transform(layer.place, other_x, other_y)
         border = cv2.BORDER_REFLECT_101 if layer.is_background else cv2.BORDER_CONSTANT
-        picture = cv2.remap(layer.sprite, *seen, cv2.INTER_LINEAR, borderMode=border)
+        picture = cv2.remap(layer.sprite, sprite_x, sprite_y, cv2.INTER_LINEAR, borderMode=border)
         covered = picture[..., 3] > 127
         if not covered.any():
             continue
-        moved = cv2.merge([there[0] - x, there[1] - y])
+        moved = cv2.merge([other_x - x, other_y - y])
         picture = picture.astype(np.float32)
         opacity = picture[..., 3:] / 255
         picture = picture[..., :3]
@@ -292,8 +344,10 @@ def _render(layers, time: int, size: tuple[int, int], exposure: float, fog: _Fog
     return colours, flow, owner
 
 
-def _smear(picture: np.ndarray, opacity: np.ndarray, path: np.ndarray):
-    """Blurs along a straight path (x, y) in pixels, centred: where things are stays true."""
+def _smear(
+    picture: np.ndarray, opacity: np.ndarray, path: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Blurs along a straight path (x, y) in pixels; it is centred, so the flow remains exact."""
     length = math.hypot(*path)
     if length < 1:
         return picture, opacity
@@ -308,8 +362,8 @@ def _smear(picture: np.ndarray, opacity: np.ndarray, path: np.ndarray):
     return both[..., :3] / np.maximum(both[..., 3:], 1e-3), both[..., 3:]
 
 
-def _is_shown(flow: np.ndarray, owner: np.ndarray, other_owner: np.ndarray) -> np.ndarray:
-    """Where what is seen in one frame is seen in the other too."""
+def _is_visible(flow: np.ndarray, owner: np.ndarray, other_owner: np.ndarray) -> np.ndarray:
+    """Returns where the layer that is visible in one frame is visible in the other too."""
     height, width = owner.shape
     x = np.rint(np.arange(width, dtype=np.float32) + flow[..., 0]).astype(np.int32)
     y = np.rint(np.arange(height, dtype=np.float32)[:, None] + flow[..., 1]).astype(np.int32)
@@ -318,8 +372,10 @@ def _is_shown(flow: np.ndarray, owner: np.ndarray, other_owner: np.ndarray) -> n
     return inside & (other_owner.ravel()[at] == owner)
 
 
-def _similarity(centre, target, turn: float, zoom: float) -> np.ndarray:
-    """[3, 3]: turns and scales about a point, and takes it to another one."""
+def _similarity(
+    centre: tuple[float, float], target: tuple[float, float], turn: float, zoom: float
+) -> np.ndarray:
+    """Returns the map `[3, 3]` that rotates and scales about a point and moves it to another."""
     matrix = np.eye(3)
     matrix[:2, :2] = zoom * np.array(
         [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
@@ -328,8 +384,8 @@ def _similarity(centre, target, turn: float, zoom: float) -> np.ndarray:
     return matrix
 
 
-def _transform(matrix: np.ndarray, x, y):
-    """Points under a homography."""
+def _transform(matrix: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Moves points by a homography."""
     (a, b, c), (d, e, f), (g, h, i) = matrix.tolist()
     if g == h == 0:
         return (a * x + b * y + c) / i, (d * x + e * y + f) / i
@@ -338,7 +394,7 @@ def _transform(matrix: np.ndarray, x, y):
 
 
 def _shape(rng: np.random.Generator, side: int) -> np.ndarray:
-    """Opacity uint8 [side, side] of a random shape, maybe with holes."""
+    """Returns the opacity, uint8 `[side, side]`, of a random shape that may have holes."""
     opacity = np.zeros((side, side), np.uint8)
 
     def fill(outline: np.ndarray, value: int) -> None:  # [points, 2] in -1..1
@@ -353,6 +409,7 @@ def _shape(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def _outline(rng: np.random.Generator, kind: str) -> np.ndarray:
+    """Returns the corners of a random shape, `[points, 2]` in -1..1."""
     if kind == 'bar':
         half = rng.uniform(0.05, 0.25)
         return np.array([[-1, -half], [1, -half], [1, half], [-1, half]])
@@ -370,7 +427,7 @@ def _outline(rng: np.random.Generator, kind: str) -> np.ndarray:
 
 
 def _procedural_texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """uint8 [height, width, 3]: noise of several sizes, maybe with waves, through a palette."""
+    """Returns noise of several scales, sometimes with waves, in the colours of a random palette."""
     field = np.zeros((height, width), np.float32)
     persistence = rng.uniform(0.4, 0.9)
     amplitude, cells = 1.0, int(rng.integers(2, 5))
@@ -388,11 +445,11 @@ def _procedural_texture(rng: np.random.Generator, height: int, width: int) -> np
         field += rng.uniform(0.3, 1.5) * np.sin(x + y)
         if rng.random() < 0.5:  # a grid of dots
             field += rng.uniform(0.3, 1.5) * np.sin(y - x)
-    field = cv2.normalize(field, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+    levels = cv2.normalize(field, field, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
     stops = np.sort(rng.integers(0, 256, rng.integers(2, 7)))
     colours = rng.uniform(0, 255, (len(stops), 3))
     if rng.random() < 0.3:  # bands with hard edges
         palette = colours[np.minimum(np.searchsorted(stops, np.arange(256)), len(stops) - 1)]
     else:
         palette = np.stack([np.interp(np.arange(256), stops, c) for c in colours.T], -1)
-    return palette.astype(np.uint8)[field]
+    return palette.astype(np.uint8)[levels]

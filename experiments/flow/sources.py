@@ -1,15 +1,16 @@
 """Where pairs of frames with flow are read from: the official archives, unpacked, or generated.
 
-Every source yields {
-  'frames': uint8 [2, height, width, 3] RGB,
-  'flow': float32 [height, width, 2], (u, v) to the right and down, in pixels of the frames,
-  'valid': bool [height, width], where the flow is known (elsewhere it is 0),
-  'matched', 'unmatched': bool [height, width], valid pixels that the second frame shows, and does
-    not show; both false where the data does not tell,
-  'name': as the benchmarks' servers call it, such as 'alley_1/frame_0001' or '000000_10'}.
+An example is a dictionary:
+  'frames': uint8 `[2, height, width, 3]`, RGB.
+  'flow': float32 `[height, width, 2]`, (u, v) to the right and down, in pixels of the frames.
+  'valid': bool `[height, width]`, where the flow is known; elsewhere it is 0.
+  'matched', 'unmatched': bool `[height, width]`, valid pixels that are visible in the second frame,
+    and that are not; both are False where the data does not tell.
+  'name': str, as the benchmarks' servers name the pair, such as 'alley_1/frame_0001', '000000_10'.
 """
 
 import bisect
+import functools
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +19,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.data.pipeline import BrokenExample, Source
+from experiments.data.pipeline import BrokenExample, Example, Source
 from experiments.flow.files import read_flow, write_flo, write_kitti_flow
 from experiments.flow.scenes import MovingScenes
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.images import read_image
 
 SPLITS = ('train', 'evaluation', 'test')
-SUBMISSIONS = {  # where a benchmark's server looks for the flow of a pair
+SUBMISSIONS = {  # data set -> the file in which its server expects the flow of a pair
     'sintel_clean': 'clean/{}.flo',
     'sintel_final': 'final/{}.flo',
     'kitti2012': '{}.png',
@@ -38,10 +39,13 @@ _IMAGE_ENDINGS = ('.png', '.ppm', '.jpg', '.jpeg', '.webp')
 def open_source(
     kind: str, path: str | os.PathLike, split: str, scenes: Mapping[str, Any] | None = None
 ) -> Source:
-    """Opens one data set.
+    """Opens one split of a data set.
+
+    Sintel and KITTI publish the flow of their training part only. Models trained on other data are
+    evaluated on it, as the field does; models trained on Sintel leave out its invalid pixels.
 
     Args:
-      kind: what is in the folder `path`/<name>, as the official archives unpack:
+      kind: Data set, which lies in the folder `path`/<name> as its official archives unpack:
         'autoflow'                     autoflow         folders with im0.png, im1.png, forward.flo
         'sintel_clean', 'sintel_final' sintel           training/{clean,final,flow,occlusions,...}
         'kitti2012', 'kitti2015'       of that name     training/{image_2,flow_occ,flow_noc}
@@ -50,18 +54,16 @@ def open_source(
         'middlebury'                   middlebury       other-data/..., other-gt-flow/...
         'pairs'                        pairs            named as FlyingChairs', in any folders
         Flow may be .flo, .pfm or KITTI's .png everywhere. 'scenes' are generated.
-      path: the folder that holds the data sets; '~' is the home folder.
-      split: 'train', 'evaluation', or 'test': what the servers of Sintel and KITTI want flow for,
-        without any. To evaluate models trained on other data, as the field does, is to use the
-        public (training) part of Sintel and KITTI; trained on, it is less Sintel's invalid pixels.
-        FlyingChairs is split by its FlyingChairs_train_val.txt, if that is there.
-      scenes: arguments of `MovingScenes` but the split.
+      path: Folder that holds the data sets; '~' is the home folder. Unused for 'scenes'.
+      split: 'train', 'evaluation' or 'test', the pairs without flow for which the servers of Sintel
+        and KITTI want it. FlyingChairs is split by FlyingChairs_train_val.txt if that is there.
+      scenes: Arguments of `MovingScenes` except `split`; used for 'scenes' only.
 
     Returns:
-      Source of the examples above, its `repr` says what was opened.
+      A source of examples, see the module's docstring; its `repr` says what was opened.
 
     Raises:
-      ValueError: there is no such data, or a part of it is missing.
+      Refused: If there is no such data set or split, or a part of it is missing.
     """
     if split not in SPLITS:
         raise Refused(f'split must be one of {SPLITS}, got {split!r}')
@@ -80,19 +82,19 @@ def open_source(
 
 
 def write_submission(path: str | os.PathLike, kind: str, name: str, flow: np.ndarray) -> Path:
-    """Writes flow of a test pair where the benchmark's server looks for it.
+    """Writes the flow of a test pair to the file in which the benchmark's server expects it.
 
     Args:
-      path: the folder to zip (KITTI) or to give to Sintel's bundler.
-      kind: a key of SUBMISSIONS.
-      name: of the pair, as the source has it.
-      flow: [height, width, 2]; for KITTI it is clipped to what its files hold.
+      path: Folder to zip (KITTI) or to give to Sintel's bundler.
+      kind: Data set, a key of `SUBMISSIONS`.
+      name: Name of the pair, as the source gives it.
+      flow: Flow, `[height, width, 2]` in pixels; for KITTI it is clipped to the format's range.
 
     Returns:
       The file.
 
     Raises:
-      ValueError: a kind without a server.
+      Refused: If the data set has no server.
     """
     if kind not in SUBMISSIONS:
         raise Refused(f'flow is submitted for {[*SUBMISSIONS]}, not for {kind!r}')
@@ -105,9 +107,20 @@ def write_submission(path: str | os.PathLike, kind: str, name: str, flow: np.nda
 
 
 class Several:
-    """Sources one after the other; 'data' int32 of an example is the place of its source."""
+    """Several sources, one after the other.
+
+    Examples have another key: 'data' int32, the number of the source that they come from.
+
+    Attributes:
+      lengths: Number of examples of each source.
+    """
 
     def __init__(self, sources: Sequence[Source]):
+        """Joins sources.
+
+        Args:
+          sources: The sources, in order.
+        """
         self._sources = list(sources)
         self.lengths = [len(source) for source in sources]
         self._ends = [*itertools.accumulate(self.lengths)]
@@ -118,25 +131,37 @@ class Several:
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Example:
         number = bisect.bisect(self._ends, index)
         example = self._sources[number][index - self._ends[number] + self.lengths[number]]
         return {**example, 'data': np.int32(number)}
 
 
 class Pair(NamedTuple):
-    """The files of one example; '' where there is none."""
+    """The files of one example; '' stands for a file that there is not.
+
+    Attributes:
+      name: Name of the pair.
+      first: Image of the first frame.
+      second: Image of the second frame.
+      flow: File of flow.
+      occluded: Image that is not black where the pixel is hidden in the second frame.
+      non_occluded: File of flow that is valid only where the pixel is visible in the second frame.
+      invalid: Image that is not black where the flow is not reliable.
+    """
 
     name: str
     first: str
     second: str
     flow: str = ''
-    occluded: str = ''  # a picture, not black where the second frame does not show the pixel
-    non_occluded: str = ''  # the flow again, valid only where the second frame shows the pixel
-    invalid: str = ''  # a picture, not black where the flow is not to be relied on
+    occluded: str = ''
+    non_occluded: str = ''
+    invalid: str = ''
 
 
 class _Pairs:
+    """Source of the examples in a list of files."""
+
     def __init__(self, pairs: Sequence[Pair], name: str):
         self._pairs, self._name = list(pairs), name
 
@@ -146,7 +171,7 @@ class _Pairs:
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> Example:
         pair = self._pairs[index]
         frames = [_read(read_image, file) for file in (pair.first, pair.second)]
         shape = frames[0].shape[:2]
@@ -163,9 +188,9 @@ class _Pairs:
             unmatched = _mask(pair.occluded, shape) & valid
             matched = valid & ~unmatched
         elif pair.non_occluded:
-            shown = _read(read_flow, pair.non_occluded)[1]
-            _check_size(pair.non_occluded, shown.shape, shape)
-            matched, unmatched = valid & shown, valid & ~shown
+            visible = _read(read_flow, pair.non_occluded)[1]
+            _check_size(pair.non_occluded, visible.shape, shape)
+            matched, unmatched = valid & visible, valid & ~visible
         return {
             'frames': np.stack(frames),
             'flow': flow,
@@ -177,17 +202,17 @@ class _Pairs:
 
 
 def _read(read: Callable, file: str) -> Any:
-    """Reads a file; BrokenExample names it."""
+    """Reads a file; raises a `BrokenExample` that names it if that fails."""
     try:
         return read(file)
     except OSError as error:
         raise BrokenExample(f'{file}: {error.strerror}') from error
-    except ValueError as error:
+    except Refused as error:
         raise BrokenExample(str(error)) from error
 
 
 def _mask(file: str, shape: tuple[int, int]) -> np.ndarray:
-    """Where a picture is not black, bool [height, width]."""
+    """Returns where an image is not black, bool `[height, width]`."""
     mask = _read(lambda path: read_image(path, channels=1), file)[..., 0]
     _check_size(file, mask.shape, shape)
     return mask > 0
@@ -201,7 +226,7 @@ def _check_size(file: str, got: tuple[int, int], expected: tuple[int, int]) -> N
         )
 
 
-# How each data set lies in its folder.
+# Each of these lists the pairs of a split in the folder of a data set.
 
 
 def _autoflow(folder: Path, split: str) -> list[Pair]:
@@ -212,53 +237,48 @@ def _autoflow(folder: Path, split: str) -> list[Pair]:
     return pairs
 
 
-def _sintel(rendering: str) -> Callable[[Path, str], list[Pair]]:
-    def list_pairs(folder: Path, split: str) -> list[Pair]:
-        part = folder / ('test' if split == 'test' else 'training')
-        if not part.is_dir() and split != 'test':
-            part = folder
-        pairs = []
-        for sequence in _subfolders(part / rendering):
-            for first, second in itertools.pairwise(sorted(sequence.glob('frame_*.png'))):
-                name = f'{sequence.name}/{first.stem}'
-                flow = occluded = invalid = ''
-                if split != 'test':
-                    flow = _with_ending(part / 'flow' / name, _FLOW_ENDINGS)
-                    occluded = _if_there(part / 'occlusions' / f'{name}.png')
-                if split == 'train':
-                    invalid = _if_there(part / 'invalid' / f'{name}.png')
-                pairs.append(
-                    Pair(name, str(first), str(second), flow, occluded=occluded, invalid=invalid)
-                )
-        return pairs
-
-    return list_pairs
-
-
-def _kitti(*images: str) -> Callable[[Path, str], list[Pair]]:
-    def list_pairs(folder: Path, split: str) -> list[Pair]:
-        part = folder / ('testing' if split == 'test' else 'training')
-        frames = next((part / name for name in images if (part / name).is_dir()), part / images[0])
-        flows = part / 'flow_occ' if (part / 'flow_occ').is_dir() else part / 'flow'
-        pairs = []
-        for first in sorted(frames.glob('*_10.png')):
-            second = first.with_name(first.name.replace('_10', '_11'))
-            flow = non_occluded = ''
+def _sintel(folder: Path, split: str, *, rendering: str) -> list[Pair]:
+    part = folder / ('test' if split == 'test' else 'training')
+    if not part.is_dir() and split != 'test':
+        part = folder
+    pairs = []
+    for sequence in _subfolders(part / rendering):
+        for first, second in itertools.pairwise(sorted(sequence.glob('frame_*.png'))):
+            name = f'{sequence.name}/{first.stem}'
+            flow = occluded = invalid = ''
             if split != 'test':
-                flow = str(flows / first.name)
-                non_occluded = _if_there(part / 'flow_noc' / first.name)
-            pairs.append(Pair(first.stem, str(first), str(second), flow, non_occluded=non_occluded))
-        return pairs
+                flow = _with_ending(part / 'flow' / name, _FLOW_ENDINGS)
+                occluded = _if_there(part / 'occlusions' / f'{name}.png')
+            if split == 'train':
+                invalid = _if_there(part / 'invalid' / f'{name}.png')
+            pairs.append(
+                Pair(name, str(first), str(second), flow, occluded=occluded, invalid=invalid)
+            )
+    return pairs
 
-    return list_pairs
+
+def _kitti(folder: Path, split: str, *, images: Sequence[str]) -> list[Pair]:
+    """Lists pairs of the first folder of `images` that exists: colour, or else grey."""
+    part = folder / ('testing' if split == 'test' else 'training')
+    frames = next((part / name for name in images if (part / name).is_dir()), part / images[0])
+    flows = part / 'flow_occ' if (part / 'flow_occ').is_dir() else part / 'flow'
+    pairs = []
+    for first in sorted(frames.glob('*_10.png')):
+        second = first.with_name(first.name.replace('_10', '_11'))
+        flow = non_occluded = ''
+        if split != 'test':
+            flow = str(flows / first.name)
+            non_occluded = _if_there(part / 'flow_noc' / first.name)
+        pairs.append(Pair(first.stem, str(first), str(second), flow, non_occluded=non_occluded))
+    return pairs
 
 
 def _named_pairs(folder: Path, split: str) -> list[Pair]:
     pairs = []
     for flow in sorted(x for x in folder.rglob('*_flow.*') if x.suffix in _FLOW_ENDINGS):
         stem = flow.with_name(flow.stem.removesuffix('_flow'))
-        frames = [_with_ending(f'{stem}_img{i}', _IMAGE_ENDINGS) for i in (1, 2)]
-        pairs.append(Pair(stem.relative_to(folder).as_posix(), *frames, str(flow)))
+        first, second = (_with_ending(f'{stem}_img{i}', _IMAGE_ENDINGS) for i in (1, 2))
+        pairs.append(Pair(stem.relative_to(folder).as_posix(), first, second, str(flow)))
     return pairs
 
 
@@ -276,23 +296,20 @@ def _flyingchairs(folder: Path, split: str) -> list[Pair]:
     return pairs
 
 
-def _flyingthings(rendering: str) -> Callable[[Path, str], list[Pair]]:
-    def list_pairs(folder: Path, split: str) -> list[Pair]:
-        part = 'TRAIN' if split == 'train' else 'TEST'
-        pairs = []
-        for flow in sorted((folder / 'optical_flow' / part).rglob('OpticalFlowInto*.pfm')):
-            scene = flow.parents[2].relative_to(folder / 'optical_flow')
-            number = flow.stem.split('_')[1]
-            step = 1 if flow.parents[1].name == 'into_future' else -1
-            frames = folder / f'frames_{rendering}pass' / scene / flow.parent.name
-            first = _with_ending(frames / number, _IMAGE_ENDINGS)
-            second = Path(first).with_stem(f'{int(number) + step:0{len(number)}}')
-            if second.exists():  # the first and last frame of a scene have flow to frames outside
-                name = flow.with_suffix('').relative_to(folder / 'optical_flow').as_posix()
-                pairs.append(Pair(name, first, str(second), str(flow)))
-        return pairs
-
-    return list_pairs
+def _flyingthings(folder: Path, split: str, *, rendering: str) -> list[Pair]:
+    part = 'TRAIN' if split == 'train' else 'TEST'
+    pairs = []
+    for flow in sorted((folder / 'optical_flow' / part).rglob('OpticalFlowInto*.pfm')):
+        scene = flow.parents[2].relative_to(folder / 'optical_flow')
+        number = flow.stem.split('_')[1]
+        step = 1 if flow.parents[1].name == 'into_future' else -1
+        frames = folder / f'frames_{rendering}pass' / scene / flow.parent.name
+        first = _with_ending(frames / number, _IMAGE_ENDINGS)
+        second = Path(first).with_stem(f'{int(number) + step:0{len(number)}}')
+        if second.exists():  # the first and last frame of a scene have flow to frames outside
+            name = flow.with_suffix('').relative_to(folder / 'optical_flow').as_posix()
+            pairs.append(Pair(name, first, str(second), str(flow)))
+    return pairs
 
 
 def _middlebury(folder: Path, split: str) -> list[Pair]:
@@ -314,22 +331,23 @@ def _if_there(file: Path) -> str:
 
 
 def _with_ending(stem: str | Path, endings: Sequence[str]) -> str:
-    """The file of that name with one of the endings."""
+    """Returns the file of that name with one of the endings."""
     for ending in endings:
         if os.path.exists(f'{stem}{ending}'):
             return f'{stem}{ending}'
     raise Refused(f'{stem} is missing: expected it with one of the endings {endings}')
 
 
-_KINDS = {  # kind -> its folder, and (folder, split) -> its pairs
+_KINDS: dict[str, tuple[str, Callable[[Path, str], list[Pair]]]] = {
+    # kind -> the name of its folder, and the function (folder, split) -> its pairs
     'autoflow': ('autoflow', _autoflow),
-    'sintel_clean': ('sintel', _sintel('clean')),
-    'sintel_final': ('sintel', _sintel('final')),
-    'kitti2012': ('kitti2012', _kitti('colored_0', 'image_0')),
-    'kitti2015': ('kitti2015', _kitti('image_2')),
+    'sintel_clean': ('sintel', functools.partial(_sintel, rendering='clean')),
+    'sintel_final': ('sintel', functools.partial(_sintel, rendering='final')),
+    'kitti2012': ('kitti2012', functools.partial(_kitti, images=('colored_0', 'image_0'))),
+    'kitti2015': ('kitti2015', functools.partial(_kitti, images=('image_2',))),
     'flyingchairs': ('flyingchairs', _flyingchairs),
-    'flyingthings_clean': ('flyingthings3d', _flyingthings('clean')),
-    'flyingthings_final': ('flyingthings3d', _flyingthings('final')),
+    'flyingthings_clean': ('flyingthings3d', functools.partial(_flyingthings, rendering='clean')),
+    'flyingthings_final': ('flyingthings3d', functools.partial(_flyingthings, rendering='final')),
     'middlebury': ('middlebury', _middlebury),
     'pairs': ('pairs', _named_pairs),
 }

@@ -1,7 +1,7 @@
-"""What happens to one pair of frames with flow: changes of place and colour, with the flow's.
+"""What happens to one pair of frames on its way to the model: augmentation, cropping, padding.
 
-Frames are uint8 [2, height, width, 3]; flow float32 [height, width, 2] in pixels, validity bool
-[height, width], as the sources of `experiments.flow.sources` give them.
+Frames are uint8 `[2, height, width, 3]`, RGB; flow is float32 `[height, width, 2]` in pixels,
+validity is bool `[height, width]`, as the sources of `experiments.flow.sources` give them.
 """
 
 import dataclasses
@@ -10,14 +10,14 @@ import math
 import cv2
 import numpy as np
 
-from experiments.data.pipeline import BrokenExample
+from experiments.data.pipeline import Batch, BrokenExample, Example
 from perceiver_jax.errors import Refused
 from perceiver_jax.tiling import tile_corners
 
 # Many examples are made at once; threads within one would only fight over the cores.
 cv2.setNumThreads(1)
 
-_EDGE = 0.25  # pixels: where interpolation changes flow by more, an edge of it is near
+_EDGE = 0.25  # pixels; where interpolation changes flow by more, an edge of the flow is near
 
 
 def warp_pair(
@@ -28,20 +28,22 @@ def warp_pair(
     second: np.ndarray,
     size: tuple[int, int],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Maps either frame by a map of its own, and gives the flow between what comes out.
+    """Warps the two frames by one affine map each, and returns the flow between the results.
+
+    Flow is interpolated, but not across its edges.
 
     Args:
-      frames: uint8 [2, height, width, 3].
-      flow: float32 [height, width, 2], pixels.
-      valid: bool [height, width].
-      first: [2, 3], from (x, y, 1) of the new first frame to (x, y) of the given one.
-      second: the same of the second frame.
-      size: height and width of what comes out.
+      frames: Frames, uint8 `[2, height, width, 3]`.
+      flow: Flow, float32 `[height, width, 2]` in pixels.
+      valid: Validity of the flow, bool `[height, width]`.
+      first: Map from (x, y, 1) of the new first frame to (x, y) of the given one, `[2, 3]`.
+      second: Map from (x, y, 1) of the new second frame to (x, y) of the given one, `[2, 3]`.
+      size: Height and width of the new frames, h and w.
 
     Returns:
-      Frames and flow of that size, and its validity: false where the first frame shows nothing or
-      its flow is not known. Flow may end outside the new second frame, as real flow does. It is
-      interpolated, but not across its edges.
+      New frames, uint8 `[2, h, w, 3]`; new flow, float32 `[h, w, 2]`, which may end outside the new
+      second frame, as real flow does; and its validity, bool `[h, w]`, False where the first map
+      leaves the given frame or the given flow is not valid.
     """
 
     def look_up(values, matrix, flags):
@@ -59,7 +61,7 @@ def warp_pair(
     valid = look_up(valid.astype(np.uint8), first, cv2.INTER_NEAREST) > 0
 
     x, y = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in size[::-1]))
-    # Where the pixel is in the given second frame, then in the new one.
+    # A pixel in the given first frame, moved to the given second frame, mapped to the new one.
     there = cv2.merge([x, y]) @ first[:, :2].T.astype(np.float32) + first[:, 2].astype(np.float32)
     back = cv2.invertAffineTransform(second).astype(np.float32)
     new_flow = (there + motion) @ back[:, :2].T + back[:, 2] - cv2.merge([x, y])
@@ -68,14 +70,17 @@ def warp_pair(
 
 
 def inverse_flow(flow: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The flow back: at each pixel, minus the average of all flows that end at it.
+    """Returns the flow from the second frame to the first.
+
+    At each pixel it is minus the average of all flows whose end is nearest to that pixel.
 
     Args:
-      flow: [height, width, 2], pixels; it ends at the pixel that is nearest.
-      valid: bool [height, width].
+      flow: Flow from the first frame to the second, `[height, width, 2]` in pixels.
+      valid: Validity of the flow, bool `[height, width]`.
 
     Returns:
-      flow float32 [height, width, 2], and bool [height, width], where any flow ended.
+      The inverse flow, float32 `[height, width, 2]`, and its validity, bool `[height, width]`, True
+      where any flow ends.
 
     Source: Perceiver IO, appendix H.
     """
@@ -100,13 +105,18 @@ def jitter_colours(
     saturation: float,
     hue: float,
 ) -> np.ndarray:
-    """Changes brightness, contrast, saturation and hue, in random order, of all frames alike.
+    """Changes brightness, contrast, saturation and hue in random order, equally in all frames.
 
     Args:
-      frames: uint8 [n, height, width, 3].
-      rng: random numbers.
-      brightness, contrast, saturation: largest change of the factor, which is drawn about 1.
-      hue: largest turn either way, in parts of the circle.
+      frames: Frames, uint8 `[n, height, width, 3]`.
+      rng: Random numbers.
+      brightness: Largest change of the factor of brightness, either way from 1.
+      contrast: Largest change of the factor of contrast, either way from 1.
+      saturation: Largest change of the factor of saturation, either way from 1.
+      hue: Largest turn either way, as a share of the full circle.
+
+    Returns:
+      Changed frames, uint8 `[n, height, width, 3]`.
 
     Source: torchvision's ColorJitter, which RAFT trains with.
     """
@@ -128,23 +138,28 @@ def jitter_colours(
             factor = rng.uniform(1 - saturation, 1 + saturation)
             grey = cv2.cvtColor(cv2.cvtColor(tall, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
             tall = cv2.addWeighted(tall, factor, grey, 1 - factor, 0)
-        elif turn := round(256 * rng.uniform(-hue, hue)) % 256:  # there and back costs accuracy
-            hsv = cv2.cvtColor(tall, cv2.COLOR_RGB2HSV_FULL)
-            hsv[..., 0] += np.uint8(turn)  # wraps around, as hue does
-            tall = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+        else:
+            turn = round(256 * rng.uniform(-hue, hue)) % 256
+            if turn:  # without a turn, the way to HSV and back would only lose accuracy
+                hsv = cv2.cvtColor(tall, cv2.COLOR_RGB2HSV_FULL)
+                hsv[..., 0] += np.uint8(turn)  # wraps around, as hue does
+                tall = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
     return tall.reshape(frames.shape)
 
 
 def erase(
     frame: np.ndarray, rng: np.random.Generator, sides: tuple[int, int], most: int = 2
 ) -> np.ndarray:
-    """Fills one to `most` rectangles with the frame's mean colour: what is there is occluded.
+    """Fills random rectangles with the frame's mean colour, as if something occluded them.
 
     Args:
-      frame: uint8 [height, width, 3].
-      rng: random numbers.
-      sides: shortest and longest side of a rectangle, pixels.
-      most: rectangles.
+      frame: Frame, uint8 `[height, width, 3]`.
+      rng: Random numbers.
+      sides: Shortest and longest side of a rectangle in pixels.
+      most: Largest number of rectangles; the smallest is one.
+
+    Returns:
+      The frame with the rectangles, uint8 `[height, width, 3]`.
 
     Source: RAFT's training.
     """
@@ -159,32 +174,60 @@ def erase(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """(example, random numbers) -> {'frames' uint8 [2, h, w, 3], 'flow' [h, w, 2], 'valid' [h, w]}.
+    """Crops a pair of frames and augments it, with the flow that fits.
 
-    `strength` multiplies all ranges and probabilities: with 0 the pair is only cropped. With
-    `both_directions` each array has another axis in front: the pair, and the pair in reverse.
-    Frames smaller than the crop are enlarged to it.
+    `strength` multiplies all ranges and probabilities: with 0 the pair is only cropped. Frames
+    smaller than the crop are enlarged to it.
+
+    Attributes:
+      crop_size: Height and width of the crop in pixels, h and w.
+      strength: Strength of the augmentation, in 0..1.
+      both_directions: Whether the pair in reverse is returned too; only with `strength` 0.
+      brightness: Largest change of the factor of brightness, either way from 1.
+      contrast: Largest change of the factor of contrast, either way from 1.
+      saturation: Largest change of the factor of saturation, either way from 1.
+      hue: Largest turn of hue either way, as a share of the full circle.
+      asymmetric_probability: Probability that the colours of the two frames change independently.
+      eraser_probability: Probability that rectangles of the second frame are filled.
+      eraser_sides: Shortest and longest side of those rectangles in pixels.
+      spatial_probability: Probability that the pair is scaled, stretched and rotated.
+      log2_scale: Smallest and largest binary logarithm of the scale.
+      stretch_probability: Probability that height and width of such a pair are also scaled
+        independently; `strength` does not change it.
+      log2_stretch: Largest binary logarithm of that scale, either way.
+      rotation: Largest rotation of the pair in degrees, either way.
+      relative_rotation: Largest rotation of the second frame against the first in degrees, either
+        way.
+      relative_log2_scale: Largest binary logarithm of the scale of the second frame against the
+        first, either way.
+      relative_translation: Largest translation of the second frame against the first, either way,
+        as a share of the crop's sides.
+      flip_left_right: Probability that left and right are exchanged.
+      flip_up_down: Probability that top and bottom are exchanged.
+
+    Raises:
+      Refused: If `strength` is out of range, or not 0 with `both_directions`.
     """
 
-    crop_size: tuple[int, int]  # h, w
-    strength: float  # 0..1
+    crop_size: tuple[int, int]
+    strength: float
     both_directions: bool
-    brightness: float  # largest change of the factors
+    brightness: float
     contrast: float
     saturation: float
-    hue: float  # in parts of the circle
-    asymmetric_probability: float  # of colours that change in either frame differently
+    hue: float
+    asymmetric_probability: float
     eraser_probability: float
-    eraser_sides: tuple[int, int]  # pixels
+    eraser_sides: tuple[int, int]
     spatial_probability: float
     log2_scale: tuple[float, float]
     stretch_probability: float
-    log2_stretch: float  # either way, of height and width apart
-    rotation: float  # degrees, either way
-    relative_rotation: float  # of the second frame against the first: degrees,
+    log2_stretch: float
+    rotation: float
+    relative_rotation: float
     relative_log2_scale: float
-    relative_translation: float  # and parts of the crop's sides
-    flip_left_right: float  # probabilities
+    relative_translation: float
+    flip_left_right: float
     flip_up_down: float
 
     def __post_init__(self):
@@ -193,12 +236,25 @@ class TrainTransform:
         if self.both_directions and self.strength:
             raise Refused(f'both directions are not augmented, got strength {self.strength}')
 
-    def __call__(self, example: dict, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def __call__(self, example: Example, rng: np.random.Generator) -> Batch:
+        """Returns one training example.
+
+        Args:
+          example: 'frames', 'flow' and 'valid' as the sources give them; and 'backward', the flow
+            from the second frame to the first, where it is known (without it, `both_directions`
+            estimates it by `inverse_flow`).
+          rng: Random numbers.
+
+        Returns:
+          'frames' uint8 `[2, h, w, 3]`, 'flow' float32 `[h, w, 2]` and 'valid' bool `[h, w]`. With
+          `both_directions` each has another axis of length 2 in front: the pair, and the pair in
+          reverse.
+        """
         first, second = self._draw_maps(example['valid'].shape, rng)
         pair = example['frames'], example['flow'], example['valid']
         frames, flow, valid = warp_pair(*pair, first, second, self.crop_size)
         if self.both_directions:
-            if 'backward' in example:  # known for generated scenes
+            if 'backward' in example:  # generated scenes have it
                 backward, known = example['backward'], np.ones_like(example['valid'])
             else:
                 backward, known = inverse_flow(example['flow'], example['valid'])
@@ -215,6 +271,7 @@ class TrainTransform:
         return {'frames': frames, 'flow': flow, 'valid': valid}
 
     def _change_colours(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Changes the colours of both frames, alike or independently."""
         names = ('brightness', 'contrast', 'saturation', 'hue')
         ranges = {name: self.strength * getattr(self, name) for name in names}
         if rng.random() < self.strength * self.asymmetric_probability:
@@ -224,7 +281,7 @@ class TrainTransform:
     def _draw_maps(
         self, size: tuple[int, int], rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """From the crop to either frame, [2, 3] each."""
+        """Returns random maps from the crop to the first and to the second frame, `[2, 3]` each."""
         strength, sides = self.strength, np.array(self.crop_size[::-1])  # x before y from here on
         room = np.array(size[::-1])
         scale, turn = np.ones(2), 0.0
@@ -254,24 +311,43 @@ class TrainTransform:
 
 
 def _rotation(angle: float) -> np.ndarray:
+    """Returns the matrix `[2, 2]` of a rotation, by an angle in radians."""
     return np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalTransform:
-    """An example filled up to one size, since a batch has one, and where its tiles are.
+    """Pads a pair of frames to one size, since a batch has one, and says where its tiles are.
 
-    Example -> {'frames' uint8 [2, H, W, 3], 'flow' [H, W, 2], 'valid', 'matched', 'unmatched'
-    [H, W], 'corners' int32 [T, 2], top and left of the tiles of the frames as they were, 'is_tile'
-    bool [T], 'data' int32}. Frames are filled up with their last row and column, where nothing is
-    valid; their tiles do not reach there, unless the frames are smaller than a tile.
+    Frames are padded by repeating their last row and column; nothing is valid there. Their tiles do
+    not reach into the padding, unless the frames are smaller than a tile.
+
+    Attributes:
+      frame_size: Height and width of the padded frames in pixels, H and W.
+      tile: Height and width of a tile in pixels.
+      placement: How tiles are placed, 'even' or 'deepmind'; see `perceiver_jax.tiling`.
     """
 
-    frame_size: tuple[int, int]  # H, W
+    frame_size: tuple[int, int]
     tile: tuple[int, int]
-    placement: str  # 'even' or 'deepmind'
+    placement: str
 
-    def __call__(self, example: dict) -> dict[str, np.ndarray]:
+    def __call__(self, example: Example) -> Batch:
+        """Returns the padded example.
+
+        Args:
+          example: 'frames', 'flow', 'valid', 'matched', 'unmatched' and 'name' as the sources give
+            them, and 'data' as `Several` does.
+
+        Returns:
+          'frames' uint8 `[2, H, W, 3]`; 'flow' float32 `[H, W, 2]`; 'valid', 'matched' and
+          'unmatched' bool `[H, W]`; 'corners' int32 `[T, 2]`, top and left of the tiles, where T is
+          the number of tiles of the largest frames; 'is_tile' bool `[T]`, False for the repetitions
+          that smaller frames have at the end; and 'data' int32, unchanged.
+
+        Raises:
+          BrokenExample: If the frames are larger than `frame_size`.
+        """
         size = example['valid'].shape
         missing = [most - side for side, most in zip(size, self.frame_size, strict=True)]
         if min(missing) < 0:
@@ -293,5 +369,6 @@ class EvalTransform:
         }
 
     def _corners(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        size = [max(side, tile) for side, tile in zip(size, self.tile, strict=True)]
-        return tile_corners(size, self.tile, self.placement)
+        """Returns top and left of the tiles of frames of some size, which may be below a tile's."""
+        at_least_a_tile = [max(side, tile) for side, tile in zip(size, self.tile, strict=True)]
+        return tile_corners(at_least_a_tile, self.tile, self.placement)

@@ -6,7 +6,6 @@ import sys
 import types
 
 import av
-import cv2
 import numpy as np
 import pytest
 import soundfile
@@ -17,6 +16,7 @@ from experiments.audioset.builder import Segment, find_media, locate, main, prep
 from experiments.data import clip_files
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.media import write_clip
+from tests.toys.clips import film, tone
 
 MIDS = {'/m/09x0r': 'Speech', '/m/05zppz': 'Male speech, man speaking', '/t/dd00005': 'Child'}
 
@@ -37,17 +37,6 @@ def write_segments(path, clips):
         lines.append(f'{youtube_id}, {start:.3f}, {end:.3f}, "{quoted}"')
     path.write_text('\n'.join(lines) + '\n')
     return path
-
-
-def tone(seconds, amplitude=0.5, frequency=440.0):
-    times = np.arange(round(seconds * 48_000)) / 48_000
-    return (amplitude * np.sin(2 * np.pi * frequency * times)).astype(np.float32)
-
-
-def film(seconds, size=(38, 52)):
-    """Grey frames that get brighter from one to the next, at 25 a second."""
-    steps = np.linspace(0.2, 0.8, round(25 * seconds), dtype=np.float32)
-    return np.broadcast_to(steps[:, None, None, None], (len(steps), *size, 3))
 
 
 def write_mute_video(path, seconds):
@@ -129,29 +118,6 @@ def test_media_are_found_by_id_and_start(tmp_path):
 # One clip
 
 
-def test_a_clip_is_cut_out_of_a_whole_video(tmp_path):
-    path = tmp_path / 'whole.mp4'
-    sound = np.where(np.arange(4 * 48_000) < 2 * 48_000, tone(4, 0.1), tone(4, 0.7))
-    write_clip(path, film(4), sound[:, None])
-    clip, frames, wrong = clip_files.read_clip(path, 2.0, 1.4, True)
-    assert wrong == {}
-    assert clip.shape == (1.4 * 48_000,) and len(frames) == 35
-    assert clip[9600:].std() == pytest.approx(0.7 / np.sqrt(2), abs=0.03)
-    greys = [cv2.imdecode(np.frombuffer(f, np.uint8), cv2.IMREAD_COLOR).mean() for f in frames]
-    expected = 255 * np.linspace(0.2, 0.8, 100)[50:85]
-    np.testing.assert_allclose(greys, expected, atol=3)
-
-
-def test_channels_are_averaged_and_rates_converted(tmp_path):
-    path = tmp_path / 'stereo.wav'
-    times = np.arange(3 * 44_100) / 44_100
-    left = 0.6 * np.sin(2 * np.pi * 440 * times)
-    soundfile.write(path, np.stack([left, 0 * left], -1), 44_100)
-    clip, frames, wrong = clip_files.read_clip(path, 0.0, 2.0, False)
-    assert (frames, wrong) == ([], {})
-    np.testing.assert_allclose(clip[4800:-4800], tone(2.0, 0.3)[4800:-4800], atol=2e-3)
-
-
 def test_what_comes_before_an_error_is_kept(tmp_path, monkeypatch):
     path = tmp_path / 'good.mp4'
     write_clip(path, film(3), tone(3)[:, None])
@@ -168,22 +134,6 @@ def test_what_comes_before_an_error_is_kept(tmp_path, monkeypatch):
     assert (len(sound), len(frames)) == (41 * 1920, 41)
     sound, frames, wrong = clip_files.read_clip(path, 0.0, 3.0, True)
     assert wrong.keys() == {'damaged', 'short'} and wrong['short'] == '1.64 of 3.00 s'
-
-
-def test_large_frames_shrink_and_small_ones_stay():
-    assert_size = {(300, 512): (256, 437), (512, 300): (437, 256), (38, 52): (38, 52)}
-    for size, expected in assert_size.items():
-        encoded = clip_files.encode_frame(np.full((*size, 3), (200, 100, 50), np.uint8))
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
-        assert image.shape[:2] == expected
-        np.testing.assert_allclose(image.mean((0, 1))[::-1], (200, 100, 50), atol=3)
-
-
-def test_sound_keeps_sixteen_bits():
-    sound = tone(0.5)
-    decoded, rate = soundfile.read(io.BytesIO(clip_files.encode_sound(sound)), dtype='float32')
-    assert rate == 48_000
-    np.testing.assert_allclose(decoded, sound, atol=2**-15)
 
 
 # Damaged media: what is reported, and what is kept
@@ -297,7 +247,7 @@ def test_what_is_stored(media, tmp_path):
 
 
 def test_preparing_again_goes_on_where_it_was_interrupted(media, tmp_path, monkeypatch):
-    monkeypatch.setattr(audioset, '_CLIPS_AT_ONCE', 5)
+    monkeypatch.setattr(audioset, '_CLIPS_IN_PART', 5)
     converted = []
 
     def read_clip(path, *rest, original=clip_files.read_clip):
@@ -368,6 +318,15 @@ def test_the_command_line(media, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(line)
     assert 'is prepared already' in capsys.readouterr().err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def prepare(**arguments):
+        raise ValueError('not enough values to unpack')
+
+    monkeypatch.setattr(audioset, 'prepare', prepare)
+    with pytest.raises(ValueError, match='not enough values to unpack'):
+        main(['--classes', 'a', '--train', 'b', '--validation', 'c', '--media', 'd'])
 
 
 def test_beam_is_given_parts_to_convert_and_read(monkeypatch):

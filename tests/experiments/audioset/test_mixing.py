@@ -3,9 +3,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.audioset.mixing import drop_examples, mix_sounds, spec_augment
+from experiments.audioset import mixing
 
 RNG = jax.random.key(3)
+
+# Compiled whole, as in training: each operation by itself would take much longer to compile.
+MASKS = ('time_masks', 'time_width', 'frequency_masks', 'frequency_width')
+drop_examples = jax.jit(mixing.drop_examples)
+mix_sounds = jax.jit(mixing.mix_sounds)
+spec_augment = jax.jit(mixing.spec_augment, static_argnames=MASKS)
+
+
+@pytest.fixture(autouse=True)
+def no_rank_promotion():
+    with jax.numpy_rank_promotion('raise'):
+        yield
 
 
 def test_mixed_sounds_and_labels_have_the_same_weights():
@@ -56,14 +68,11 @@ def test_whole_examples_are_dropped():
     assert kept.mean() == pytest.approx(0.7, abs=0.04)
 
 
-MASKS = dict(time_masks=2, time_width=2, frequency_masks=2, frequency_width=3)
-
-
 @pytest.mark.parametrize(
     'augment',
     [
         lambda x, index: drop_examples(RNG, x, index, 0.5),
-        lambda x, index: spec_augment(RNG, x, index, **MASKS),
+        lambda x, index: spec_augment(RNG, x, index, **dict(zip(MASKS, (2, 2, 2, 3), strict=True))),
         lambda x, index: mix_sounds(RNG, x, x, index, 0.4)[0],
     ],
 )

@@ -123,6 +123,7 @@ def test_pfm_is_from_the_bottom_up_in_either_byte_order(tmp_path, order, scale):
     [
         (b'', "begins with b'', 0 bytes in all"),
         (b'Pf\n7 5\n-1\n' + bytes(140), "expected a .pfm file of three channels.* b'Pf"),
+        (b'PF\n7 5\n-\n' + bytes(420), 'expected a .pfm file of three channels'),
         (b'PF\n7 5\n-1\n' + bytes(419), 'expected 430 bytes for 7 x 5 pixels, got 429'),
         (b'PF\n7 5\n-1\n' + bytes(421), 'expected 430 bytes for 7 x 5 pixels, got 431'),
         (b'PF\n0 5\n-1\n', 'for 0 x 5 pixels'),

@@ -1,9 +1,13 @@
 """Metrics of flow against a few lines of NumPy, and by hand."""
 
+import jax
 import numpy as np
 import pytest
 
-from experiments.flow.metrics import end_point_error, measure, summarise
+from experiments.flow import metrics as flow_metrics
+from experiments.flow.metrics import end_point_error, summarise
+
+measure = jax.jit(flow_metrics.measure)
 
 RNG = np.random.default_rng(0)
 SHAPE = (5, 7, 11)  # pairs, height, width
@@ -12,6 +16,12 @@ FLOW = TRUTH + RNG.normal(0, 4, (*SHAPE, 2)).astype(np.float32)
 VALID = RNG.random(SHAPE) < 0.7
 MATCHED = VALID & (RNG.random(SHAPE) < 0.6)
 DATA = np.array([0, 1, 0, 1, 1])
+
+
+@pytest.fixture(autouse=True)
+def no_rank_promotion():
+    with jax.numpy_rank_promotion('raise'):
+        yield
 
 
 def metrics(flow=FLOW, matched=MATCHED, unmatched=VALID & ~MATCHED):

@@ -1,0 +1,49 @@
+import io
+
+import cv2
+import numpy as np
+import pytest
+import soundfile
+
+from experiments.data import clip_files
+from perceiver_jax.front_ends.media import write_clip
+from tests.toys.clips import film, tone
+
+
+def test_a_clip_is_cut_out_of_a_whole_video(tmp_path):
+    path = tmp_path / 'whole.mp4'
+    sound = np.where(np.arange(4 * 48_000) < 2 * 48_000, tone(4, 0.1), tone(4, 0.7))
+    write_clip(path, film(4), sound[:, None])
+    clip, frames, wrong = clip_files.read_clip(path, 2.0, 1.4, True)
+    assert wrong == {}
+    assert clip.shape == (1.4 * 48_000,) and len(frames) == 35
+    assert clip[9600:].std() == pytest.approx(0.7 / np.sqrt(2), abs=0.03)
+    greys = [cv2.imdecode(np.frombuffer(f, np.uint8), cv2.IMREAD_COLOR).mean() for f in frames]
+    expected = 255 * np.linspace(0.2, 0.8, 100)[50:85]
+    np.testing.assert_allclose(greys, expected, atol=3)
+
+
+def test_channels_are_averaged_and_rates_converted(tmp_path):
+    path = tmp_path / 'stereo.wav'
+    times = np.arange(3 * 44_100) / 44_100
+    left = 0.6 * np.sin(2 * np.pi * 440 * times)
+    soundfile.write(path, np.stack([left, 0 * left], -1), 44_100)
+    clip, frames, wrong = clip_files.read_clip(path, 0.0, 2.0, False)
+    assert (frames, wrong) == ([], {})
+    np.testing.assert_allclose(clip[4800:-4800], tone(2.0, 0.3)[4800:-4800], atol=2e-3)
+
+
+def test_large_frames_shrink_and_small_ones_stay():
+    assert_size = {(300, 512): (256, 437), (512, 300): (437, 256), (38, 52): (38, 52)}
+    for size, expected in assert_size.items():
+        encoded = clip_files.encode_frame(np.full((*size, 3), (200, 100, 50), np.uint8))
+        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR)
+        assert image.shape[:2] == expected
+        np.testing.assert_allclose(image.mean((0, 1))[::-1], (200, 100, 50), atol=3)
+
+
+def test_sound_keeps_sixteen_bits():
+    sound = tone(0.5)
+    decoded, rate = soundfile.read(io.BytesIO(clip_files.encode_sound(sound)), dtype='float32')
+    assert rate == 48_000
+    np.testing.assert_allclose(decoded, sound, atol=2**-15)

@@ -146,9 +146,8 @@ class Checkpoints:
             except (PermissionError, MemoryError):  # says nothing about the checkpoint
                 raise
             except Exception as error:  # what Orbax raises depends on which file is damaged how
-                if parallel.is_main_process():
-                    reason = f'{type(error).__name__}: {" ".join(str(error).split())[:100]}'
-                    print(f'{self._directory / str(step)} is damaged, skipped: {reason}')
+                reason = f'{type(error).__name__}: {" ".join(str(error).split())[:100]}'
+                parallel.say(f'{self._directory / str(step)} is damaged, skipped: {reason}')
         raise Refused(
             f'all checkpoints in {self._directory} are damaged; remove them to start afresh'
         )

@@ -86,8 +86,8 @@ def train(
 
     with contextlib.ExitStack() as stack:
         should_stop = stack.enter_context(parallel.preemption())
-        if writes and step:  # from here on SIGTERM ends with a checkpoint
-            print(f'Resuming after step {step:,}.')
+        if step:  # from here on SIGTERM ends with a checkpoint
+            parallel.say(f'Resuming after step {step:,}.')
         stack.callback(checkpoints.close)
         metrics = Metrics(workdir, step=step, total_steps=total_steps, batch_size=batch_size)
         stack.callback(metrics.close)

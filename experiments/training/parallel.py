@@ -217,6 +217,12 @@ def is_main_process() -> bool:
     return jax.process_index() == 0
 
 
+def say(line: str) -> None:
+    """Prints a line, in the main process only."""
+    if is_main_process():
+        print(line)
+
+
 def data_options(data) -> dict:
     """What a pipeline is told by this process's place among the others, and by config.data."""
     return dict(

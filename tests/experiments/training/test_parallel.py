@@ -82,6 +82,20 @@ def test_prefetch_is_one_batch_ahead():
     assert seen == [('A', 'ab'), ('B', 'abc'), ('C', 'abc')]
 
 
+@pytest.mark.parametrize('kind', ['jit', 'pmap'])
+def test_devices_can_be_chosen(kind):
+    chosen = jax.devices()[2:4]
+    devices = parallel.make(kind, chosen)
+    batch = np.arange(12.0).reshape(6, 2)
+    weights = devices.replicate(np.array(3.0))
+    outputs = devices.compile_predict(lambda w, _, x: {'y': w * x})(
+        weights, weights, devices.put_batch(batch)
+    )
+    assert outputs['y'].devices() == set(chosen)
+    np.testing.assert_array_equal(devices.gather(outputs)['y'], 3 * batch)
+    np.testing.assert_array_equal(devices.fetch(weights), 3)
+
+
 def test_unknown_kind():
     with pytest.raises(ValueError, match="config.parallel is 'pjit', it must be one of jit, pmap"):
         parallel.make('pjit')

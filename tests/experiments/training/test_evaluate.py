@@ -11,7 +11,7 @@ from tests.toys.toy_task import EVAL_EXAMPLES, ToyTask, get_config
 @pytest.mark.parametrize('kind', ['jit', 'pmap'])
 def test_evaluation_counts_every_example_once(kind):
     task = ToyTask(get_config())
-    params, state = task.init(jax.random.key(0))
+    params, state = jax.jit(task.init)(jax.random.key(0))
     devices = parallel.make(kind)
     predict = evaluate.compile_predict(task, devices)
     actual, predictions = evaluate.evaluate(
@@ -20,7 +20,7 @@ def test_evaluation_counts_every_example_once(kind):
     batches = list(task.eval_batches())
     assert len(batches) == 3  # 37 examples in batches of 16: the last is padded
     examples = {k: np.concatenate([b[k] for b in batches])[:EVAL_EXAMPLES] for k in batches[0]}
-    expected = task.summarise(jax.device_get(task.predict(params, state, examples)))
+    expected = task.summarise(jax.device_get(jax.jit(task.predict)(params, state, examples)))
     assert actual == pytest.approx(expected, rel=1e-5)
     assert predictions['label'].tolist() == examples['label'].tolist()
 
@@ -36,7 +36,7 @@ def test_examples_left_out_of_the_evaluation_are_told():
     task.eval_batches = eval_batches
     task.summarise = lambda predictions: {'count': len(predictions['label'])}
     devices = parallel.make('jit')
-    params, state = devices.replicate(task.init(jax.random.key(0)))
+    params, state = devices.replicate(jax.jit(task.init)(jax.random.key(0)))
     predict = evaluate.compile_predict(task, devices)
     numbers, _ = evaluate.evaluate(task, devices, predict, params, state)
     assert numbers == {'count': 37 - 3 * 2, 'broken_examples': 3 * 2}

@@ -72,9 +72,10 @@ def test_the_rng_follows_seed_and_step():
     optimizer, _ = make_optimizer(6, 10, **get_config().optimizer)
     params = {'m': {'w': np.ones((), np.float32)}}
     state = loop.TrainState(np.array(5), params, {}, optimizer.init(params))
-    _, metrics = loop.update_step(
-        loss, optimizer, state, {'x': np.zeros((2, 3))}, seed=11, batch_size=6, average=lambda x: x
+    update = functools.partial(
+        loop.update_step, loss, optimizer, seed=11, batch_size=6, average=lambda x: x
     )
+    _, metrics = jax.jit(update)(state, {'x': np.zeros((2, 3))})
     expected = jax.random.uniform(jax.random.fold_in(jax.random.key(11), 5))
     np.testing.assert_allclose(metrics['draw'], expected, rtol=1e-6)
 

@@ -45,7 +45,7 @@ def test_two_processes_equal_one(tmp_path):
     assert 'step' not in outputs[1].replace('step=', '')  # one process reports
 
     for kind, steps in (('jit', 30), ('pmap', 4)):
-        task = ToyTask(get_config(steps=steps, log_every_steps=1))
+        task = ToyTask(get_config(steps=steps, log_every_steps=1, **toy_process.SELDOM))
         task.broken = 3
         result = loop.train(task.config, task, tmp_path / 'one process', 'toy')
         theirs = json.loads((tmp_path / kind / 'result.json').read_text())

@@ -1,8 +1,8 @@
 """Measures speed and memory against plain code and against Hugging Face's port.
 
-python -m benchmarks                      all of them, on the CPU
-python -m benchmarks cross_attend         some
-python -m benchmarks gpu                  on a GPU
+python -m benchmarks                      all benchmarks for the CPU
+python -m benchmarks cross_attend         one of them
+python -m benchmarks gpu                  the benchmark for a GPU
 """
 
 import argparse
@@ -11,7 +11,7 @@ from benchmarks import cases, gpu, harness, peers, pipeline
 
 
 def cross_attend(report: harness.Report) -> None:
-    """One cross-attend of 512 latents, by the number of inputs: the slope is to be linear."""
+    """Measures one cross-attend of 512 latents; its time should grow linearly with the inputs."""
     for num_inputs in (1024, 50_176, 262_144, 1_048_576):
         chosen = {
             'ours': dict(implementation='auto', passes=PASSES),
@@ -36,7 +36,7 @@ PASSES = ('forward', 'gradient', 'gradient, inputs too')
 
 
 def image_forward(report: harness.Report) -> None:
-    """Full-size ImageNet models, one image of 224x224."""
+    """Measures full-size ImageNet models on one image of 224x224."""
     for variant in ('io_fourier', 'perceiver'):
         chosen = {
             name: (cases.image_forward, dict(implementation=how, variant=variant))
@@ -50,7 +50,7 @@ def image_forward(report: harness.Report) -> None:
 
 
 def compilation(report: harness.Report) -> None:
-    """A training step of the ICML Perceiver: what repeats in a loop, or written out."""
+    """Measures compiling a training step of the ICML Perceiver: repeats in a loop, or unrolled."""
     how = dict(variant='perceiver', size=224, batch=1)
     chosen = {
         name: (cases.training_step, {**how, 'implementation': i})
@@ -63,7 +63,7 @@ def compilation(report: harness.Report) -> None:
 
 
 def training_step(report: harness.Report) -> None:
-    """A small model: 128 latents of 256 channels, six self-attends, batches of 16."""
+    """Measures training a model of 128 latents of 256 channels, six self-attends, batches of 16."""
     for size in (32, 64):
         how = dict(variant='io_fourier', size=size, batch=16)
         chosen = {
@@ -75,7 +75,7 @@ def training_step(report: harness.Report) -> None:
 
 
 def flow_forward(report: harness.Report) -> None:
-    """The released flow model, one pair of 368x496 frames."""
+    """Measures the released flow model on one pair of 368x496 frames."""
     chosen = {
         name: (cases.flow_forward, dict(implementation=how))
         for name, how in JAX.items()
@@ -100,12 +100,13 @@ BENCHMARKS = {
 
 
 def main() -> None:
+    """Runs the benchmarks that the command line names, and writes their results."""
     parser = argparse.ArgumentParser(
         prog='python -m benchmarks',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('names', nargs='*', metavar='NAME', help=f'of {", ".join(BENCHMARKS)}')
+    parser.add_argument('names', nargs='*', metavar='NAME', help=f'any of {", ".join(BENCHMARKS)}')
     names = parser.parse_args().names or [name for name in BENCHMARKS if name != 'gpu']
     for name in names:
         if name not in BENCHMARKS:

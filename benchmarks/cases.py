@@ -1,12 +1,13 @@
-"""What is measured, as builders of programs; see `harness.Build`.
+"""Builders of the programs that are measured, in JAX; see `harness.Build`.
 
-Each runs in a process of its own, so imports of jax and torch stand inside.
+Each runs in a process of its own, so jax is imported within the functions.
 """
 
 from benchmarks.harness import Program, compiled
 
 
 def random_array(*shape):
+    """Makes a float32 jax array of normal random numbers, the same in each process."""
     import jax.numpy as jnp
     import numpy as np
 
@@ -14,7 +15,16 @@ def random_array(*shape):
 
 
 def cross_attend(implementation: str, num_inputs: int, passes) -> dict[str, Program]:
-    """512 latents of 1,024 channels look at inputs of 261: one module, norms and MLP included."""
+    """Builds one cross-attend of 512 latents, 1,024 channels, to inputs of 261 channels.
+
+    Args:
+      implementation: An implementation of `attend`, or 'reference' for benchmarks/reference.py.
+      num_inputs: Number of input elements.
+      passes: The programs to build: 'forward', 'gradient', 'gradient, inputs too'.
+
+    Returns:
+      The programs, by pass. Norms and MLP are included.
+    """
     import haiku as hk
     import jax
 
@@ -47,9 +57,13 @@ def cross_attend(implementation: str, num_inputs: int, passes) -> dict[str, Prog
 
 
 def imagenet_model(variant: str, implementation: str, changes=None):
-    """`(initialise, apply)` of a model of configs/imagenet.py, or of the reference statement.
+    """Returns `(initialise, apply)` of a model of configs/imagenet.py.
 
-    The state of the reference is its positions.
+    Args:
+      variant: A variant of configs/imagenet.py.
+      implementation: An implementation of `attend`, 'unrolled' for 'auto' without scanned blocks,
+        or 'reference' for benchmarks/reference.py, whose state is its positions.
+      changes: Model arguments that replace those of the config; dictionaries are merged.
     """
     import haiku as hk
     import jax.numpy as jnp
@@ -87,7 +101,7 @@ def imagenet_model(variant: str, implementation: str, changes=None):
 
 
 def image_forward(implementation: str, variant: str, batch: int = 1) -> dict[str, Program]:
-    """A full-size classifier on images of 224x224."""
+    """Builds a full-size classifier of images of 224x224; see `imagenet_model`."""
     import jax
 
     init, apply = imagenet_model(variant, implementation)
@@ -106,7 +120,7 @@ SMALL = dict(
 def training_step(
     implementation: str, variant: str, size: int, batch: int, changes=None, flops=None
 ) -> dict[str, Program]:
-    """Loss, gradients and an AdamW update of an image classifier."""
+    """Builds loss, gradients and an AdamW update of an image classifier; see `imagenet_model`."""
     import jax
     import jax.numpy as jnp
     import optax
@@ -131,7 +145,7 @@ def training_step(
 
 
 def flow_forward(implementation: str, batch: int = 1, dtype: str = 'float32'):
-    """The released flow model on pairs of 368x496 frames."""
+    """Builds the released flow model on pairs of 368x496 frames."""
     import haiku as hk
     import jax
     import jax.numpy as jnp

@@ -12,7 +12,7 @@ OUT_OF_MEMORY = ('RESOURCE_EXHAUSTED', 'OutOfMemory', 'out of memory')
 
 
 def matmul(size: int) -> dict[str, Program]:
-    """A product of square bfloat16 matrices: what the device can do."""
+    """Builds a product of square bfloat16 matrices: the peak that shares are taken of."""
     import jax.numpy as jnp
 
     a = jnp.ones((size, size), jnp.bfloat16)
@@ -20,7 +20,7 @@ def matmul(size: int) -> dict[str, Program]:
 
 
 def forward_flops(variant: str) -> int:
-    """Operations of a model of configs/imagenet.py on one image."""
+    """Counts the operations of a model of configs/imagenet.py on one image."""
     from configs import imagenet
     from experiments.imagenet.task import ImageNet
 
@@ -28,7 +28,15 @@ def forward_flops(variant: str) -> int:
 
 
 def gpu(report: Report, batches=BATCHES, size: int = 8192) -> None:
-    """Training `perceiver`, `io_fourier` and `io_conv`, then flow; one implementation at a time."""
+    """Measures training `perceiver`, `io_fourier` and `io_conv`, then flow.
+
+    One implementation runs at a time.
+
+    Args:
+      report: What the rows are added to.
+      batches: Batch sizes in ascending order; the first that does not fit into memory ends them.
+      size: Side of the matrices whose product is the peak.
+    """
     product = {'ours': (matmul, dict(size=size))}
     compare(report.name, f'matmul {size}', product, repeats=5, report=report)
     peak = report.rows[-1]['flops_per_second']
@@ -71,12 +79,12 @@ def gpu(report: Report, batches=BATCHES, size: int = 8192) -> None:
 
 
 def narrow(**changes) -> dict:
-    """A case's arguments for bfloat16."""
+    """Returns a case's arguments for bfloat16, with other changes of the model."""
     return {'changes': {'dtype': 'bfloat16', **changes}}
 
 
 def _fits(report: Report, case: str, name: str, build: Build, arguments: dict) -> bool:
-    """Measures one implementation; false where the memory does not suffice."""
+    """Measures one implementation; returns False if the memory does not suffice."""
     try:
         compare(report.name, case, {name: (build, arguments)}, repeats=5, report=report)
     except RuntimeError as error:

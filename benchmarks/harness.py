@@ -1,8 +1,8 @@
 """Runs implementations of the same case against each other, and writes what was measured.
 
-Each implementation lives in a process of its own, so that memory can be told apart. Their runs are
-interleaved: whatever slows the machine down slows all of them. Memory is what the first run of a
-compiled program adds to the process, beyond weights and inputs; on a GPU, the peak of the device.
+Each implementation runs in a process of its own, so that its memory is measured alone. Their runs
+are interleaved: whatever slows the machine down slows all of them. Memory is what the first run of
+a compiled program adds to the process, beyond weights and inputs; on a GPU, the device's peak.
 """
 
 import contextlib
@@ -28,12 +28,19 @@ PACKAGES = ('jax', 'jaxlib', 'dm-haiku', 'numpy', 'torch', 'transformers')
 
 
 class Program(NamedTuple):
-    """One pass of one implementation, ready to be run."""
+    """One pass of one implementation, ready to be run.
 
-    run: Callable[[], object]  # returns when the work is done
-    compile_seconds: float | None = None  # tracing, lowering and compilation
-    flops: float | None = None  # of a run, where its rate is asked for
-    peak_bytes: Callable[[], int] | None = None  # of a device's memory; None: of the process
+    Attributes:
+      run: Runs the pass; returns when the work is done.
+      compile_seconds: Seconds of tracing, lowering and compilation; None if nothing was compiled.
+      flops: Operations of one run; None if the rate is not asked for.
+      peak_bytes: Returns the peak of a device's memory; None measures the process's memory.
+    """
+
+    run: Callable[[], object]
+    compile_seconds: float | None = None
+    flops: float | None = None
+    peak_bytes: Callable[[], int] | None = None
 
 
 # Builds the programs of an implementation: pass -> Program. Takes the case's arguments. It is
@@ -42,7 +49,14 @@ Build = Callable[..., dict[str, Program]]
 
 
 def compiled(function: Callable, *arguments, flops: float | None = None, donate=()) -> Program:
-    """A jax function as a program; what it returns in place of donated arguments is passed on."""
+    """Compiles a jax function into a program.
+
+    Args:
+      function: The function; it returns the new values of its donated arguments first.
+      *arguments: Its arguments.
+      flops: Operations of one run; None if the rate is not asked for.
+      donate: Indices of the arguments that are donated: the next run takes what was returned.
+    """
     import jax
 
     start = time.perf_counter()
@@ -74,13 +88,16 @@ def compare(
     """Measures all passes of a case in all implementations and adds rows to the report.
 
     Args:
-      name: Of the benchmark, for errors.
+      name: Name of the benchmark, for errors.
       case: What is computed, such as '512 x 50176 x 261'.
-      implementations: Name -> builder and its arguments.
-      repeats: Runs of each pass, after one that is not counted; 0: that one counts.
+      implementations: Builder and its arguments, by the implementation's name.
+      repeats: Runs of each pass after one that is not counted; with 0, that one counts.
       report: What the rows are added to.
-      with_compilation: Whether rows tell what compiling the passes took.
-      runs: False compiles only.
+      with_compilation: Whether to add rows of the seconds that compiling all passes took.
+      runs: Whether to run the passes; False only compiles them.
+
+    Raises:
+      RuntimeError: A process ended, or an exception was raised in it.
     """
     context = multiprocessing.get_context('spawn')
     workers, answers, passes = {}, {}, {}
@@ -164,7 +181,7 @@ def _serve(pipe, build: Build, arguments: dict) -> None:
 
 
 def _start_peak() -> int | None:
-    """Forgets the largest resident size so far; returns the present one, None where it cannot."""
+    """Resets the largest resident size; returns the present one, None where it is not known."""
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
@@ -183,6 +200,12 @@ class Report:
     """Rows of one benchmark: printed as they come, written when it is complete."""
 
     def __init__(self, name: str, device: str):
+        """Prints the head of the table.
+
+        Args:
+          name: Name of the benchmark.
+          device: What `device()` returned.
+        """
         self.name, self.device, self.rows = name, device, []
         print(f'\n{name} on {device}')
         self._print('case', 'pass', 'implementation', 'seconds', 'memory', '')
@@ -197,7 +220,17 @@ class Report:
         flops: float | None = None,
         **more: float,
     ) -> None:
-        """Adds a row; `flops` and what else is known of it go into the file too."""
+        """Adds a row.
+
+        Args:
+          case: What is computed.
+          which: The pass, such as 'forward'.
+          implementation: Name of the implementation.
+          seconds: Seconds of one run.
+          peak_bytes: Memory that a run adds; None if it is not known.
+          flops: Operations of one run; None if the rate is not asked for.
+          **more: Further numbers for the file and the printed line.
+        """
         row = {
             'case': case,
             'pass': which,
@@ -212,7 +245,7 @@ class Report:
         self._print(case, which, implementation, f'{seconds:.3g}', memory, rates)
 
     def write(self) -> Path:
-        """Writes results/<device>_<name>.json."""
+        """Writes results/<device>_<name>.json, and returns its path."""
         slug = re.sub(r'[^a-z0-9]+', '-', self.device.lower()).strip('-')
         path = RESULTS / f'{slug}_{self.name}.json'
         path.parent.mkdir(exist_ok=True)
@@ -226,7 +259,7 @@ class Report:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that are measured, where they are installed."""
+    """Returns the versions of Python and of the measured packages that are installed."""
     found = {'python': platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -235,7 +268,7 @@ def versions() -> dict[str, str]:
 
 
 def device() -> str:
-    """The machine, such as 'cpu x2' or 'NVIDIA H100 80GB HBM3 x1'."""
+    """Returns the machine's name, such as 'cpu x2' or 'NVIDIA H100 80GB HBM3 x1'."""
     # Asked in a process of its own: one that has asked holds a part of a GPU's memory.
     code = 'import jax; d = jax.devices(); print(d[0].platform, len(d), d[0].device_kind)'
     answer = subprocess.run(

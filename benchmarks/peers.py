@@ -35,7 +35,16 @@ FLOW = {
 
 
 def implementations(build: Build, **arguments) -> dict[str, tuple[Build, dict]]:
-    """A case of this file, eager and compiled, if torch and transformers are installed."""
+    """Returns a case of this file, eager and compiled, if torch and transformers are installed.
+
+    Args:
+      build: A builder of this file.
+      **arguments: Its arguments, except the implementation.
+
+    Returns:
+      Builder and arguments by implementation, as `harness.compare` takes them; empty if torch or
+      transformers is not installed.
+    """
     if not all(importlib.util.find_spec(name) for name in ('torch', 'transformers')):
         print('torch and transformers are not installed: not compared with')
         return {}
@@ -81,7 +90,15 @@ def _program(run, device: str, compiles: bool, flops: float | None = None) -> Pr
 def forward(
     implementation: str, name: str, config: dict, shape: tuple[int, ...], dtype: str = 'float32'
 ) -> dict[str, Program]:
-    """A model on random inputs, without gradients."""
+    """Builds a model on random inputs, without gradients.
+
+    Args:
+      implementation: 'transformers', or 'transformers, compiled' for torch.compile.
+      name: A class of transformers.
+      config: Arguments of `PerceiverConfig`.
+      shape: Shape of the inputs.
+      dtype: Type of the arithmetic; weights are float32.
+    """
     import torch
 
     model, call, device, autocast = _model(name, config, implementation, dtype)
@@ -96,14 +113,14 @@ def forward(
 
 
 def image_forward(implementation: str, variant: str) -> dict[str, Program]:
-    """The Fourier model on an image of 224x224; the ICML Perceiver cannot be expressed."""
+    """Builds the Fourier model on an image of 224x224; the ICML Perceiver cannot be expressed."""
     assert variant == 'io_fourier'
     shape = 1, 3, 224, 224
     return forward(implementation, 'PerceiverForImageClassificationFourier', IMAGENET, shape)
 
 
 def flow_forward(implementation: str, batch: int = 1, dtype: str = 'float32'):
-    """The flow model on 3x3 patches, which its preprocessing extracts elsewhere."""
+    """Builds the flow model on 3x3 patches, which its preprocessing extracts elsewhere."""
     shape = batch, 2, 27, 368, 496
     return forward(implementation, 'PerceiverForOpticalFlow', FLOW, shape, dtype)
 
@@ -117,7 +134,7 @@ def training_step(
     dtype: str = 'float32',
     flops: float | None = None,
 ) -> dict[str, Program]:
-    """Loss, gradients and an AdamW update of an image classifier."""
+    """Builds loss, gradients and an AdamW update of an image classifier."""
     import torch
 
     name, config = {

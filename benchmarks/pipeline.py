@@ -1,4 +1,4 @@
-"""ImageNet's input pipeline: seconds of one image, on generated JPEGs of 500x375 pixels."""
+"""ImageNet's input pipeline: seconds for `NUM_IMAGES` generated JPEGs of 500x375 pixels."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ BATCH = 64
 
 
 class Jpegs:
-    """A source of smooth colours with noise: about as many bytes as a photograph of its size."""
+    """A source of smooth colours with noise, in about as many bytes as photographs take."""
 
     classes = ['none']
 
@@ -33,7 +33,7 @@ class Jpegs:
 
 
 def build() -> dict[str, Program]:
-    """Decoding alone, the two transforms, and training batches; each run makes `NUM_IMAGES`."""
+    """Builds decoding, the two transforms, and training batches; each run makes `NUM_IMAGES`."""
     from absl import flags
 
     from configs import imagenet
@@ -66,5 +66,5 @@ def build() -> dict[str, Program]:
 
 
 def input_pipeline(report: Report) -> None:
-    """One core for the transforms; a thread or two processes for training batches."""
+    """Measures the transforms on one core, and training batches by a thread or two processes."""
     compare(report.name, f'{NUM_IMAGES} images', {'ours': (build, {})}, repeats=3, report=report)

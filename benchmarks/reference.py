@@ -1,8 +1,9 @@
-"""The reference architecture as a straightforward reading of the papers states it, for comparison.
+"""The architecture as a straightforward reading of the papers states it, for comparison.
 
-Every input element is projected to a key and a value, the whole matrix of attention weights
-exists, blocks are written out one after the other. It takes our parameters and gives our outputs;
-nothing in it is fast on purpose or slow on purpose.
+Each input element is projected to a key and a value, the whole matrix of attention weights is in
+memory, blocks are written out one after the other. It takes our parameters and gives our outputs;
+nothing in it is fast on purpose or slow on purpose. Parameters are `{module: {name: array}}`, and
+`name` is the module's; arrays are `[B, elements, channels]`.
 """
 
 import jax
@@ -11,11 +12,13 @@ import numpy as np
 
 
 def linear(params, name, x):
+    """Applies a linear layer to the last axis."""
     p = params[name]
     return x @ p['w'].astype(x.dtype) + p['b'].astype(x.dtype)
 
 
 def layer_norm(params, name, x):
+    """Applies layer normalisation to the last axis, in float32."""
     p = params[name]
     wide = x.astype(jnp.float32)
     mean = wide.mean(-1, keepdims=True)
@@ -25,6 +28,8 @@ def layer_norm(params, name, x):
 
 
 def attention(params, name, inputs_q, inputs_kv, num_heads):
+    """Computes multi-head attention of `inputs_q` to `inputs_kv`, and its output projection."""
+
     def heads(x):
         return x.reshape(*x.shape[:-1], num_heads, -1)
 
@@ -38,12 +43,14 @@ def attention(params, name, inputs_q, inputs_kv, num_heads):
 
 
 def mlp(params, name, x):
+    """Applies layer normalisation and the MLP of one hidden layer."""
     x = layer_norm(params, f'{name}/norm_mlp', x)
     x = jax.nn.gelu(linear(params, f'{name}/mlp/hidden', x))
     return linear(params, f'{name}/mlp/output', x)
 
 
 def cross_attend(params, name, queries, inputs, use_query_residual=True):
+    """Computes a cross-attend: attention of one head, then the MLP."""
     x = attention(
         params,
         f'{name}/attention',
@@ -57,6 +64,7 @@ def cross_attend(params, name, queries, inputs, use_query_residual=True):
 
 
 def self_attend(params, name, x, num_heads):
+    """Computes a self-attend: attention of the elements to each other, then the MLP."""
     normal = layer_norm(params, f'{name}/norm_attention', x)
     x = x + attention(params, f'{name}/attention', normal, normal, num_heads)
     return x + mlp(params, name, x)
@@ -72,7 +80,7 @@ def encode(
     num_cross_attends=1,
     **_,
 ):
-    """The latents; as many cross-attends as blocks, or one."""
+    """Returns the latents; as many cross-attends as blocks, or one."""
     latents = params['encoder']['latents'].astype(inputs.dtype)
     latents = jnp.broadcast_to(latents, (inputs.shape[0], *latents.shape))
     for i in range(num_blocks):
@@ -85,7 +93,7 @@ def encode(
 
 
 def fourier_positions(shape, num_bands, max_resolution):
-    """`[prod(shape), A * (2 K + 1)]`, computed once on the host, as a generous reader would."""
+    """Returns Fourier features `[prod(shape), A * (2 K + 1)]`, computed once on the host."""
     axes = [np.linspace(-1.0, 1.0, n) for n in shape]
     positions = np.stack(np.meshgrid(*axes, indexing='ij'), -1).reshape(-1, len(shape))
     frequencies = np.stack([np.linspace(1.0, mu / 2, num_bands) for mu in max_resolution])
@@ -94,12 +102,13 @@ def fourier_positions(shape, num_bands, max_resolution):
 
 
 def with_positions(contents, positions):
+    """Concatenates contents `[B, M, C]` with positions `[M, P]`."""
     positions = jnp.broadcast_to(positions, (len(contents), *positions.shape))
     return jnp.concatenate([contents, positions.astype(contents.dtype)], -1)
 
 
 def image_classifier(params, images, positions, *, encoder, decoder=None, dtype='float32', **_):
-    """Logits from pixels with Fourier positions."""
+    """Returns logits `[B, classes]` from images `[B, height, width, 3]` and their positions."""
     images = images.astype(dtype)
     pixels = images.reshape(len(images), -1, images.shape[-1])
     latents = encode(params, with_positions(pixels, positions), **encoder)
@@ -119,7 +128,7 @@ def image_classifier(params, images, positions, *, encoder, decoder=None, dtype=
 
 
 def optical_flow(params, frames, positions, *, encoder, dtype='float32', **_):
-    """Flow `[B, height, width, 2]` from `[B, 2, height, width, 3]`."""
+    """Returns flow `[B, height, width, 2]` from frames `[B, 2, height, width, 3]`."""
     batch, _, height, width, _ = frames.shape
     padded = jnp.pad(frames.astype(dtype), ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)))
     patches = [

@@ -12,7 +12,7 @@ from experiments.table import ROOT, updated_readme
 MARKS = '<!-- speed:begin -->', '<!-- speed:end -->'
 DEVICE = 'cpu-x2'
 COLUMNS = ('ours', 'plain', 'reference', 'transformers', 'transformers, compiled')
-ROWS = {  # what README calls it -> benchmark, case, pass
+ROWS = {  # name of the row in README -> benchmark, case, pass
     'Cross-attend, 512 x 50,176 x 261': ('cross_attend', '512 x 50,176 x 261', 'forward'),
     '... gradient of its weights and latents': ('cross_attend', '512 x 50,176 x 261', 'gradient'),
     '... and of its inputs': ('cross_attend', '512 x 50,176 x 261', 'gradient, inputs too'),
@@ -31,7 +31,11 @@ ROWS = {  # what README calls it -> benchmark, case, pass
 
 
 def speed_table(folder: Path = RESULTS) -> str:
-    """The table in Markdown: seconds, and the memory that a run adds."""
+    """Writes the table in Markdown: seconds, and the memory that a run adds.
+
+    Args:
+      folder: The folder of the results.
+    """
     measured = {}
     for name in {benchmark for benchmark, _, _ in ROWS.values()}:
         results = json.loads((folder / f'{DEVICE}_{name}.json').read_text('utf-8'))

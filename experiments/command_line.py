@@ -1,6 +1,7 @@
-"""An error of the user's making is one line and an exit status, not a traceback."""
+"""What commands share: errors in one line, a progress line, and quiet libraries."""
 
 import contextlib
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -11,10 +12,16 @@ from perceiver_jax.errors import Refused
 
 @contextlib.contextmanager
 def one_line_errors(interrupted: str = 'interrupted') -> Iterator[None]:
-    """Ends the program with one line where it was given what it cannot use.
+    """Ends the program with one line if it was given what it cannot use.
+
+    The exit status is 2 for what was refused and for files that cannot be read or written, 1 for
+    numbers that are no longer finite, 130 for Ctrl-C. All other exceptions pass.
 
     Args:
-      interrupted: what Ctrl-C says.
+      interrupted: What is printed after Ctrl-C.
+
+    Yields:
+      Nothing; the program runs within.
     """
     try:
         yield
@@ -31,19 +38,41 @@ def one_line_errors(interrupted: str = 'interrupted') -> Iterator[None]:
 
 
 def fail(error: Exception | str, code: int) -> NoReturn:
-    """Ends with one line."""
+    """Ends the program with one line on standard error.
+
+    Args:
+      error: What to print after 'error:'; line breaks become spaces.
+      code: The exit status.
+    """
     print('error:', ' '.join(str(error).split()), file=sys.stderr)
     sys.exit(code)
+
+
+def quiet_libraries() -> None:
+    """Silences Orbax and Grain, which log each step they take."""
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger('absl').setLevel(logging.ERROR)
 
 
 class Progress:
     """A line that updates in a terminal: how many are done, and when the rest will be."""
 
     def __init__(self, what: str):
+        """Starts the clock.
+
+        Args:
+          what: What is counted, such as 'pair'.
+        """
         self.what = what
         self.start = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
+        """Updates the line.
+
+        Args:
+          done: How many are done.
+          total: How many there are.
+        """
         if not sys.stderr.isatty():
             return
         left = (time.monotonic() - self.start) / done * (total - done)

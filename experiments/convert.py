@@ -16,14 +16,18 @@ from perceiver_jax.errors import Refused
 FORMATS = {
     '': 'a folder with weights.safetensors and model.json, for perceiver_jax.load',
     '.pystate': "DeepMind's pickle, as released",
-    '.pickle': 'the same',
+    '.pickle': "DeepMind's pickle, under another ending",
     '.safetensors': "Hugging Face transformers' names and layouts",
     '.stablehlo': 'a StableHLO program with the weights inside, for jax.export.deserialize',
 }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Runs the command line."""
+    """Runs the command line.
+
+    Args:
+      argv: Arguments of the command line; None takes this process's own.
+    """
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -49,8 +53,15 @@ def convert(
 ) -> None:
     """Reads weights and writes them in the format of the target's ending.
 
+    Args:
+      source: A run's folder, or a file or folder of weights.
+      target: The file or folder to write; its ending is a key of `FORMATS`.
+      best: Whether to take a run's best checkpoint instead of its last.
+      conv_kernel: Layout of the 7x7 kernel in Hugging Face's files, 'hub' or 'transformers'; None
+        reads 'hub', and refuses to write a file with such a kernel.
+
     Raises:
-      ValueError: if the ending is unknown, or the model is not one the format has names for.
+      Refused: The ending is unknown, or the format has no names for the model's parameters.
     """
     from experiments.open_model import open_model
     from perceiver_jax.weights import foreign_files, translation

@@ -8,23 +8,23 @@ otherwise give --coordinator=<host>:<port> --num_processes=<n> --process_id=<0..
 """
 
 import json
-import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from configs.common import near_misses
-from experiments.command_line import fail, one_line_errors
-from experiments.training.describe import describe_table
-from experiments.training.evaluate import evaluate_checkpoint
+from experiments.command_line import fail, one_line_errors, quiet_libraries
 from perceiver_jax.errors import Refused
 
-# Grain's workers import this file again: what is slow to import is imported where it is used.
+# Grain's workers import this file again, and no mode needs what the others import: what is slow to
+# import is imported where it is used.
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/<task>.py:<variant>')
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; not needed to describe.')
+WORKDIR = flags.DEFINE_string('workdir', '', 'Folder of the run; not needed to describe.')
 MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'describe'], 'What to do.')
 CHECKPOINT = flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which one to evaluate.')
 JSON = flags.DEFINE_bool('json', False, 'Describe as one JSON object instead of a table.')
@@ -37,18 +37,21 @@ flags.mark_flag_as_required('config')
 
 
 def main(argv: list[str]) -> None:
-    """Runs one mode."""
+    """Runs the mode that the flags name.
+
+    Args:
+      argv: What is left of the command line without the flags: the program's name.
+
+    Raises:
+      Refused: The command line or the config cannot be used.
+    """
     if len(argv) > 1:
         raise Refused(f'unexpected argument {argv[1]!r}: flags are written --name=value')
     if MODE.value != 'describe' and not WORKDIR.value:
         raise Refused(f'--mode={MODE.value} needs --workdir')
-    logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax and Grain log every step they take
-    config, overrides = CONFIG.value, flags.FLAGS['config'].override_values
-    name = ' '.join(
-        [flags.FLAGS['config'].config_filename]
-        + [f'--config.{key}={value}' for key, value in overrides.items()]
-    )
+    quiet_libraries()
+    config, overrides = CONFIG.value, config_flags.get_override_values(flags.FLAGS['config'])
+    name = config_name(config_flags.get_config_filename(flags.FLAGS['config']), overrides)
     replace_length(config, overrides)
 
     from experiments.tasks import make_task
@@ -57,67 +60,121 @@ def main(argv: list[str]) -> None:
     parallel.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     task = make_task(config)
     if MODE.value == 'describe':
-        sizes = task.describe()
-        print(json.dumps(sizes) if JSON.value else describe_table(sizes))
+        describe(task)
     elif MODE.value == 'eval':
-        best = CHECKPOINT.value == 'best'
-        result = evaluate_checkpoint(config, task, Path(WORKDIR.value), name, best)
-        say(f'{result["metric"]} {result["value"]:.4f} at step {result["step"]:,}')
+        evaluate(config, task, name)
     else:
-        from experiments.training.loop import train
-
-        result = train(config, task, WORKDIR.value, name)
-        if result is not None:
-            show(result)
-            say(f'The curves and sample predictions are in {Path(WORKDIR.value, "report.png")}')
-        else:
-            say('Stopped by SIGTERM, after a checkpoint. The same command resumes.')
+        train(config, task, name)
 
 
-def replace_length(config, overrides: dict) -> None:
-    """Has --config.train.steps replace the config's epochs, and the other way round."""
+def describe(task: Any) -> None:
+    """Prints the sizes and cost of the task's model."""
+    from experiments.training.describe import describe_table
+
+    sizes = task.describe()
+    print(json.dumps(sizes) if JSON.value else describe_table(sizes))
+
+
+def evaluate(config: ConfigDict, task: Any, name: str) -> None:
+    """Evaluates a checkpoint, and prints the headline metric."""
+    from experiments.training import parallel
+    from experiments.training.evaluate import evaluate_checkpoint
+
+    best = CHECKPOINT.value == 'best'
+    result = evaluate_checkpoint(config, task, Path(WORKDIR.value), name, best)
+    parallel.say(f'{result["metric"]} {result["value"]:.4f} at step {result["step"]:,}')
+
+
+def train(config: ConfigDict, task: Any, name: str) -> None:
+    """Trains to the end or until SIGTERM, and prints the headline metric."""
+    from experiments.training import loop, parallel
+
+    result = loop.train(config, task, WORKDIR.value, name)
+    if result is None:
+        parallel.say('Stopped by SIGTERM, after a checkpoint. The same command resumes.')
+        return
+    paper = '' if result['paper_value'] is None else f' (paper: {result["paper_value"]:.4f})'
+    parallel.say(f'{result["metric"]} {result["value"]:.4f}{paper} on {result["data"]}')
+    parallel.say(f'The curves and sample predictions are in {Path(WORKDIR.value, "report.png")}')
+
+
+def config_name(path: str, overrides: Mapping[str, Any]) -> str:
+    """Returns what a run is called: its config, and the keys that the command line set.
+
+    Args:
+      path: The value of --config, such as 'configs/imagenet.py:demo'.
+      overrides: Keys below --config, and their values.
+    """
+    return ' '.join([path, *(f'--config.{key}={value}' for key, value in overrides.items())])
+
+
+def replace_length(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
+    """Has --config.train.steps replace the config's epochs, and the other way round.
+
+    Args:
+      config: The config; changed in place.
+      overrides: Keys that the command line set, and their values.
+    """
     for given, other in (('steps', 'epochs'), ('epochs', 'steps')):
         if f'train.{given}' in overrides and f'train.{other}' not in overrides:
             with config.ignore_type():
                 config.train[other] = None
 
 
-def show(result: dict) -> None:
-    """Prints the headline metric."""
-    paper = '' if result['paper_value'] is None else f' (paper: {result["paper_value"]:.4f})'
-    say(f'{result["metric"]} {result["value"]:.4f}{paper} on {result["data"]}')
-
-
-def say(line: str) -> None:
-    """Prints, in one process."""
-    from experiments.training import parallel
-
-    if parallel.is_main_process():
-        print(line)
-
-
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line; what ml_collections says about a config becomes one line."""
+    """Parses the command line and evaluates the config file that it names.
+
+    Args:
+      argv: The command line, the program's name first.
+
+    Returns:
+      What is left of it without the flags.
+
+    Raises:
+      Refused: The config file raised ValueError, as configs do for what they do not know; or there
+        is no such file, or it has no such key.
+      flags.Error: A flag is unknown, or its value is not of its type.
+      Exception: Whatever else a config file raised: a bug in it.
+    """
     try:
         rest = flags.FLAGS(argv)
     except flags.IllegalFlagValueError as error:
-        # An error of get_config is wrapped twice, with its traceback as text.
-        cause = error.__context__ and error.__context__.__context__
-        raise flags.Error(cause or error) from None
+        if 'Error whilst parsing config file' not in str(error):
+            raise
+        first = first_of_chain(error)
+        if isinstance(first, ValueError):
+            raise Refused(str(first)) from None
+        raise first from None
     except (KeyError, AttributeError) as error:
+        key = str(first_of_chain(error)).strip("'")  # the others hold ml_collections' hint too
+        flag = next((x for x in argv if key in x.partition('=')[0].split('.')), None)
+        if flag is None:  # not a key of the command line: a bug in the config file
+            raise
         hint = re.search('Did you mean "(.*?)"', str(error))
-        while error.__context__:  # the first one holds the key alone
-            error = error.__context__
-        (key,) = error.args
-        flag = next((a for a in argv if key in a.partition('=')[0].split('.')), '--config')
-        known = f' Did you mean {hint[1]}?' if hint else ''
-        raise flags.Error(f'Unknown key {key!r} in {flag}.{known}') from None
-    path = flags.FLAGS['config'].config_filename.partition(':')[0]
+        suggestion = f' Did you mean {hint[1]}?' if hint else ''
+        raise Refused(f'Unknown key {key!r} in {flag}.{suggestion}') from None
+    except ValueError as error:  # ml_collections: keys below one that holds no keys
+        raise Refused(str(error)) from None
+    path, _, _ = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
     if not Path(path).is_file():
         configs = Path(__file__).resolve().parent.parent / 'configs'
         known = [x.stem for x in sorted(configs.glob('[!_]*.py')) if x.stem != 'common']
-        raise flags.Error(f'No config file {path!r}. {near_misses(Path(path).stem, known)}')
+        raise Refused(f'No config file {path!r}. {near_misses(Path(path).stem, known)}')
     return rest
+
+
+def first_of_chain(error: BaseException) -> BaseException:
+    """Returns the exception that started a chain.
+
+    ml_collections wraps what a config raises, twice, with its traceback as text; and a missing key,
+    with the nearest known one as text.
+
+    Args:
+      error: The last exception of the chain.
+    """
+    while error.__context__ is not None and not error.__suppress_context__:
+        error = error.__context__
+    return error
 
 
 def run() -> None:

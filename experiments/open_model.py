@@ -1,15 +1,13 @@
-"""Any weights as a model to call: those of a run, and whatever `perceiver_jax.load` takes."""
+"""Opens weights as a model to call: those of a run, or whatever `perceiver_jax.load` takes."""
 
 import dataclasses
 import json
-import logging
 from pathlib import Path
 
 import jax
 import ml_collections
 
-from experiments.tasks import make_task
-from experiments.training.checkpointing import load_params
+from experiments.command_line import quiet_libraries
 from perceiver_jax.errors import Refused
 from perceiver_jax.weights.pretrained import Pretrained, load
 from perceiver_jax.weights.trees import check_fit
@@ -19,18 +17,21 @@ def open_model(path: str | Path, *, best: bool = False, conv_kernel: str = 'hub'
     """Loads the weights of a run, or whatever `perceiver_jax.load` takes.
 
     Args:
-      path: the folder of a run, or a file or folder of weights.
-      best: of a run, take the best checkpoint by the headline metric instead of the newest.
-      conv_kernel: see `perceiver_jax.load`.
+      path: The folder of a run, or a file or folder of weights.
+      best: Whether to take a run's best checkpoint by the headline metric instead of the newest.
+      conv_kernel: Layout of the 7x7 kernel in Hugging Face's files; see `perceiver_jax.load`.
+
+    Returns:
+      The model with its weights.
 
     Raises:
-      ValueError: if nothing there is a model, or it is not whole.
+      Refused: Nothing there is a model, or it is incomplete.
     """
     if not str(path):
         raise Refused('the model is named by an empty path')
     path = Path(path)
     if (path / 'checkpoints').is_dir():
-        logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax says that it only reads
+        quiet_libraries()  # Orbax warns that it only reads
         return load_workdir(path, best)
     if best:
         raise Refused(f'{path} is no run: it has no best checkpoint')
@@ -41,20 +42,29 @@ def load_workdir(workdir: str | Path, best: bool = False) -> Pretrained:
     """Loads a checkpoint of a run as a model.
 
     Args:
-      workdir: the run's folder.
-      best: take the best checkpoint by the headline metric instead of the newest.
+      workdir: The run's folder.
+      best: Whether to take the best checkpoint by the headline metric instead of the newest.
+
+    Returns:
+      The model with the checkpoint's weights.
 
     Raises:
-      ValueError: if there is no such checkpoint, or config.json is not of the run.
+      Refused: There is no such checkpoint, or `config.json` is not that of a run.
     """
+    from experiments.tasks import make_task  # slow to import, like Orbax: only for a run
+    from experiments.training.checkpointing import load_params
+
     path = Path(workdir) / 'config.json'
     try:
         config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    except (OSError, ValueError, AttributeError) as error:  # missing, not JSON, not an object
+        raise Refused(f'{path} is not the config of a run: {error!r}') from None
+    try:
         task = make_task(config)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (Refused, AttributeError) as error:  # keys are missing, or of another version
         raise Refused(f'{path} is not the config of a run: {error!r}') from None
     params, state, step = load_params(workdir, best)
-    expected = jax.eval_shape(task.init, jax.random.key(0))
-    check_fit(params, state, *expected, f'step {step} of {workdir}')
+    expected_params, expected_state = jax.eval_shape(task.init, jax.random.key(0))
+    check_fit(params, state, expected_params, expected_state, f'step {step} of {workdir}')
     model = task.pretrained(params, state)
     return dataclasses.replace(model, description=f'{config.task}, step {step:,} of {workdir}.')

@@ -10,6 +10,7 @@ the bundler that comes with its data; KITTI's is to be zipped from within.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments.command_line import Progress, one_line_errors
 from experiments.flow.sources import SUBMISSIONS, open_source, write_submission
@@ -20,7 +21,14 @@ from perceiver_jax.tiling import tiled
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes the flow of all test pairs, and says where."""
+    """Writes the flow of all test pairs, and says where.
+
+    Args:
+      argv: Arguments of the command line; None takes this process's own.
+
+    Raises:
+      Refused: The model is not one for flow, or the data is not where it should be.
+    """
     parser = argparse.ArgumentParser(
         prog='python -m experiments.submit',
         description=__doc__,
@@ -29,10 +37,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument('model', metavar='MODEL', help='weights: a file, a folder or a workdir')
     parser.add_argument('benchmark', choices=SUBMISSIONS)
-    parser.add_argument('--data', default='~/flow_data', help='of the data sets (%(default)s)')
+    parser.add_argument('--data', default='~/flow_data', help='folder of the data (%(default)s)')
     parser.add_argument('--out', default='submission', help='folder to write to (%(default)s)')
     parser.add_argument('--tiles', choices=['even', 'deepmind'], default='even')
-    parser.add_argument('--best', action='store_true', help="of a workdir's checkpoints the best")
+    parser.add_argument('--best', action='store_true', help="a run's best checkpoint, not its last")
     arguments = parser.parse_args(argv)
 
     source = open_source(arguments.benchmark, arguments.data, 'test')
@@ -43,15 +51,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f'{len(source):,} files are in {arguments.out}')
 
 
-def submit(model, source, benchmark: str, out: str | Path, tiles: str = 'even') -> None:
+def submit(model: Any, source: Any, benchmark: str, out: str | Path, tiles: str = 'even') -> None:
     """Estimates and writes the flow of every pair of a source.
 
     Args:
-      model: a `Pretrained` for flow.
-      source: of `experiments.flow.sources.open_source`.
-      benchmark: a key of `SUBMISSIONS`.
-      out: the folder.
-      tiles: where to cut large frames, 'even' or 'deepmind'.
+      model: A `Pretrained` for flow.
+      source: The test pairs, from `experiments.flow.sources.open_source`.
+      benchmark: A key of `SUBMISSIONS`.
+      out: The folder to write to.
+      tiles: Where to cut large frames into tiles, 'even' or 'deepmind'; see `perceiver_jax.tiling`.
     """
     progress = Progress('pair')
     for i in range(len(source)):

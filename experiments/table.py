@@ -8,10 +8,10 @@ python -m experiments.table --check                      fails where README.md a
 import argparse
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.command_line import one_line_errors
 from experiments.pictures.units import metric_text
 from perceiver_jax.errors import Refused
 
@@ -35,19 +35,23 @@ FIELDS = {
 # May be written into a results file by hand: the command, where the config does not tell it all;
 # a remark on the data; the paper's table.
 OPTIONAL_FIELDS = {'command': str, 'note': str, 'table': str}
+PAPER_COLUMNS = (
+    'Run', 'Metric', 'Paper', 'Ours', 'Difference', 'Data', 'Steps', 'Cost', 'Command'
+)  # fmt: skip
+OTHER_COLUMNS = ('Run', 'Metric', 'Ours', 'Data', 'Steps', 'Cost', 'Command')
 
 
 def load_result(path: Path) -> dict:
     """Reads the result.json of a finished run.
 
     Args:
-      path: the file.
+      path: The file.
 
     Returns:
       Its content, with a value of the right type for every key of `FIELDS`.
 
     Raises:
-      ValueError: it is not complete, or holds something else; names the file and the key.
+      Refused: The file is incomplete, or holds something else; the message names file and key.
     """
     try:
         result = json.loads(path.read_text())
@@ -75,52 +79,61 @@ def load_result(path: Path) -> dict:
 
 
 def run_name(result: dict) -> str:
-    """'imagenet_demo' for the task imagenet and the config 'configs/imagenet.py:demo'."""
+    """Names a run by its task and variant: 'imagenet_demo' for 'configs/imagenet.py:demo'.
+
+    Args:
+      result: What `load_result` returned.
+    """
     variant = result['config'].split()[0].partition(':')[2]
     return '_'.join(filter(None, (result['task'], *variant.replace('=', ',').split(','))))
 
 
 def read_results(folder: Path) -> list[dict]:
-    """All results in a folder, in the order of their file names."""
+    """Reads all results in a folder, in the order of their file names.
+
+    Args:
+      folder: The folder of the JSON files.
+
+    Raises:
+      Refused: A file is incomplete, or holds something else.
+    """
     return [load_result(path) for path in sorted(folder.glob('*.json'))]
 
 
 def render(results: Sequence[dict]) -> str:
-    """The two tables, as Markdown.
+    """Writes the two tables as Markdown.
 
     Args:
-      results: what `load_result` returned, in the order of the rows.
+      results: What `load_result` returned, in the order of the rows.
+
+    Returns:
+      The tables, each below a line that says what it holds.
     """
     paper = [result for result in results if result['paper_value'] is not None]
     other = [result for result in results if result['paper_value'] is None]
     return '\n\n'.join(
         [
             "On the paper's data:",
-            _table(
-                [
-                    'Run',
-                    'Metric',
-                    'Paper',
-                    'Ours',
-                    'Difference',
-                    'Data',
-                    'Steps',
-                    'Cost',
-                    'Command',
-                ],
-                paper,
-            ),
+            _table(PAPER_COLUMNS, paper),
             'On embedded, generated or reduced data, not comparable with the paper:',
-            _table(['Run', 'Metric', 'Ours', 'Data', 'Steps', 'Cost', 'Command'], other),
+            _table(OTHER_COLUMNS, other),
         ]
     )
 
 
 def updated_readme(readme: str, tables: str, marks: tuple[str, str] = MARKS) -> str:
-    """README's text with the tables between its two markers.
+    """Puts tables between the two markers of README's text.
+
+    Args:
+      readme: The text of README.md.
+      tables: The tables, as Markdown.
+      marks: The lines before and after the tables.
+
+    Returns:
+      The new text of README.md.
 
     Raises:
-      ValueError: the markers are not there exactly once each, in order.
+      Refused: The markers are not there exactly once each, in order.
     """
     start, stop = marks
     before, begin, rest = readme.partition(start)
@@ -133,7 +146,7 @@ def updated_readme(readme: str, tables: str, marks: tuple[str, str] = MARKS) -> 
 def _table(columns: Sequence[str], results: Sequence[dict]) -> str:
     if not results:
         return 'No runs yet.'
-    lines = [columns, ['---'] * len(columns)]
+    lines: list[Sequence[str]] = [columns, ['---'] * len(columns)]
     for result in results:
         cells = _cells(result)
         lines.append([cells[column].replace('|', r'\|') for column in columns])
@@ -141,7 +154,7 @@ def _table(columns: Sequence[str], results: Sequence[dict]) -> str:
 
 
 def _cells(result: dict) -> dict[str, str]:
-    """Column -> text, for one run."""
+    """Returns the text of each column for one run."""
     metric, value, paper_value = (result[key] for key in ('metric', 'value', 'paper_value'))
     name = run_name(result)
     command = f'python -m experiments.launch --config={result["config"]} --workdir=runs/{name}'
@@ -172,8 +185,12 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
     """Runs the command line; see the module's docstring.
 
     Args:
-      arguments: of the command line; None for this process's own.
-      root: the folder of README.md and results/.
+      arguments: Arguments of the command line; None takes this process's own.
+      root: The folder of README.md and results/.
+
+    Raises:
+      Refused: A result is incomplete or taken, README.md has no markers, or --check finds that
+        README.md and results/ differ.
     """
     parser = argparse.ArgumentParser(prog='python -m experiments.table', description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -198,7 +215,5 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
 
 
 if __name__ == '__main__':
-    try:
+    with one_line_errors():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f'error: {error}')

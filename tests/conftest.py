@@ -3,6 +3,8 @@
 import os
 import tempfile
 
+import pytest
+
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
 
@@ -16,3 +18,12 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
 os.environ['PYTHONPATH'] = os.pathsep.join(  # for the processes that tests start
     [os.path.dirname(os.path.dirname(__file__)), os.environ.get('PYTHONPATH', '')]
 )
+
+
+@pytest.fixture
+def no_rank_promotion():
+    """Arrays of different ranks do not broadcast: [B] losses times [B, K] weights are an error."""
+    import jax  # after the environment is set
+
+    with jax.numpy_rank_promotion('raise'):
+        yield

@@ -1,4 +1,4 @@
-"""Checkpoints; the only file that knows Orbax.
+"""Checkpoints of a run, saved and restored by Orbax.
 
 A checkpoint is a flat dictionary of arrays, each named by its place in the training state, such as
 'params/encoder/latents', with one sha256 of them all. Nothing in it depends on the
@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,13 @@ class Checkpoints:
         """Opens `workdir`/checkpoints.
 
         Args:
-          workdir: the run's folder.
-          keep: how many of the newest to keep beside the best; None only reads, and does not
+          workdir: The run's folder.
+          keep: How many of the newest to keep beside the best; None only reads, and does not
             disturb a run that is writing there.
         """
         writes = keep is not None
         self._directory = Path(workdir).absolute() / 'checkpoints'
-        self._scores = {}  # step -> how good it was when evaluated, greater is better
+        self._scores: dict[int, float] = {}  # step -> score when evaluated, greater is better
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
@@ -50,7 +51,7 @@ class Checkpoints:
             item_handlers=ocp.PyTreeCheckpointHandler(),
         )
         for step in self._manager.all_steps():
-            with contextlib.suppress(Exception):  # of a damaged one, which restore() will report
+            with contextlib.suppress(Exception):  # a damaged checkpoint: restore() will report it
                 score = self._manager.metadata(step).custom_metadata['score']
                 if score is not None:
                     self._scores[step] = score
@@ -58,13 +59,14 @@ class Checkpoints:
     def save(
         self, step: int, tree: Tree, *, wall_seconds: float, score: float | None = None
     ) -> None:
-        """Starts to save, in the background. All processes call it.
+        """Starts to save in the background. All processes call it.
 
         Args:
-          step: updates made so far.
-          tree: host arrays, equal in all processes; not to be written to afterwards.
-          wall_seconds: how long the run has taken so far.
-          score: the headline metric if this step was evaluated, negated where lower is better.
+          step: Updates made so far.
+          tree: Host arrays, equal in all processes; not to be written to afterwards.
+          wall_seconds: How long the run has taken so far.
+          score: The headline metric if this step was evaluated, negated where lower is better;
+            None if it was not.
         """
         arrays = flatten(tree)
         if score is not None and not math.isnan(score):
@@ -81,16 +83,16 @@ class Checkpoints:
         )
 
     def restore(self, like: Tree) -> tuple[Tree, float] | None:
-        """Restores the newest checkpoint that is whole, and sets damaged newer ones aside.
+        """Restores the newest undamaged checkpoint, and sets damaged newer ones aside.
 
         Args:
-          like: a tree of arrays, or of their shapes, that says what the run needs.
+          like: A tree of arrays, or of their shapes, with the structure that the run needs.
 
         Returns:
           The tree with host arrays, and the wall seconds so far; None if there is no checkpoint.
 
         Raises:
-          ValueError: if all checkpoints are damaged, or if one does not fit the tree.
+          Refused: All checkpoints are damaged, or the newest undamaged one does not fit the tree.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         if not steps:
@@ -109,10 +111,21 @@ class Checkpoints:
         return tree, metadata['wall_seconds']
 
     def read(self, best: bool) -> tuple[int, dict[str, np.ndarray]]:
-        """Reads the newest whole checkpoint, or the best: its step and its arrays by name."""
+        """Reads a checkpoint without the training state around it.
+
+        Args:
+          best: Whether to read the one with the best score instead of the newest undamaged one.
+
+        Returns:
+          The checkpoint's step, and its arrays by name.
+
+        Raises:
+          Refused: There is no such checkpoint, or it is damaged.
+        """
         steps = sorted(self._manager.all_steps(), reverse=True)
         if best:
-            steps = sorted((s for s in steps if s in self._scores), key=self._scores.get)[-1:]
+            scored = [step for step in steps if step in self._scores]
+            steps = sorted(scored, key=self._scores.__getitem__)[-1:]
         if not steps:
             wanted = 'evaluated checkpoint' if best else 'checkpoint'
             raise Refused(f'no {wanted} in {self._directory}')
@@ -120,24 +133,26 @@ class Checkpoints:
         return step, arrays
 
     def close(self) -> None:
-        """Waits until everything is written."""
+        """Waits until all that was saved is on disk."""
         self._manager.close()
 
-    def _read_first_whole(self, steps):
+    def _read_first_whole(
+        self, steps: list[int]
+    ) -> tuple[int, dict[str, np.ndarray], dict[str, Any]]:
+        """Reads the first undamaged checkpoint: its step, arrays and metadata."""
         for step in steps:
             try:
                 return step, *self._read(step)
             except (PermissionError, MemoryError):  # says nothing about the checkpoint
                 raise
             except Exception as error:  # what Orbax raises depends on which file is damaged how
-                if parallel.is_main_process():
-                    reason = f'{type(error).__name__}: {" ".join(str(error).split())[:100]}'
-                    print(f'{self._directory / str(step)} is damaged, skipped: {reason}')
+                reason = f'{type(error).__name__}: {" ".join(str(error).split())[:100]}'
+                parallel.say(f'{self._directory / str(step)} is damaged, skipped: {reason}')
         raise Refused(
             f'all checkpoints in {self._directory} are damaged; remove them to start afresh'
         )
 
-    def _read(self, step):
+    def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         metadata = self._manager.metadata(step)
         to_host = {
             name: ocp.RestoreArgs(restore_type=np.ndarray) for name in metadata.item_metadata.tree
@@ -153,19 +168,19 @@ def load_params(workdir: str | Path, best: bool = False) -> tuple[Tree, Tree, in
     """Loads the weights that a run has left in its folder.
 
     Args:
-      workdir: the run's folder.
-      best: take the best checkpoint by the headline metric instead of the newest.
+      workdir: The run's folder.
+      best: Whether to take the best checkpoint by the headline metric instead of the newest.
 
     Returns:
-      Haiku's parameters and state, {module: {name: host array}}, and the step they are of.
+      Haiku's parameters, Haiku's state, both `{module: {name: host array}}`, and their step.
 
     Raises:
-      ValueError: if there is no such checkpoint.
+      Refused: There is no such checkpoint.
     """
     checkpoints = Checkpoints(workdir, keep=None)
     step, arrays = checkpoints.read(best)
     checkpoints.close()
-    trees = {'params': {}, 'state': {}}
+    trees: dict[str, dict[str, dict[str, np.ndarray]]] = {'params': {}, 'state': {}}
     for name, array in arrays.items():
         field, _, rest = name.partition('/')
         if field in trees:
@@ -174,25 +189,28 @@ def load_params(workdir: str | Path, best: bool = False) -> tuple[Tree, Tree, in
     return trees['params'], trees['state'], step
 
 
-def check_fit(arrays: dict[str, np.ndarray], like: Tree, source: Path) -> None:
-    """Raises one ValueError that names what is missing, left over or of another shape.
+def check_fit(arrays: Mapping[str, np.ndarray], like: Tree, source: str | Path) -> None:
+    """Checks the names and shapes of restored arrays.
 
     Args:
-      arrays: what was restored, by name.
-      like: a tree of arrays, or of their shapes, that says what is needed.
-      source: where the arrays are from, for the message.
+      arrays: What was restored, by name.
+      like: A tree of arrays, or of their shapes, with the structure that is needed.
+      source: Where the arrays are from, for the message.
+
+    Raises:
+      Refused: Arrays are missing, left over or of another shape; the message names them.
     """
     found = {name: array.shape for name, array in arrays.items()}
     check_shapes(found, {name: leaf.shape for name, leaf in flatten(like).items()}, source)
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
-    """Names every leaf of a tree by its place: {'params/encoder/latents': leaf, ...}."""
+    """Names each leaf of a tree by its place: {'params/encoder/latents': leaf, ...}."""
     return {_name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-def digest(arrays: dict[str, np.ndarray]) -> str:
-    """The sha256 over the names, in sorted order, each followed by its array's bytes."""
+def digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """Computes the sha256 over the names, in sorted order, each followed by its array's bytes."""
     sha256 = hashlib.sha256()
     for name, array in sorted(arrays.items()):
         sha256.update(name.encode())
@@ -202,19 +220,19 @@ def digest(arrays: dict[str, np.ndarray]) -> str:
 
 @dataclasses.dataclass
 class _NewestAndBest:
-    """Orbax's PreservationPolicy: asked after each save which checkpoints stay."""
+    """A PreservationPolicy: Orbax asks it after each save which checkpoints stay."""
 
-    newest: int | None
-    scores: dict[int, float]
+    newest: int | None  # None keeps all
+    scores: dict[int, float]  # shared with Checkpoints, which adds to it
 
-    def should_preserve(self, checkpoints, *, context):
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = set(sorted(steps)[-self.newest :])
+        kept = set(steps if self.newest is None else sorted(steps)[-self.newest :])
         evaluated = [step for step in steps if step in self.scores]
         if evaluated:
-            kept.add(max(evaluated, key=self.scores.get))
+            kept.add(max(evaluated, key=self.scores.__getitem__))
         return [step in kept for step in steps]
 
 
-def _name(path) -> str:
+def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator='/')

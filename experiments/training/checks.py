@@ -1,11 +1,13 @@
-"""What cannot be run, found before anything is compiled: one ValueError that names the key."""
+"""Finds what cannot be run before anything is compiled: one `Refused` that names the key."""
 
 import json
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from perceiver_jax.errors import Refused
 
-# Keys of the configuration that may change when a run is resumed: none of them changes the result.
+# Keys of the config that may change when a run is resumed: none of them changes the result.
 FREE_KEYS = (
     'parallel',
     'data.path',
@@ -19,15 +21,15 @@ FREE_KEYS = (
 )
 
 
-def check_sizes(config, num_devices: int) -> None:
-    """Checks that batches can be cut over the devices, and that intervals are ones.
+def check_sizes(config: ConfigDict, num_devices: int) -> None:
+    """Checks that batches can be cut over the devices, and that counts are positive.
 
     Args:
-      config: the run's ConfigDict.
-      num_devices: of all processes.
+      config: The run's configuration.
+      num_devices: How many devices all processes have together.
 
     Raises:
-      ValueError: naming the key.
+      Refused: A size is out of range; the message names its key.
     """
     sizes = config.train
     for key in sizes:
@@ -48,18 +50,18 @@ def check_sizes(config, num_devices: int) -> None:
         )
 
 
-def count_steps(config, num_train_examples: int) -> tuple[int, float]:
-    """How long the run is.
+def count_steps(config: ConfigDict, num_train_examples: int) -> tuple[int, float]:
+    """Counts the updates of a run.
 
     Args:
-      config: the run's ConfigDict.
-      num_train_examples: of one epoch.
+      config: The run's configuration.
+      num_train_examples: How many examples make one epoch.
 
     Returns:
       Updates of the whole run, and updates that make one epoch.
 
     Raises:
-      ValueError: naming the key.
+      Refused: The config does not state one length, or one without an update.
     """
     sizes = config.train
     if (sizes.epochs is None) == (sizes.steps is None):
@@ -76,25 +78,27 @@ def count_steps(config, num_train_examples: int) -> tuple[int, float]:
     return total_steps, num_train_examples / sizes.batch_size
 
 
-def check_resumable(workdir: Path, config) -> None:
+def check_resumable(workdir: Path, config: ConfigDict) -> None:
     """Compares a config with the one that the folder's checkpoints were made with.
 
     Args:
-      workdir: the run's folder; a config without a checkpoint binds nothing.
-      config: the run's ConfigDict.
+      workdir: The run's folder. Its `config.json` counts only if there are checkpoints.
+      config: The run's configuration.
 
     Raises:
-      ValueError: if they differ in more than FREE_KEYS, or if config.json is damaged.
+      Refused: The two differ in more than `FREE_KEYS`, or `config.json` is damaged.
     """
     path = workdir / 'config.json'
     if not path.exists() or not any(workdir.glob('checkpoints/*')):
         return
+    remedy = 'remove it to resume with the config at hand'
     try:
-        before = _leaves(json.loads(path.read_text()))
-    except (json.JSONDecodeError, AttributeError) as error:
-        raise Refused(
-            f'{path} is damaged ({error}); remove it to resume with the config at hand'
-        ) from None
+        saved = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise Refused(f'{path} is damaged ({error}); {remedy}') from None
+    if not isinstance(saved, dict):
+        raise Refused(f'{path} is damaged (not a JSON object); {remedy}')
+    before = _leaves(saved)
     now = _leaves(json.loads(json.dumps(config.to_dict())))  # tuples as lists
     differing = [
         f'{key} was {before.get(key)!r} and is {now.get(key)!r}'
@@ -109,8 +113,8 @@ def check_resumable(workdir: Path, config) -> None:
 
 
 def _leaves(tree: dict, prefix: str = '') -> dict[str, object]:
-    """{'train': {'steps': 3}} -> {'train.steps': 3}."""
-    leaves = {}
+    """Flattens nested dictionaries: {'train': {'steps': 3}} -> {'train.steps': 3}."""
+    leaves: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
             leaves |= _leaves(value, f'{prefix}{key}.')

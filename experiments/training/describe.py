@@ -1,7 +1,7 @@
 """The size and cost of a model, from shapes alone: nothing is allocated or compiled."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import haiku as hk
@@ -11,19 +11,20 @@ from jax.extend import core
 from perceiver_jax.encoder import Encoder
 
 
-def describe_model(forward: Callable[..., Any], *inputs: jax.ShapeDtypeStruct) -> dict[str, Any]:
+def describe_model(forward: Callable[..., Any], *inputs: Any) -> dict[str, Any]:
     """Measures a model in evaluation mode.
 
     Args:
       forward: Calls the model; a function to be transformed by Haiku.
-      inputs: Shapes of its arguments, for one example.
+      *inputs: Shapes of the function's arguments, for one example: trees of `ShapeDtypeStruct`.
 
     Returns:
-      `inputs` [M, C] and `latents` [N, D] of the encoder, `parameters` (their number), and
-      `forward_flops` of one example: matrix products and convolutions, a multiplication and an
-      addition counted separately; norms, softmax and activations are left out.
+      `parameters` (their number), and `forward_flops` of one example: matrix products and
+      convolutions, a multiplication and an addition counted separately; norms, softmax and
+      activations are left out. For a model with an `Encoder` also the shapes of its `inputs`
+      `[M, C]` and `latents` `[N, D]`.
     """
-    sizes = {}
+    sizes: dict[str, Any] = {}
 
     def measure(next_call, args, kwargs, context):
         result = next_call(*args, **kwargs)
@@ -43,11 +44,11 @@ def describe_model(forward: Callable[..., Any], *inputs: jax.ShapeDtypeStruct) -
 
 
 def count_flops(function: Callable[..., Any], *args: Any) -> int:
-    """Multiplications plus additions of all matrix products and convolutions of a function.
+    """Counts multiplications plus additions of a function's matrix products and convolutions.
 
     Args:
       function: Any function that jax can trace.
-      args: Its arguments, arrays or shapes.
+      *args: Arguments of the function, arrays or shapes.
 
     Returns:
       The count; the body of a `scan` counts once for each of its iterations.
@@ -59,29 +60,27 @@ def _count(jaxpr: core.Jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
         operation, params = equation.primitive.name, equation.params
-        out = equation.outvars[0].aval.shape if equation.outvars else ()
         if operation == 'dot_general':
             (contracted, _), _ = params['dimension_numbers']
-            left = equation.invars[0].aval.shape
+            left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])
             total += 2 * math.prod(out) * math.prod(left[i] for i in contracted)
         elif operation == 'conv_general_dilated':
-            kernel = equation.invars[1].aval.shape  # an output value sums over all but one axis
+            # An output value sums over all axes of the kernel but that of the output channels.
+            kernel, out = _shape(equation.invars[1]), _shape(equation.outvars[0])
             out_channels = kernel[params['dimension_numbers'].rhs_spec[0]]
             total += 2 * math.prod(out) * math.prod(kernel) // out_channels
         else:
             repeats = params['length'] if operation == 'scan' else 1
-            total += repeats * sum(
-                _count(inner)
-                for inner in jax.tree.leaves(
-                    [_jaxprs(value) for value in params.values()],
-                    is_leaf=lambda x: isinstance(x, core.Jaxpr),
-                )
-            )
+            total += repeats * sum(_count(inner) for inner in _jaxprs(tuple(params.values())))
     return total
 
 
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
 def _jaxprs(value: Any) -> list[core.Jaxpr]:
-    """The programs inside one parameter of an equation: of jit, scan, remat, custom gradients."""
+    """Finds the programs in an equation's parameters: of jit, scan, remat, custom gradients."""
     if isinstance(value, core.ClosedJaxpr):
         return [value.jaxpr]
     if isinstance(value, core.Jaxpr):
@@ -91,17 +90,22 @@ def _jaxprs(value: Any) -> list[core.Jaxpr]:
     return []
 
 
-def describe_table(sizes: dict) -> str:
-    """The sizes and cost of a model beside the paper's.
+def describe_table(sizes: Mapping[str, Any]) -> str:
+    """Writes the sizes and cost of a model beside the paper's.
 
     Args:
-      sizes: from a task's describe().
+      sizes: What a task's `describe()` returned; `inputs` and `latents` may be missing.
+
+    Returns:
+      The lines of a table.
     """
     paper = sizes['paper']
-    rows = [
-        ('', 'here', f'paper ({paper["source"]})' if paper['source'] else 'paper'),
-        ('inputs (M x C)', '{:,} x {:,}'.format(*sizes['inputs']), ''),
-        ('latents (N x D)', '{:,} x {:,}'.format(*sizes['latents']), ''),
+    rows = [('', 'here', f'paper ({paper["source"]})' if paper['source'] else 'paper')]
+    if 'inputs' in sizes:
+        rows.append(('inputs (M x C)', '{:,} x {:,}'.format(*sizes['inputs']), ''))
+    if 'latents' in sizes:
+        rows.append(('latents (N x D)', '{:,} x {:,}'.format(*sizes['latents']), ''))
+    rows += [
         ('parameters', short(sizes['parameters']), short(paper['parameters'])),
         ('forward FLOPs', short(sizes['forward_flops']), short(paper['flops'])),
         (paper['metric'], '', '' if paper['value'] is None else f'{paper["value"]:.3f}'),
@@ -110,7 +114,7 @@ def describe_table(sizes: dict) -> str:
 
 
 def short(count: float | None) -> str:
-    """44_912_254 -> '44.9M', 706_279_096_320 -> '706.3B'."""
+    """Abbreviates a number: 44_912_254 -> '44.9M', 706_279_096_320 -> '706.3B', None -> ''."""
     if count is None:
         return ''
     return f'{count / 1e9:,.1f}B' if count >= 1e9 else f'{count / 1e6:,.1f}M'

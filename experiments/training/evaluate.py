@@ -1,32 +1,40 @@
-"""Evaluates parameters, or a checkpoint of a run."""
+"""What parameters, or a checkpoint of a run, score on a task's evaluation data."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from experiments.training import parallel
 
+Evaluation = tuple[dict[str, float], dict[str, np.ndarray]]  # metrics and predictions
 
-def evaluate_checkpoint(config, task, workdir: Path, name: str, best: bool) -> dict:
+
+def evaluate_checkpoint(
+    config: ConfigDict, task: Any, workdir: Path, name: str, best: bool
+) -> dict[str, Any]:
     """Evaluates a checkpoint of a run.
 
+    Writes `evaluation.json` and sample predictions, `evaluation.png`, into the run's folder.
+
     Args:
-      config: a config that makes the model of the run.
-      task: made from it.
-      workdir: the run's folder.
-      name: of the config.
-      best: take the best checkpoint by the headline metric instead of the newest.
+      config: A config that makes the model of the run.
+      task: An `experiments.tasks.Task` made from the config.
+      workdir: The run's folder.
+      name: What the config is called in the result, such as 'configs/imagenet.py:demo'.
+      best: Whether to take the best checkpoint by the headline metric instead of the newest.
 
     Returns:
-      What evaluation.json holds: the headline metric, the step and all metrics. evaluation.png
-      shows sample predictions.
+      What `evaluation.json` holds: the headline metric, the step and all metrics.
 
     Raises:
-      ValueError: if there is no such checkpoint, or it is of another model.
+      Refused: There is no such checkpoint, or it is of another model.
     """
+    # Orbax and matplotlib are slow to import.
     from experiments.pictures.report import write_samples
     from experiments.training.checkpointing import check_fit, flatten, load_params
     from experiments.training.checks import check_sizes
@@ -34,11 +42,15 @@ def evaluate_checkpoint(config, task, workdir: Path, name: str, best: bool) -> d
 
     check_sizes(config, parallel.num_devices())
     params, state, step = load_params(workdir, best)
-    like = dict(zip(('params', 'state'), jax.eval_shape(task.init, jax.random.key(0)), strict=True))
-    check_fit(flatten({'params': params, 'state': state}), like, f'step {step} of {workdir}')
+    expected_params, expected_state = jax.eval_shape(task.init, jax.random.key(0))
+    check_fit(
+        flatten({'params': params, 'state': state}),
+        {'params': expected_params, 'state': expected_state},
+        f'step {step} of {workdir}',
+    )
     devices = parallel.make(config.parallel)
-    on_devices = devices.replicate((params, state))
-    metrics, predictions = evaluate(task, devices, compile_predict(task, devices), *on_devices)
+    predict = compile_predict(task, devices)
+    metrics, predictions = evaluate(task, devices, predict, *devices.replicate((params, state)))
     result = {
         'task': config.task,
         'config': name,
@@ -56,19 +68,25 @@ def evaluate_checkpoint(config, task, workdir: Path, name: str, best: bool) -> d
 
 
 def evaluate(
-    task, devices, predict: Callable, params, state
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Evaluates every example once, on all devices.
+    task: Any,
+    devices: parallel.Jit | parallel.Pmap,
+    predict: Callable,
+    params: Mapping,
+    state: Mapping,
+) -> Evaluation:
+    """Evaluates each example once, on all devices.
 
     Args:
-      task: gives the batches, the same number of them in each process, and the summary.
-      devices: from parallel.make.
-      predict: from compile_predict.
-      params, state: on the devices.
+      task: The `experiments.tasks.Task` that gives the batches, the same number of them in each
+        process, and computes the metrics.
+      devices: What `parallel.make` returned.
+      predict: What `compile_predict` returned.
+      params: Haiku's parameters, on the devices.
+      state: Haiku's state, on the devices.
 
     Returns:
-      The task's metrics, with 'broken_examples' if some were left out; and its predictions of all
-      examples, with the 'index' of each. They are the same in all processes.
+      The task's metrics, with `broken_examples` if some were left out; and the predictions of all
+      examples, with the `index` of each. They are the same in all processes.
     """
     gathered, waiting = [], []
     for batch in parallel.prefetch(task.eval_batches(), devices.put_batch):
@@ -79,15 +97,26 @@ def evaluate(
     predictions = {k: np.concatenate([x[k] for x in gathered]) for k in gathered[0]}
     mask, broken = predictions.pop('mask'), predictions.pop('broken', np.zeros(1)).sum()
     predictions = {k: x[mask] for k, x in predictions.items()}
-    numbers = task.summarise({k: x for k, x in predictions.items() if k != 'index'})
-    return numbers | ({'broken_examples': int(broken)} if broken else {}), predictions
+    metrics = task.summarise({k: x for k, x in predictions.items() if k != 'index'})
+    if broken:
+        metrics = metrics | {'broken_examples': int(broken)}
+    return metrics, predictions
 
 
-def compile_predict(task, devices) -> Callable:
-    """Compiles the task's predict; it hands on which example is which, and which count."""
+def compile_predict(task: Any, devices: parallel.Jit | parallel.Pmap) -> Callable:
+    """Compiles the task's `predict`.
+
+    Args:
+      task: An `experiments.tasks.Task`.
+      devices: What `parallel.make` returned.
+
+    Returns:
+      `predict(params, state, batch)`, whose outputs include the batch's `index`, `mask` and
+      `broken`: which examples they belong to, and which of them count.
+    """
 
     def predict(params, state, batch):
-        told = {name: batch[name] for name in ('index', 'mask', 'broken') if name in batch}
-        return task.predict(params, state, batch) | told
+        passed_on = {name: batch[name] for name in ('index', 'mask', 'broken') if name in batch}
+        return task.predict(params, state, batch) | passed_on
 
     return devices.compile_predict(predict)

@@ -13,18 +13,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
-from experiments.pictures.report import write_report
 from experiments.training import parallel
-from experiments.training.checkpointing import Checkpoints, digest, flatten
 from experiments.training.checks import check_resumable, check_sizes, count_steps
-from experiments.training.evaluate import compile_predict, evaluate
+from experiments.training.evaluate import Evaluation, compile_predict, evaluate
 from experiments.training.optimizer import make_optimizer
 from experiments.training.workdir import Metrics, git_commit, write_json
 
 
 class TrainState(NamedTuple):
-    """All that an update reads and writes, but the batch; what a checkpoint holds."""
+    """All that an update reads and writes, except the batch; what a checkpoint holds."""
 
     step: jax.Array  # int32 [], updates made so far
     params: hk.Params  # {module: {name: array}}
@@ -32,23 +31,29 @@ class TrainState(NamedTuple):
     opt_state: optax.OptState  # LAMB's two moments, each as large as the parameters
 
 
-def train(config, task, workdir: str | Path, config_name: str) -> dict[str, Any] | None:
+def train(
+    config: ConfigDict, task: Any, workdir: str | Path, config_name: str
+) -> dict[str, Any] | None:
     """Trains a task to the end of its config, from the newest checkpoint in the folder on.
 
     Args:
-      config: the run's ConfigDict.
-      task: an experiments.tasks.Task made from it.
-      workdir: the folder for checkpoints, metrics, result.json and report.png.
-      config_name: what was asked for, such as 'configs/imagenet.py:demo', with the keys that the
-        command line set behind it; stands in the result.
+      config: The run's configuration.
+      task: An `experiments.tasks.Task` made from the config.
+      workdir: The folder for checkpoints, `metrics.jsonl`, `result.json` and `report.png`.
+      config_name: What was asked for, such as 'configs/imagenet.py:demo', followed by the keys that
+        the command line set; stands in the result.
 
     Returns:
-      What result.json holds; None if SIGTERM stopped the run, after a checkpoint.
+      What `result.json` holds; None if SIGTERM stopped the run, after a checkpoint.
 
     Raises:
-      ValueError: if the config, or what is in the folder, cannot be run; before compilation.
-      FloatingPointError: if the loss, the gradients or the parameters are no longer finite.
+      Refused: The config, or what is in the folder, cannot be run; before compilation.
+      FloatingPointError: The loss, the gradients or the parameters are no longer finite.
     """
+    # Orbax and matplotlib are slow to import.
+    from experiments.pictures.report import write_report
+    from experiments.training.checkpointing import Checkpoints, digest, flatten
+
     start = time.monotonic()
     workdir, settings, batch_size = Path(workdir), config.train, config.train.batch_size
     check_sizes(config, parallel.num_devices())
@@ -65,31 +70,24 @@ def train(config, task, workdir: str | Path, config_name: str) -> dict[str, Any]
         workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
     host_state, seconds_before = checkpoints.restore(like=host_state) or (host_state, 0.0)
+    seconds = seconds_before  # how long the run had taken when it was last saved
     train_state = devices.replicate(host_state)
     step = saved_step = int(host_state.step)
+    steps = range(step + 1, total_steps + 1)
     if writes:
         write_json(workdir / 'config.json', config.to_dict())
-    steps = range(step + 1, total_steps + 1)
 
-    update = devices.compile_update(
-        functools.partial(
-            update_step,
-            task.loss,
-            optimizer,
-            seed=config.seed,
-            batch_size=batch_size,
-            average=devices.average,
-        )
-    )
-    predict = compile_predict(task, devices)
+    update = compile_update(config, task, optimizer, devices)
+    evaluate_now = functools.partial(evaluate, task, devices, compile_predict(task, devices))
     put_batch = functools.partial(devices.put_micro_batches, count=settings.accumulate_steps)
-    recent = []  # what the updates since the last training line returned
+    evaluation: Evaluation | None = None  # of `step`, if that was evaluated
+    recent: list[dict[str, Any]] = []  # metrics of the updates since the last training line
     clock, clock_step = time.monotonic(), step  # since when only updates were made
 
     with contextlib.ExitStack() as stack:
         should_stop = stack.enter_context(parallel.preemption())
-        if writes and step:  # from here on SIGTERM ends with a checkpoint
-            print(f'Resuming after step {step:,}.')
+        if step:  # from here on SIGTERM ends with a checkpoint
+            parallel.say(f'Resuming after step {step:,}.')
         stack.callback(checkpoints.close)
         metrics = Metrics(workdir, step=step, total_steps=total_steps, batch_size=batch_size)
         stack.callback(metrics.close)
@@ -119,29 +117,24 @@ def train(config, task, workdir: str | Path, config_name: str) -> dict[str, Any]
             }
             metrics.write(step, 'train', summarise(recent) | rates)
             recent = []
-            score = None
+            evaluation, score = None, None
             if evaluates:
-                weights = train_state.params, train_state.state
-                numbers, predictions = evaluate(task, devices, predict, *weights)
-                metrics.write(step, 'eval', numbers)
-                score = numbers[task.metric] * (1 if task.higher_is_better else -1)
+                evaluation = evaluate_now(train_state.params, train_state.state)
+                metrics.write(step, 'eval', evaluation[0])
+                score = evaluation[0][task.metric] * (1 if task.higher_is_better else -1)
             if saves:
-                host_state = devices.fetch(train_state)
+                host_state, saved_step = devices.fetch(train_state), step
                 seconds = seconds_before + time.monotonic() - start
                 checkpoints.save(step, host_state, wall_seconds=seconds, score=score)
-                saved_step = step
             if stop and not last:
                 return None
             clock, clock_step = time.monotonic(), step
 
-        if not steps:  # the run was finished before
-            written = workdir / 'result.json'
-            if written.exists() and (workdir / 'report.png').exists():
-                return json.loads(written.read_text())
-            weights = train_state.params, train_state.state
-            numbers, predictions = evaluate(task, devices, predict, *weights)
-            seconds = seconds_before
-
+    if evaluation is None:  # the run was finished before: no update was made
+        if (workdir / 'result.json').exists() and (workdir / 'report.png').exists():
+            return json.loads((workdir / 'result.json').read_text())
+        evaluation = evaluate_now(train_state.params, train_state.state)
+    numbers, predictions = evaluation
     result = {
         'task': config.task,
         'config': config_name,
@@ -166,6 +159,35 @@ def train(config, task, workdir: str | Path, config_name: str) -> dict[str, Any]
     return result
 
 
+def compile_update(
+    config: ConfigDict,
+    task: Any,
+    optimizer: optax.GradientTransformation,
+    devices: parallel.Jit | parallel.Pmap,
+) -> Callable:
+    """Compiles `update_step` for a run.
+
+    Args:
+      config: The run's configuration, of which `seed` and `train.batch_size` are read.
+      task: The `experiments.tasks.Task` that gives the loss.
+      optimizer: The optimizer.
+      devices: What `parallel.make` returned.
+
+    Returns:
+      `update(train_state, batch) -> (train_state, metrics)`, on the devices.
+    """
+    return devices.compile_update(
+        functools.partial(
+            update_step,
+            task.loss,
+            optimizer,
+            seed=config.seed,
+            batch_size=config.train.batch_size,
+            average=devices.average,
+        )
+    )
+
+
 def update_step(
     loss: Callable,
     optimizer: optax.GradientTransformation,
@@ -179,17 +201,19 @@ def update_step(
     """Makes one update; a pure function.
 
     Args:
-      loss: the task's loss(params, state, rng, batch) -> (loss, (state, metrics)), which draws what
-        is random about an example from the rng and the example's 'index'.
-      optimizer: applied once.
-      train_state: before the update.
-      batch: [k, b, ...], k micro-batches: gradients are taken one after the other and averaged.
-      seed: of the run; with the step, all that the rng depends on.
-      batch_size: examples in the batch of all devices.
-      average: the mean over the devices.
+      loss: The task's `loss(params, state, rng, batch) -> (loss, (state, metrics))`. Random numbers
+        are derived from the rng and each example's `index`.
+      optimizer: The optimizer, applied once.
+      train_state: The state before the update.
+      batch: Arrays `[k, b, ...]`, k micro-batches of b examples: their gradients are computed one
+        after the other and averaged.
+      seed: The run's seed; the rng depends on it and on the step alone.
+      batch_size: Examples in the global batch.
+      average: Function that returns the mean of a tree over the devices.
 
     Returns:
-      The state after the update and its metrics, scalars. Loss and gradients are those before it.
+      The state after the update, and scalar metrics: the loss and the gradient norm are those of
+      the parameters before the update, the parameter norm is that after it.
     """
     rng = jax.random.fold_in(jax.random.key(seed), train_state.step)
     params = train_state.params
@@ -220,8 +244,17 @@ def update_step(
     return TrainState(train_state.step + 1, params, state, opt_state), metrics
 
 
-def init(seed: int, task, optimizer: optax.GradientTransformation) -> TrainState:
-    """Makes the state before the first update, the same in all processes."""
+def init(seed: int, task: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """Makes the state before the first update, the same in all processes.
+
+    Args:
+      seed: The run's seed.
+      task: The `experiments.tasks.Task` that initialises the model.
+      optimizer: The optimizer.
+
+    Returns:
+      The state, on the default device.
+    """
 
     @jax.jit
     def initial_state():
@@ -232,13 +265,22 @@ def init(seed: int, task, optimizer: optax.GradientTransformation) -> TrainState
 
 
 def summarise(returned: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """The mean over several updates of each metric; of broken examples, the sum."""
+    """Returns the mean of each metric over several updates; of `broken_examples`, the sum."""
     total = {name: float(sum(metrics[name] for metrics in returned)) for name in returned[0]}
-    return {k: v if k == 'broken_examples' else v / len(returned) for k, v in total.items()}
+    return {
+        name: value if name == 'broken_examples' else value / len(returned)
+        for name, value in total.items()
+    }
 
 
 def check_finite(returned: list[dict[str, np.ndarray]], step: int, saved_step: int) -> None:
-    """Raises FloatingPointError for the first of the updates up to `step` that went wrong."""
+    """Raises FloatingPointError if a loss or a norm is not finite; names the first such update.
+
+    Args:
+      returned: Metrics of successive updates.
+      step: Number of the last of these updates.
+      saved_step: Step of the newest checkpoint; 0 if there is none yet.
+    """
     for at, metrics in enumerate(returned, start=step - len(returned) + 1):
         for name in ('loss', 'gradient_norm', 'parameter_norm'):
             if not np.isfinite(metrics[name]):

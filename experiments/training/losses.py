@@ -1,4 +1,4 @@
-"""Losses, elementwise over the examples: the caller averages."""
+"""Losses of classifiers, one number for each example: the caller averages."""
 
 import jax
 import jax.numpy as jnp
@@ -9,23 +9,24 @@ from perceiver_jax.errors import Refused
 def softmax_cross_entropy(
     logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0
 ) -> jax.Array:
-    """Cross-entropy of the softmax of the logits against (soft) labels.
+    """Computes the cross-entropy of the softmax of the logits against (soft) labels.
 
     Label smoothing mixes the labels with the uniform distribution over all K classes, the true one
     included: a one-hot label becomes 1 - s + s / K at the class and s / K elsewhere.
 
     Args:
-      logits: [B, K], any floating type; the loss is taken in float32.
-      labels: [B, K] probabilities, one-hot or mixed.
-      label_smoothing: s in [0, 1).
+      logits: Logits `[B, K]` of any floating type; the loss is computed in float32.
+      labels: Probabilities `[B, K]`, one-hot or mixed.
+      label_smoothing: The weight s of the uniform distribution, in [0, 1).
 
     Returns:
-      [B] float32 losses in nats.
+      Losses in nats, float32 `[B]`.
 
     Raises:
-      ValueError: if the shapes differ or label_smoothing is out of range.
+      Refused: The shapes differ or label_smoothing is out of range.
 
-    Source: Szegedy et al. 2016, section 7; DeepMind's Perceiver IO release trains with s = 0.1.
+    Source:
+      Szegedy et al. 2016, section 7; DeepMind's Perceiver IO release trains with s = 0.1.
     """
     if logits.ndim != 2 or logits.shape != labels.shape:
         raise Refused(
@@ -39,17 +40,17 @@ def softmax_cross_entropy(
 
 
 def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Cross-entropy of each class's sigmoid against its label, summed over the classes.
+    """Computes the cross-entropy of each class's sigmoid, summed over the classes.
 
     Args:
-      logits: [B, K], any floating type; the loss is taken in float32.
-      labels: [B, K] in 0..1, any number of them 1.
+      logits: Logits `[B, K]` of any floating type; the loss is computed in float32.
+      labels: Labels `[B, K]` in 0..1, any number of them 1.
 
     Returns:
-      [B] float32 losses in nats.
+      Losses in nats, float32 `[B]`.
 
     Raises:
-      ValueError: if the shapes differ.
+      Refused: The shapes differ.
     """
     if logits.ndim != 2 or logits.shape != labels.shape:
         raise Refused(

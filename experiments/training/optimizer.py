@@ -1,7 +1,8 @@
-"""LAMB as both papers train with it, AdamW, and the learning-rate schedules."""
+"""The optimizer: LAMB as both papers train with it, AdamW, and the learning-rate schedules."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import optax
 
 from perceiver_jax.errors import Refused
 
-Schedule = Callable[[jax.typing.ArrayLike], jax.Array]  # updates made so far -> multiplier or rate
+# Updates made so far -> learning rate, or what the peak rate is multiplied by.
+Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
 
 
 def make_optimizer(
@@ -25,32 +27,35 @@ def make_optimizer(
     clip_norm: float,
     trust_ratio: bool,
 ) -> tuple[optax.GradientTransformation, Schedule]:
-    """LAMB: clip the gradients, scale as Adam, decay, scale by the trust ratio, step.
+    """Makes LAMB: clip the gradients, scale as Adam, decay, scale by the trust ratio, step.
 
     The trust ratio |w| / |update| applies to every tensor, biases and norms included, is not
     clipped, and is 1 where either norm is 0. Without it this is AdamW.
 
     Args:
-      total_steps: updates of the whole run, the length of the schedule.
-      steps_per_epoch: updates that make one epoch, for schedules told in epochs.
-      learning_rate: the peak rate.
-      schedule: {'kind': one of SCHEDULES, ...the arguments of that function}.
-      b1, b2, eps: Adam's; eps is added to the square root.
-      weight_decay: times the weight, added to Adam's update before the trust ratio.
-      clip_norm: largest global norm of the gradients.
-      trust_ratio: whether to scale by it.
+      total_steps: Updates of the whole run, the length of the schedule.
+      steps_per_epoch: Updates that make one epoch, for schedules told in epochs.
+      learning_rate: The peak learning rate.
+      schedule: `{'kind': a key of SCHEDULES}` and the keyword arguments of that function.
+      b1: Decay rate of Adam's average of the gradients.
+      b2: Decay rate of Adam's average of the squared gradients.
+      eps: Added to the square root of that average, against a division by 0.
+      weight_decay: Factor of the weights that are added to Adam's update before the trust ratio.
+      clip_norm: Largest global norm of the gradients; greater ones are scaled down to it.
+      trust_ratio: Whether to scale each tensor's update by its trust ratio.
 
     Returns:
       The transformation, and the schedule: updates made so far -> learning rate.
 
     Raises:
-      ValueError: if the schedule's kind or arguments are not known.
+      Refused: The schedule's kind or arguments are not known.
 
-    Source: You et al. 2020 (LAMB); Perceiver IO, appendix A.1 (the order, decay and clipping).
+    Source:
+      You et al. 2020 (LAMB); Perceiver IO, appendix A.1 (the order, decay and clipping).
     """
     multiplier = _make_schedule(total_steps, steps_per_epoch, **schedule)
 
-    def rate(step):
+    def rate(step: jax.typing.ArrayLike) -> jax.Array:
         return learning_rate * multiplier(step)
 
     optimizer = optax.chain(
@@ -63,16 +68,17 @@ def make_optimizer(
     return optimizer, rate
 
 
-def decays(params) -> dict:
+def decays(params: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, bool]]:
     """Marks the tensors that weight decay acts on: all but biases and normalisation parameters.
 
     Args:
-      params: Haiku's {module: {name: array}}. Latents and learned positions decay.
+      params: Haiku's parameters, `{module: {name: array}}`. Latents and learned positions decay.
 
     Returns:
-      The same tree of bools.
+      Whether each tensor decays, `{module: {name: bool}}`.
 
-    Source: DeepMind's Perceiver IO release.
+    Source:
+      DeepMind's Perceiver IO release.
     """
     exempt = ('b', 'scale', 'offset')
     return {
@@ -80,25 +86,66 @@ def decays(params) -> dict:
     }
 
 
-def constant(total_steps, steps_per_epoch) -> Schedule:
-    """The peak rate throughout (ModelNet40)."""
+def constant(total_steps: int, steps_per_epoch: float) -> Schedule:
+    """Keeps the peak rate throughout (ModelNet40).
+
+    Args:
+      total_steps: Updates of the whole run.
+      steps_per_epoch: Updates that make one epoch.
+
+    Returns:
+      The schedule, as a multiplier of the peak rate.
+    """
     return lambda step: jnp.ones(())
 
 
-def step_decay(total_steps, steps_per_epoch, *, boundary_epochs, factor) -> Schedule:
-    """Multiplied by `factor` at each of the epochs (the Perceiver on ImageNet)."""
+def step_decay(
+    total_steps: int, steps_per_epoch: float, *, boundary_epochs: Sequence[float], factor: float
+) -> Schedule:
+    """Multiplies the rate by a factor after each of some epochs (the Perceiver on ImageNet).
+
+    Args:
+      total_steps: Updates of the whole run.
+      steps_per_epoch: Updates that make one epoch.
+      boundary_epochs: Epochs after which the rate falls.
+      factor: What the rate is multiplied by at each boundary.
+
+    Returns:
+      The schedule, as a multiplier of the peak rate.
+    """
     boundaries = jnp.array([epoch * steps_per_epoch for epoch in boundary_epochs])
     return lambda step: factor ** jnp.sum(step >= boundaries)
 
 
-def flat_cosine(total_steps, steps_per_epoch, *, flat_fraction) -> Schedule:
-    """Flat for a fraction of the run, then a cosine to 0 (Perceiver IO on ImageNet)."""
+def flat_cosine(total_steps: int, steps_per_epoch: float, *, flat_fraction: float) -> Schedule:
+    """Keeps the peak rate for a fraction of the run, then a cosine to 0 (Perceiver IO on ImageNet).
+
+    Args:
+      total_steps: Updates of the whole run.
+      steps_per_epoch: Updates that make one epoch.
+      flat_fraction: Share of the run before the cosine.
+
+    Returns:
+      The schedule, as a multiplier of the peak rate.
+    """
     flat_steps = flat_fraction * total_steps
     return lambda step: _cosine((step - flat_steps) / (total_steps - flat_steps))
 
 
-def cosine(total_steps, steps_per_epoch, *, warmup_steps) -> Schedule:
-    """A linear warm-up, then a cosine to 0 (optical flow without, language with warm-up)."""
+def cosine(total_steps: int, steps_per_epoch: float, *, warmup_steps: int) -> Schedule:
+    """Makes a linear warm-up, then a cosine to 0 (optical flow without, language with warm-up).
+
+    Args:
+      total_steps: Updates of the whole run.
+      steps_per_epoch: Updates that make one epoch.
+      warmup_steps: Updates of the warm-up; 0 for none.
+
+    Returns:
+      The schedule, as a multiplier of the peak rate.
+
+    Raises:
+      Refused: The run is not longer than its warm-up.
+    """
     if warmup_steps >= total_steps:
         raise Refused(
             f'config.optimizer.schedule.warmup_steps is {warmup_steps}, and the run has '
@@ -113,7 +160,7 @@ def cosine(total_steps, steps_per_epoch, *, warmup_steps) -> Schedule:
     return multiplier
 
 
-SCHEDULES = {
+SCHEDULES: dict[str, Callable[..., Schedule]] = {
     'constant': constant,
     'step': step_decay,
     'flat_cosine': flat_cosine,
@@ -121,11 +168,13 @@ SCHEDULES = {
 }
 
 
-def _cosine(progress):
+def _cosine(progress: jax.typing.ArrayLike) -> jax.Array:
     return 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
 
 
-def _make_schedule(total_steps, steps_per_epoch, *, kind, **arguments) -> Schedule:
+def _make_schedule(
+    total_steps: int, steps_per_epoch: float, *, kind: str, **arguments: Any
+) -> Schedule:
     if kind not in SCHEDULES:
         raise Refused(
             f'config.optimizer.schedule.kind is {kind!r}, it must be one of {", ".join(SCHEDULES)}'

@@ -1,8 +1,9 @@
-"""The only file that knows about devices, meshes, pmap and processes.
+"""How a step that is written once, for a batch, runs on all devices of all processes.
 
-A training step is written once, for a batch, with a call of `average` where the devices must agree.
-`Jit` compiles it for the whole global batch, which the compiler cuts over the devices: there is
-nothing to average. `Pmap` runs it on each device's part and averages over the axis `AXIS`.
+A step calls `average` where the devices must agree. `Jit` compiles it for the whole global batch,
+which the compiler cuts over the devices: there is nothing to average. `Pmap` runs it on each
+device's part of the batch and averages over the axis `AXIS`. Beside them: joining the processes of
+a run, what a process asks about the others, and stopping together.
 """
 
 import collections
@@ -10,7 +11,8 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,125 +24,160 @@ from perceiver_jax.errors import Refused
 
 AXIS = 'data'  # the one mesh axis, and the axis name that a pmapped step is bound to
 
+Tree = Any  # nested dictionaries, tuples and NamedTuples of arrays
+
 
 class Jit:
-    """Arrays are global: state on every device, batches cut along their examples."""
+    """Arrays are global: state is replicated on every device, batches are sharded by example."""
 
-    def __init__(self):
+    def __init__(self, devices: Sequence[jax.Device] | None = None):
+        """Makes the mesh.
+
+        Args:
+          devices: Devices of all processes to run on; None takes all of them.
+        """
         # Auto: under the explicit axes that are jax's default from 0.11 on, products of replicated
         # and sharded arrays (the latents and the inputs) are refused.
-        mesh = Mesh(jax.devices(), (AXIS,), axis_types=(AxisType.Auto,))
+        chosen = jax.devices() if devices is None else devices
+        mesh = Mesh(np.asarray(chosen), (AXIS,), axis_types=(AxisType.Auto,))
         self._replicated = NamedSharding(mesh, PartitionSpec())
         self._examples = NamedSharding(mesh, PartitionSpec(AXIS))
         self._micro_batches = NamedSharding(mesh, PartitionSpec(None, AXIS))
 
-    def average(self, tree):
-        """The mean over the devices, inside a compiled step."""
+    def average(self, tree: Tree) -> Tree:
+        """Returns the mean over the devices; to be called inside a compiled step."""
         return tree
 
     def compile_update(self, update: Callable) -> Callable:
-        """Compiles `update(state, batch) -> (state, metrics)`; the state passed in is used up."""
+        """Compiles `update(state, batch) -> (state, metrics)`; the state passed in is donated."""
         return jax.jit(update, donate_argnums=0, out_shardings=self._replicated)
 
     def compile_predict(self, predict: Callable) -> Callable:
         """Compiles `predict(params, state, batch) -> {name: [examples, ...]}`."""
         return jax.jit(predict, out_shardings=self._examples)
 
-    def replicate(self, tree):
+    def replicate(self, tree: Tree) -> Tree:
         """Puts host arrays, equal in all processes, on every device."""
-        return self._put(tree, self._replicated)
 
-    def put_batch(self, batch):
-        """Puts this process's part of a batch, [b, ...], on its devices."""
-        return self._put(batch, self._examples)
+        def put(x):
+            x = np.asarray(x)
+            return jax.make_array_from_process_local_data(self._replicated, x, x.shape)
 
-    def put_micro_batches(self, batch, count: int):
-        """Puts this process's part of a batch on its devices as [count, b / count, ...]."""
-        return self._put(_split(batch, count), self._micro_batches)
+        return jax.tree.map(put, tree)
 
-    def fetch(self, tree):
+    def put_batch(self, batch: Tree) -> Tree:
+        """Puts this process's part of a batch, `[b, ...]`, on its devices."""
+        return _put_parts(batch, self._examples)
+
+    def put_micro_batches(self, batch: Tree, count: int) -> Tree:
+        """Puts this process's part of a batch on its devices as `[count, b / count, ...]`."""
+        return _put_parts(_split(batch, count), self._micro_batches)
+
+    def fetch(self, tree: Tree) -> Tree:
         """Copies replicated arrays to the host; host arrays pass."""
         return jax.tree.map(np.array, tree)
 
-    def gather(self, outputs):
+    def gather(self, outputs: Tree) -> Tree:
         """Brings what a compiled predict returned for all processes' examples to the host."""
         return multihost_utils.process_allgather(outputs, tiled=True)
 
-    def _put(self, tree, sharding):
-        shape = np.shape if sharding is self._replicated else lambda x: None
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x), shape(x)),
-            tree,
-        )
-
 
 class Pmap:
-    """Arrays are this process's, with its devices as their leading axis. Methods: as Jit's."""
+    """Arrays are this process's, with its devices as their leading axis; methods as in `Jit`."""
 
-    def __init__(self):
-        mesh = Mesh(jax.local_devices(), (AXIS,), axis_types=(AxisType.Auto,))
+    def __init__(self, devices: Sequence[jax.Device] | None = None):
+        """Makes the mesh of this process.
+
+        Args:
+          devices: Devices of all processes to run on; None takes all of them.
+        """
+        self._devices = devices
+        local = jax.local_devices()
+        if devices is not None:
+            local = [d for d in devices if d.process_index == jax.process_index()]
+        mesh = Mesh(np.asarray(local), (AXIS,), axis_types=(AxisType.Auto,))
         self._per_device = NamedSharding(mesh, PartitionSpec(AXIS))
-        self._num_devices = jax.local_device_count()
+        self._num_devices = len(local)
 
-    def average(self, tree):
+    def average(self, tree: Tree) -> Tree:
+        """Returns the mean over the devices; to be called inside a compiled step."""
+
         def mean(x):  # of counters, which are equal everywhere, a mean would make floats
             return jax.lax.pmean(x, AXIS) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
         return jax.tree.map(mean, tree)
 
-    def compile_update(self, update):
-        return jax.pmap(update, axis_name=AXIS, donate_argnums=0)
+    def compile_update(self, update: Callable) -> Callable:
+        """Compiles `update(state, batch) -> (state, metrics)`; the state passed in is donated."""
+        return jax.pmap(update, axis_name=AXIS, devices=self._devices, donate_argnums=0)
 
-    def compile_predict(self, predict):
-        return jax.pmap(predict, axis_name=AXIS)
+    def compile_predict(self, predict: Callable) -> Callable:
+        """Compiles `predict(params, state, batch) -> {name: [examples, ...]}`."""
+        return jax.pmap(predict, axis_name=AXIS, devices=self._devices)
 
-    def replicate(self, tree):
+    def replicate(self, tree: Tree) -> Tree:
+        """Puts host arrays, equal in all processes, on every device."""
         return self._put(
             jax.tree.map(lambda x: np.broadcast_to(x, (self._num_devices, *np.shape(x))), tree)
         )
 
-    def put_batch(self, batch):
+    def put_batch(self, batch: Tree) -> Tree:
+        """Puts this process's part of a batch, `[b, ...]`, on its devices."""
         return self._put(_split(batch, self._num_devices))
 
-    def put_micro_batches(self, batch, count):
+    def put_micro_batches(self, batch: Tree, count: int) -> Tree:
+        """Puts this process's part of a batch on its devices as `[count, b / count, ...]`."""
         return self._put(_split(_split(batch, self._num_devices), count, axis=1))
 
-    def fetch(self, tree):
+    def fetch(self, tree: Tree) -> Tree:
+        """Copies replicated arrays to the host; host arrays pass."""
+
         def first(x):
             return np.array(x.addressable_data(0))[0] if isinstance(x, jax.Array) else x
 
         return jax.tree.map(first, tree)
 
-    def gather(self, outputs):
+    def gather(self, outputs: Tree) -> Tree:
+        """Brings what a compiled predict returned for all processes' examples to the host."""
         flat = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), outputs)
         return multihost_utils.process_allgather(flat, tiled=True)
 
-    def _put(self, tree):
+    def _put(self, tree: Tree) -> Tree:
         return jax.tree.map(lambda x: jax.device_put(x, self._per_device), tree)
 
 
-KINDS = {'jit': Jit, 'pmap': Pmap}
+KINDS: dict[str, type[Jit] | type[Pmap]] = {'jit': Jit, 'pmap': Pmap}
 
 
-def make(kind: str) -> Jit | Pmap:
-    """Makes the way to run on all devices that `config.parallel` names.
+def make(kind: str, devices: Sequence[jax.Device] | None = None) -> Jit | Pmap:
+    """Makes the way to run on several devices that `config.parallel` names.
+
+    Args:
+      kind: A key of `KINDS`.
+      devices: Devices of all processes to run on; None takes all of them.
+
+    Returns:
+      A `Jit` or a `Pmap`.
 
     Raises:
-      ValueError: if it is not one of KINDS.
+      Refused: `kind` is not one of `KINDS`.
     """
     if kind not in KINDS:
         raise Refused(f'config.parallel is {kind!r}, it must be one of {", ".join(KINDS)}')
-    return KINDS[kind]()
+    return KINDS[kind](devices)
 
 
 def prefetch(batches: Iterable, put: Callable) -> Iterator:
-    """Yields batches on the devices; the next one is on its way while a batch is worked on.
+    """Puts batches on the devices, one ahead of the batch that is worked on.
 
     Args:
-      batches: host batches.
-      put: a put_batch or put_micro_batches.
+      batches: Host batches.
+      put: Moves a host batch to the devices: `put_batch` or `put_micro_batches`.
+
+    Yields:
+      The batches on the devices, in order.
     """
-    ahead = collections.deque()
+    ahead: collections.deque = collections.deque()
     for batch in batches:
         ahead.append(put(batch))
         if len(ahead) > 1:
@@ -157,11 +194,11 @@ def initialize(
       coordinator: 'host:port' of process 0, or 'auto' where jax can find all three itself
         (Cloud TPU, SLURM, Open MPI). Under SLURM, Open MPI and on a TPU pod slice that tells its
         hosts in TPU_WORKER_HOSTNAMES, several processes are found without it.
-      num_processes: how many processes run.
-      process_id: which one this is, from 0.
+      num_processes: How many processes run.
+      process_id: Which one this is, from 0.
 
     Raises:
-      ValueError: if only some of the three are given.
+      Refused: Only some of the three are given.
     """
     given = (coordinator, num_processes, process_id)
     if coordinator == 'auto' or (given == (None, None, None) and _several_announced(os.environ)):
@@ -176,36 +213,47 @@ def initialize(
 
 
 def is_main_process() -> bool:
-    """Whether this process writes the files and prints."""
+    """Returns whether this process writes the files and prints."""
     return jax.process_index() == 0
 
 
+def say(line: str) -> None:
+    """Prints a line, in the main process only."""
+    if is_main_process():
+        print(line)
+
+
 def barrier(name: str) -> None:
-    """Waits until all processes have come here."""
+    """Waits until all processes have come to the barrier of this name."""
     multihost_utils.sync_global_devices(name)
 
 
 def check_equal(number: int, what: str) -> None:
-    """Raises in all processes where they have come to different numbers."""
+    """Raises AssertionError in all processes if the number is not the same in all of them.
+
+    Args:
+      number: What this process has come to.
+      what: What the number is, for the message.
+    """
     multihost_utils.assert_equal(np.asarray(number), f'processes differ in {what}')
 
 
 def num_devices() -> int:
-    """The number of devices of all processes."""
+    """Returns the number of devices of all processes."""
     return jax.device_count()
 
 
 def device_name() -> str:
-    """The devices of the run, as 'NVIDIA H100 80GB HBM3 x8'."""
+    """Returns the devices of the run, as 'NVIDIA H100 80GB HBM3 x8'."""
     return f'{jax.devices()[0].device_kind} x{jax.device_count()}'
 
 
 @contextlib.contextmanager
 def preemption() -> Iterator[Callable[[int], bool]]:
-    """Turns SIGTERM into a question to ask after every step.
+    """Turns SIGTERM into a question that the loop asks after every step.
 
     Yields:
-      `should_stop(step) -> bool`, which becomes true at the same step in all processes.
+      `should_stop(step) -> bool`, which turns true at the same step in all processes.
     """
     if jax.process_count() > 1:  # jax's own handler tells all processes and finds the common step
         yield multihost_utils.reached_preemption_sync_point
@@ -220,15 +268,22 @@ def preemption() -> Iterator[Callable[[int], bool]]:
         yield lambda step: False
 
 
-def _several_announced(environment) -> bool:
-    """Whether a cluster's launcher says that it started several processes."""
+def _several_announced(environment: Mapping[str, str]) -> bool:
+    """Returns whether a cluster's launcher says that it started several processes."""
     counts = [environment.get(x, '1') for x in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')]
     hosts = environment.get('TPU_WORKER_HOSTNAMES', '').split(',')
     return any(int(count) > 1 for count in counts) or len(hosts) > 1
 
 
-def _split(tree, count: int, axis: int = 0):
-    """Cuts an axis in two: [.., b, ..] -> [.., count, b / count, ..]."""
+def _put_parts(tree: Tree, sharding: NamedSharding) -> Tree:
+    """Makes global arrays of which this process has its part."""
+    return jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree
+    )
+
+
+def _split(tree: Tree, count: int, axis: int = 0) -> Tree:
+    """Cuts an axis in two: `[.., b, ..]` -> `[.., count, b / count, ..]`."""
 
     def split(x):
         return x.reshape(*x.shape[:axis], count, x.shape[axis] // count, *x.shape[axis + 1 :])

@@ -1,27 +1,31 @@
-"""What a run leaves in its folder beside the checkpoints, and the progress line."""
+"""What a run writes into its folder beside the checkpoints, and the progress line."""
 
 import datetime
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-
-import tensorboardX
+from typing import Any
 
 from experiments.training import parallel
 from perceiver_jax.files import write_whole
 
-_QUIET_SECONDS = 60.0  # between training lines where nobody watches: files and pipes
+_QUIET_SECONDS = 60.0  # between training lines that go to a file or a pipe
 
 
-def write_json(path: Path, content: dict) -> None:
-    """Writes a JSON file, indented."""
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes an indented JSON file atomically."""
     write_whole(path, json.dumps(content, indent=2) + '\n')
 
 
 def git_commit() -> str | None:
-    """The commit checked out, with '-dirty' behind it if files differ; None outside a checkout."""
+    """Returns the commit checked out, with '-dirty' appended if files differ from it.
+
+    Returns:
+      The commit; None outside a git checkout or without git.
+    """
     command = ['git', '-C', str(Path(__file__).parent), 'describe']
     command += ['--always', '--dirty', '--abbrev=40', '--exclude=*']
     try:
@@ -31,29 +35,24 @@ def git_commit() -> str | None:
     return answer.stdout.strip() if answer.returncode == 0 else None
 
 
-def _read_rows(path: Path) -> list[dict]:
-    """The lines of metrics.jsonl, without those that a killed process or a full disk cut off."""
-    rows = []
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), start=1):
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            print(f'{path}, line {number} is no whole JSON object, dropped')
-    return rows
-
-
 class Metrics:
-    """metrics.jsonl, TensorBoard events and the progress line. All processes keep the rows."""
+    """Writes metrics.jsonl, TensorBoard events and the progress line.
+
+    The main process writes; all processes keep the rows.
+
+    Attributes:
+      rows: The lines of metrics.jsonl so far, as dictionaries.
+    """
 
     def __init__(self, workdir: Path, *, step: int, total_steps: int, batch_size: int):
         """Opens the files.
 
         Args:
-          workdir: the run's folder.
-          step: updates made so far; lines about later ones are from a run that was cut off after
-            its last checkpoint, and are dropped.
-          total_steps: updates of the whole run.
-          batch_size: examples in an update.
+          workdir: The run's folder.
+          step: Updates made so far. Lines about later updates are dropped: they are from a run
+            that was killed after its last checkpoint.
+          total_steps: Updates of the whole run.
+          batch_size: Examples in an update.
         """
         path = workdir / 'metrics.jsonl'
         self.rows = [row for row in _read_rows(path) if row['step'] <= step]
@@ -62,17 +61,19 @@ class Metrics:
         self._quiet_until = 0.0  # on time.monotonic's clock
         self._writes = parallel.is_main_process()
         if self._writes:
+            import tensorboardX  # slow, and evaluation only needs write_json
+
             write_whole(path, ''.join(json.dumps(row) + '\n' for row in self.rows))
             self._file = path.open('a')
             self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1)
 
-    def write(self, step: int, split: str, numbers: dict[str, float]) -> None:
+    def write(self, step: int, split: str, numbers: Mapping[str, float]) -> None:
         """Adds one line.
 
         Args:
-          step: updates made so far.
+          step: Updates made so far.
           split: 'train', with loss, learning_rate and examples_per_second, or 'eval'.
-          numbers: what was measured.
+          numbers: Metrics by name.
         """
         row = {'step': step, 'split': split, **numbers}
         self.rows.append(row)
@@ -85,7 +86,7 @@ class Metrics:
         self._print(row)
 
     def close(self) -> None:
-        """Finishes the files, and the progress line."""
+        """Closes the files, and ends the progress line."""
         if not self._writes:
             return
         self._file.close()
@@ -93,7 +94,7 @@ class Metrics:
         if sys.stdout.isatty():
             print()
 
-    def _print(self, row):
+    def _print(self, row: Mapping[str, Any]) -> None:
         place = f'{row["step"]:,}/{self._total_steps:,}'
         if row['split'] == 'train':
             rate = row['examples_per_second']
@@ -110,9 +111,22 @@ class Metrics:
                 f'{k} {v:.4f}' for k, v in row.items() if k not in ('step', 'split')
             )
             line = f'step {place}  evaluation: {numbers}'
-        if sys.stdout.isatty():  # one line that is written over, and stays where it evaluates
+        if sys.stdout.isatty():  # training lines overwrite each other, evaluations stay
             end = '\n' if row['split'] == 'eval' else ''
             print(f'\r\x1b[K{line}', end=end, flush=True)
         elif row['split'] == 'eval' or time.monotonic() >= self._quiet_until:
             print(line, flush=True)
             self._quiet_until = time.monotonic() + _QUIET_SECONDS
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """Reads metrics.jsonl, without lines that a killed process or a full disk left incomplete."""
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            print(f'{path}, line {number} is no whole JSON object, dropped')
+    return rows

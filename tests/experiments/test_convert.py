@@ -1,54 +1,17 @@
-import json
-
 import jax
 import numpy as np
 import pytest
 
-from configs import imagenet
 from experiments import convert, open_model
-from experiments.tasks import TASKS
-from experiments.training.checkpointing import Checkpoints
 from perceiver_jax import initialise, load
-
-IMAGES = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
+from tests.toys.demo_run import IMAGES, write_demo_run
 
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
-    """A run of the demo with Perceiver IO's decoder, which has names in the released models."""
     workdir = tmp_path_factory.mktemp('run')
-    config = imagenet.get_config('demo').unlock()
-    config.model.encoder.num_cross_attends = 1
-    config.model.decoder = dict(query_channels=7)
-    (workdir / 'config.json').write_text(json.dumps(config.to_dict()))
-    checkpoints = Checkpoints(workdir, keep=2)
-    task = TASKS['imagenet'](config)
-    for step, score in ((3, 0.5), (5, 0.25)):
-        params, state = jax.tree.map(np.asarray, task.init(jax.random.key(step)))
-        checkpoints.save(step, {'params': params, 'state': state}, wall_seconds=1, score=score)
-    checkpoints.close()
+    write_demo_run(workdir)
     return workdir
-
-
-def test_a_run_is_a_model(workdir):
-    model = open_model.open_model(workdir)
-    assert model(IMAGES).shape == (2, 10)
-    assert model.classes == [str(n) for n in range(10)]
-    assert model.front_end == dict(size=8, crop_fraction=1.0, mean=[0.3], std=[0.38])
-    assert model.description == f'imagenet, step 5 of {workdir}.'
-    best = open_model.open_model(workdir, best=True)
-    assert 'step 3' in best.description
-    assert np.abs(best(IMAGES) - model(IMAGES)).max() > 1e-3
-
-
-def test_what_is_no_run_says_so(workdir, tmp_path):
-    (tmp_path / 'checkpoints').mkdir()
-    with pytest.raises(ValueError, match='config.json is not the config of a run'):
-        open_model.open_model(tmp_path)
-    config = json.loads((workdir / 'config.json').read_text())
-    (tmp_path / 'config.json').write_text(json.dumps(config))
-    with pytest.raises(ValueError, match='no checkpoint in'):
-        open_model.open_model(tmp_path)
 
 
 @pytest.mark.parametrize('name', ['ours', 'x.pystate', 'x.pickle', 'x.safetensors'])

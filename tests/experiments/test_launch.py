@@ -4,9 +4,8 @@ import sys
 
 import pytest
 
-from experiments import command_line, launch
-from experiments.training import loop, parallel
-from tests.toys.toy_task import ToyTask, get_config
+from experiments import launch
+from perceiver_jax.errors import Refused
 
 DEMO = '--config=configs/imagenet.py:demo'
 
@@ -66,56 +65,34 @@ def test_describe_as_json():
     assert sizes['latents'] == [512, 1024]
 
 
-def test_a_checkpoint_is_evaluated_as_the_run_did(tmp_path):
-    config = get_config(log_every_steps=1)
-    task = ToyTask(config)
-    loop.train(config, task, tmp_path, 'toy')
-    rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
-    by_step = {row['step']: row['top1'] for row in rows if row['split'] == 'eval'}
-    assert by_step.keys() == {4, 6} and by_step[4] != by_step[6]
-    config.parallel = 'pmap'
-    for best in (False, True):
-        result = launch.evaluate_checkpoint(config, task, tmp_path, 'toy', best)
-        assert result['step'] == (max(by_step, key=by_step.get) if best else 6)
-        assert result['value'] == by_step[result['step']]
-        assert json.loads((tmp_path / 'evaluation.json').read_text()) == result
+@pytest.mark.parametrize(
+    ('content', 'error', 'message'),
+    [
+        ("raise ValueError('no such size')", Refused, 'no such size'),
+        ("raise TypeError('a bug')", TypeError, 'a bug'),
+        ("{}['task']", KeyError, 'task'),
+        ("''.task", AttributeError, "'str' object has no attribute 'task'"),
+    ],
+)
+def test_a_config_refuses_with_a_value_error_and_all_else_is_a_bug(
+    tmp_path, monkeypatch, content, error, message
+):
+    path = tmp_path / 'config.py'
+    path.write_text(f'def get_config():\n  {content}\n')
+    monkeypatch.setattr(sys, 'argv', ['launch', f'--config={path}'])
+    with pytest.raises(error, match=message) as raised:
+        launch.parse_flags(sys.argv)
+    assert raised.type is error
+    assert error is Refused or raised.traceback[-1].path == path  # where the bug is
 
-    init = task.init
-    task.init = lambda rng: ({**init(rng)[0], 'new': {'w': rng}}, {})
-    with pytest.raises(ValueError, match='does not fit the model. missing: params/new/w'):
-        launch.evaluate_checkpoint(config, task, tmp_path, 'toy', False)
 
-
-def test_the_table_sets_the_sizes_beside_the_papers():
-    table = launch.describe_table(
-        {
-            'inputs': [50176, 261],
-            'latents': [512, 1024],
-            'parameters': 44_912_254,
-            'forward_flops': 706_279_096_320,
-            'paper': {
-                'source': 'Table 1',
-                'metric': 'top1',
-                'value': 0.78,
-                'parameters': 44.9e6,
-                'flops': None,
-            },
-        }
+def test_what_is_slow_to_import_is_imported_where_it_is_used():
+    modules = ['launch', 'open_model', 'convert', 'training.describe', 'training.loop']
+    script = f'import sys; {"; ".join(f"import experiments.{x}" for x in modules)}'
+    done = subprocess.run(
+        [sys.executable, '-c', f'{script}; print(*sys.modules)'], capture_output=True, text=True
     )
-    assert [line.split() for line in table.splitlines()] == [
-        ['here', 'paper', '(Table', '1)'],
-        ['inputs', '(M', 'x', 'C)', '50,176', 'x', '261'],
-        ['latents', '(N', 'x', 'D)', '512', 'x', '1,024'],
-        ['parameters', '44.9M', '44.9M'],
-        ['forward', 'FLOPs', '706.3B'],
-        ['top1', '0.780'],
-    ]
-
-
-def test_what_is_refused_is_one_line_and_a_bug_keeps_its_traceback(capsys):
-    with pytest.raises(SystemExit) as ended, command_line.one_line_errors():
-        parallel.make('pjit')
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.startswith("error: config.parallel is 'pjit'")
-    with pytest.raises(ValueError, match='length 1; 2 is required'), command_line.one_line_errors():
-        dict([(1,)])
+    loaded = set(done.stdout.split())
+    assert 'experiments.training.loop' in loaded, done.stderr
+    slow = {'matplotlib', 'orbax', 'tensorboardX', 'tensorflow_datasets', 'grain', 'sklearn'}
+    assert not slow & loaded

@@ -14,38 +14,33 @@ def one_update(task, num_devices, learning_rate=1.0, params=None):
     """Makes the first update of a run by SGD: LAMB enlarges gradients that are mere rounding.
 
     Args:
-      task: made of a config with 'parallel' and 'train.batch_size'.
-      num_devices: of this process, to use.
-      learning_rate: of SGD.
-      params: {module: parameters} that stand for some of the initial ones.
+      task: A task made from a config with `parallel` and `train.batch_size`.
+      num_devices: How many devices of this process to use.
+      learning_rate: Learning rate of SGD.
+      params: `{module: parameters}` that replace some of the initial ones.
 
     Returns:
-      The state and the metrics after it, on the host.
+      The state and the metrics after the update, on the host.
     """
     optimizer = optax.sgd(learning_rate)
-    chosen = jax.devices()[:num_devices]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, 'devices', lambda *_: chosen)
-        patch.setattr(jax, 'local_devices', lambda *_: chosen)
-        patch.setattr(jax, 'local_device_count', lambda *_: num_devices)
-        devices = parallel.make(task.config.parallel)
-        state = jax.device_get(loop.init(0, task, optimizer))
-        state.params.update(params or {})
-        update = devices.compile_update(
-            functools.partial(
-                loop.update_step,
-                task.loss,
-                optimizer,
-                seed=0,
-                batch_size=task.config.train.batch_size,
-                average=devices.average,
-            )
+    devices = parallel.make(task.config.parallel, jax.devices()[:num_devices])
+    state = jax.device_get(loop.init(0, task, optimizer))
+    state.params.update(params or {})
+    update = devices.compile_update(
+        functools.partial(
+            loop.update_step,
+            task.loss,
+            optimizer,
+            seed=0,
+            batch_size=task.config.train.batch_size,
+            average=devices.average,
         )
-        batches = task.train_batches(0)
-        batch = devices.put_micro_batches(next(batches), count=1)
-        state, metrics = update(devices.replicate(state), batch)
-        batches.close()
-        return devices.fetch(state), devices.fetch(metrics)
+    )
+    batches = task.train_batches(0)
+    batch = devices.put_micro_batches(next(batches), count=1)
+    state, metrics = update(devices.replicate(state), batch)
+    batches.close()
+    return devices.fetch((state, metrics))
 
 
 def assert_same_update(actual, expected):

@@ -12,6 +12,8 @@ from pathlib import Path
 from experiments.training import loop, parallel
 from tests.toys.toy_task import ToyTask, get_config
 
+SELDOM = dict(checkpoint_every_steps=20, evaluate_every_steps=10)  # processes save together: slow
+
 
 def wait_for_step(workdir, step, timeout=100.0):
     """Returns when metrics.jsonl tells that a run has made an update."""
@@ -28,7 +30,7 @@ if __name__ == '__main__':
     coordinator, num_processes, process_id, folder = sys.argv[1:]
     parallel.initialize(coordinator, int(num_processes), int(process_id))
 
-    config = get_config(steps=30, accumulate_steps=2, checkpoint_every_steps=20, log_every_steps=1)
+    config = get_config(steps=30, accumulate_steps=2, log_every_steps=1, **SELDOM)
     task = ToyTask(config)
     task.broken = 3
     task.on_step = lambda step: time.sleep(0.1)  # time for SIGTERM to come
@@ -38,7 +40,7 @@ if __name__ == '__main__':
     loop.train(config, task, Path(folder, 'jit'), 'toy')
 
     # Fewer steps than at SIGTERM, of which jax reminds whenever that step comes again.
-    config = get_config(steps=4, log_every_steps=1)
+    config = get_config(steps=4, log_every_steps=1, **SELDOM)
     config.parallel = 'pmap'
     task = ToyTask(config)
     task.broken = 3

@@ -1,12 +1,13 @@
 """The models that the configs name are the papers': parameters and arithmetic."""
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import pytest
 
 from configs import audioset, flow, imagenet, modelnet40
-from experiments.tasks import TASKS
-from experiments.training.describe import count_flops
+from experiments.tasks import make_task
+from experiments.training.describe import count_flops, describe_model, describe_table
 
 # variant -> input elements and channels, parameters, forward FLOPs of matrix products
 IMAGENET = {
@@ -98,7 +99,7 @@ KNOWN_DIFFERENCES = {
 @pytest.mark.parametrize(('configs', 'variant'), EXPECTED)
 def test_size_and_cost(configs, variant):
     config = configs.get_config(variant)
-    description = TASKS[config.task](config).describe()
+    description = make_task(config).describe()
     inputs, parameters, flops = EXPECTED[configs, variant]
     assert description['inputs'] == inputs
     assert description['parameters'] == parameters
@@ -122,7 +123,7 @@ def test_every_row_of_the_papers_tables_is_built():
 def test_the_papers_figure_for_flow_is_that_of_fewer_latents_and_layers():
     config = flow.get_config('main').unlock()
     config.model.encoder.update(num_latents=1024, num_self_attends_per_block=16)
-    description = TASKS[config.task](config).describe()
+    description = make_task(config).describe()
     assert description['parameters'] == pytest.approx(config.paper.parameters, rel=0.001)
     assert description['forward_flops'] == pytest.approx(config.paper.flops, rel=0.002)
 
@@ -150,3 +151,40 @@ def test_flops_of_products_convolutions_and_loops():
         return jax.lax.scan(lambda carry, _: (square(carry), None), x, length=4)[0]
 
     assert count_flops(repeat, jnp.ones((3, 3))) == 4 * 2 * 3**3
+
+
+def test_the_table_sets_the_sizes_beside_the_papers():
+    table = describe_table(
+        {
+            'inputs': [50176, 261],
+            'latents': [512, 1024],
+            'parameters': 44_912_254,
+            'forward_flops': 706_279_096_320,
+            'paper': {
+                'source': 'Table 1',
+                'metric': 'top1',
+                'value': 0.78,
+                'parameters': 44.9e6,
+                'flops': None,
+            },
+        }
+    )
+    assert [line.split() for line in table.splitlines()] == [
+        ['here', 'paper', '(Table', '1)'],
+        ['inputs', '(M', 'x', 'C)', '50,176', 'x', '261'],
+        ['latents', '(N', 'x', 'D)', '512', 'x', '1,024'],
+        ['parameters', '44.9M', '44.9M'],
+        ['forward', 'FLOPs', '706.3B'],
+        ['top1', '0.780'],
+    ]
+
+
+def test_a_model_without_an_encoder_is_described_without_its_sizes():
+    def forward(x):
+        return hk.Linear(7)(x)
+
+    sizes = describe_model(forward, jax.ShapeDtypeStruct((1, 5), jnp.float32))
+    assert sizes == {'parameters': 5 * 7 + 7, 'forward_flops': 2 * 5 * 7}
+    paper = dict(source='', metric='top1', value=None, parameters=None, flops=None)
+    lines = describe_table({**sizes, 'paper': paper}).splitlines()
+    assert [line.split()[0] for line in lines] == ['here', 'parameters', 'forward', 'top1']

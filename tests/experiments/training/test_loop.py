@@ -9,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.training import evaluate, loop, parallel
+from experiments.training import loop, parallel
 from experiments.training.checkpointing import load_params
 from experiments.training.optimizer import make_optimizer
-from tests.toys.toy_task import EVAL_EXAMPLES, ToyTask, get_config
+from tests.toys.toy_task import ToyTask, get_config
 
 
 def make_update(task, optimizer, average):
@@ -72,45 +72,12 @@ def test_the_rng_follows_seed_and_step():
     optimizer, _ = make_optimizer(6, 10, **get_config().optimizer)
     params = {'m': {'w': np.ones((), np.float32)}}
     state = loop.TrainState(np.array(5), params, {}, optimizer.init(params))
-    _, metrics = loop.update_step(
-        loss, optimizer, state, {'x': np.zeros((2, 3))}, seed=11, batch_size=6, average=lambda x: x
+    update = functools.partial(
+        loop.update_step, loss, optimizer, seed=11, batch_size=6, average=lambda x: x
     )
+    _, metrics = jax.jit(update)(state, {'x': np.zeros((2, 3))})
     expected = jax.random.uniform(jax.random.fold_in(jax.random.key(11), 5))
     np.testing.assert_allclose(metrics['draw'], expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize('kind', ['jit', 'pmap'])
-def test_evaluation_counts_every_example_once(kind):
-    task = ToyTask(get_config())
-    params, state = task.init(jax.random.key(0))
-    devices = parallel.make(kind)
-    predict = evaluate.compile_predict(task, devices)
-    actual, predictions = evaluate.evaluate(
-        task, devices, predict, devices.replicate(params), devices.replicate(state)
-    )
-    batches = list(task.eval_batches())
-    assert len(batches) == 3  # 37 examples in batches of 16: the last is padded
-    examples = {k: np.concatenate([b[k] for b in batches])[:EVAL_EXAMPLES] for k in batches[0]}
-    expected = task.summarise(jax.device_get(task.predict(params, state, examples)))
-    assert actual == pytest.approx(expected, rel=1e-5)
-    assert predictions['label'].tolist() == examples['label'].tolist()
-
-
-def test_examples_left_out_of_the_evaluation_are_told():
-    task = ToyTask(get_config())
-    with_mask = task.eval_batches
-
-    def eval_batches():
-        for batch in with_mask():
-            yield batch | {'broken': np.arange(16) < 2, 'mask': batch['mask'] & (np.arange(16) > 1)}
-
-    task.eval_batches = eval_batches
-    task.summarise = lambda predictions: {'count': len(predictions['label'])}
-    devices = parallel.make('jit')
-    params, state = devices.replicate(task.init(jax.random.key(0)))
-    predict = evaluate.compile_predict(task, devices)
-    numbers, _ = evaluate.evaluate(task, devices, predict, params, state)
-    assert numbers == {'count': 37 - 3 * 2, 'broken_examples': 3 * 2}
 
 
 @pytest.fixture(scope='module')

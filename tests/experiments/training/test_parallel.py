@@ -45,7 +45,7 @@ def test_two_processes_equal_one(tmp_path):
     assert 'step' not in outputs[1].replace('step=', '')  # one process reports
 
     for kind, steps in (('jit', 30), ('pmap', 4)):
-        task = ToyTask(get_config(steps=steps, log_every_steps=1))
+        task = ToyTask(get_config(steps=steps, log_every_steps=1, **toy_process.SELDOM))
         task.broken = 3
         result = loop.train(task.config, task, tmp_path / 'one process', 'toy')
         theirs = json.loads((tmp_path / kind / 'result.json').read_text())
@@ -80,6 +80,20 @@ def test_prefetch_is_one_batch_ahead():
     for batch in parallel.prefetch(batches(), put=lambda x: put.append(x) or x.upper()):
         seen.append((batch, ''.join(put)))
     assert seen == [('A', 'ab'), ('B', 'abc'), ('C', 'abc')]
+
+
+@pytest.mark.parametrize('kind', ['jit', 'pmap'])
+def test_devices_can_be_chosen(kind):
+    chosen = jax.devices()[2:4]
+    devices = parallel.make(kind, chosen)
+    batch = np.arange(12.0).reshape(6, 2)
+    weights = devices.replicate(np.array(3.0))
+    outputs = devices.compile_predict(lambda w, _, x: {'y': w * x})(
+        weights, weights, devices.put_batch(batch)
+    )
+    assert outputs['y'].devices() == set(chosen)
+    np.testing.assert_array_equal(devices.gather(outputs)['y'], 3 * batch)
+    np.testing.assert_array_equal(devices.fetch(weights), 3)
 
 
 def test_unknown_kind():

@@ -15,12 +15,15 @@ from tests.toys.toy_process import wait_for_step
 
 NAME = 'configs/imagenet.py:demo'
 SIZES = dict(steps=20, log_every_steps=1, checkpoint_every_steps=5, evaluate_every_steps=10)
+# Of the demo's layers one of each: four processes trace and compile them.
+LAYERS = dict(num_cross_attends=1, num_blocks=1, num_self_attends_per_block=1)
 
 
 def start(workdir, num_workers):
     command = [sys.executable, '-m', 'experiments.launch', f'--config={NAME}']
     command += [f'--workdir={workdir}', f'--config.data.num_workers={num_workers}']
     command += [f'--config.train.{key}={value}' for key, value in SIZES.items()]
+    command += [f'--config.model.encoder.{key}={value}' for key, value in LAYERS.items()]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -59,6 +62,7 @@ def read(workdir):
 def test_a_killed_run_resumes_with_another_number_of_workers(tmp_path):
     config = get_config('demo')
     config.train.update(SIZES)
+    config.model.encoder.update(LAYERS)
     with config.ignore_type():
         config.train.epochs = None
     train(config, ImageNet(config), tmp_path / 'left alone', NAME)

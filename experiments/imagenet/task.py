@@ -183,8 +183,8 @@ class ImageNet:
         params, state = jax.device_put((params, state))
         drawn = choose_to_draw(predictions['top1'], NUM_DRAWN)
         examples = [self.eval_source[int(i)] for i in predictions['index'][drawn]]
-        examples = [self.eval_transform(example) for example in examples]
-        images, labels = (np.stack([x[key] for x in examples]) for key in ('image', 'label'))
+        items = [self.eval_transform(example) for example in examples]
+        images, labels = (np.stack([item[key] for item in items]) for key in ('image', 'label'))
         parts = [
             apply(params, state, None, images[i : i + NUM_AT_ONCE])[0]
             for i in range(0, len(images), NUM_AT_ONCE)

@@ -13,6 +13,7 @@ from experiments.training.checkpointing import load_params
 from perceiver_jax.errors import Refused
 from perceiver_jax.weights import translation
 from perceiver_jax.weights.pretrained import Pretrained, load
+from perceiver_jax.weights.upgrade import upgrade_arguments
 
 
 def open_model(path: str | Path, *, best: bool = False, conv_kernel: str = 'hub') -> Pretrained:
@@ -49,9 +50,12 @@ def load_workdir(workdir: str | Path, best: bool = False) -> Pretrained:
     """
     path = Path(workdir) / 'config.json'
     try:
-        config = ml_collections.ConfigDict(json.loads(path.read_text()))
+        config = json.loads(path.read_text())
+        config = ml_collections.ConfigDict(
+            {**config, 'model': upgrade_arguments(config['model'])}
+        )
         task = TASKS[config.task](config)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise Refused(f'{path} is not the config of a run: {error!r}') from None
     params, state, step = load_params(workdir, best)
     expected = jax.eval_shape(task.init, jax.random.key(0))

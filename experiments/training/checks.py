@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from perceiver_jax.errors import Refused
+from perceiver_jax.weights.upgrade import upgrade_arguments
 
 # Keys of the configuration that may change when a run is resumed: none of them changes the result.
 FREE_KEYS = (
@@ -90,7 +91,9 @@ def check_resumable(workdir: Path, config) -> None:
     if not path.exists() or not any(workdir.glob('checkpoints/*')):
         return
     try:
-        before = _leaves(json.loads(path.read_text()))
+        written = json.loads(path.read_text())
+        model = upgrade_arguments(written.get('model', {}))
+        before = _leaves({**written, 'model': model})
     except (json.JSONDecodeError, AttributeError) as error:
         raise Refused(
             f'{path} is damaged ({error}); remove it to resume with the config at hand'

@@ -70,25 +70,17 @@ def self_attend(params, name, x, num_heads):
     return x + mlp(params, name, x)
 
 
-def encode(
-    params,
-    inputs,
-    *,
-    num_blocks=8,
-    num_self_attends_per_block=6,
-    num_self_attend_heads=8,
-    num_cross_attends=1,
-    **_,
-):
-    """Returns the latents; as many cross-attends as blocks, or one."""
+def encode(params, inputs, encoder):
+    """Returns the latents, by the fields of `Encoder`; as many cross-attends as blocks, or one."""
+    num_heads = encoder.get('self_attend', {}).get('num_heads', 8)
     latents = params['encoder']['latents'].astype(inputs.dtype)
     latents = jnp.broadcast_to(latents, (inputs.shape[0], *latents.shape))
-    for i in range(num_blocks):
-        if i < num_cross_attends:
+    for i in range(encoder.get('num_blocks', 8)):
+        if i < encoder.get('num_cross_attends', 1):
             latents = cross_attend(params, f'encoder/cross_attend_{min(i, 1) + 1}', latents, inputs)
-        for j in range(num_self_attends_per_block):
+        for j in range(encoder.get('num_self_attends_per_block', 6)):
             name = f'encoder/block_1/self_attend_{j + 1}'
-            latents = self_attend(params, name, latents, num_self_attend_heads)
+            latents = self_attend(params, name, latents, num_heads)
     return latents
 
 
@@ -111,7 +103,7 @@ def image_classifier(params, images, positions, *, encoder, decoder=None, dtype=
     """Returns logits `[B, classes]` from images `[B, height, width, 3]` and their positions."""
     images = images.astype(dtype)
     pixels = images.reshape(len(images), -1, images.shape[-1])
-    latents = encode(params, with_positions(pixels, positions), **encoder)
+    latents = encode(params, with_positions(pixels, positions), encoder)
     if decoder is None:
         return linear(params, 'decoder/output', latents.astype(jnp.float32).mean(1))
     query = params['decoder']['query'].astype(dtype)
@@ -122,7 +114,7 @@ def image_classifier(params, images, positions, *, encoder, decoder=None, dtype=
         f'{name}/cross_attend',
         query,
         latents,
-        decoder.get('use_query_residual', True),
+        use_query_residual=decoder.get('cross_attend', {}).get('use_query_residual', True),
     )
     return linear(params, f'{name}/output', output[:, 0].astype(jnp.float32))
 
@@ -139,7 +131,7 @@ def optical_flow(params, frames, positions, *, encoder, dtype='float32', **_):
     ]
     contents = linear(params, 'inputs/projection', jnp.concatenate(patches, -1))
     elements = with_positions(contents.reshape(batch, height * width, -1), positions)
-    latents = encode(params, elements, **encoder)
+    latents = encode(params, elements, encoder)
     flow = cross_attend(params, 'decoder/cross_attend', elements, latents, use_query_residual=False)
     flow = linear(params, 'decoder/output', flow.astype(jnp.float32))
     return flow.reshape(batch, height, width, 2) / 100 * 20

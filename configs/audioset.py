@@ -136,8 +136,8 @@ def get_config(variant: str = 'raw_audio_video') -> ml_collections.ConfigDict:
             num_self_attends_per_block=8,
             share_cross_attends=False,
             share_blocks=False,
-            num_cross_attend_heads=1,
-            num_self_attend_heads=8,
+            cross_attend=dict(num_heads=1),
+            self_attend=dict(num_heads=8),
             latent_init_std=0.02,
             scan=True,
             remat_cross_attends=False,  # less memory for more computation; see Encoder
@@ -206,7 +206,9 @@ def _perceiver_io(
     )
     if decoder == 'query':
         config.model.decoder = dict(
-            query_channels=1024, query_init_std=0.02, use_query_residual=True
+            query_channels=1024,
+            query_init_std=0.02,
+            cross_attend=dict(use_query_residual=True),
         )
     config.optimizer.schedule = dict(kind='flat_cosine', flat_fraction=0.5)
     return IO[variant, decoder]
@@ -239,7 +241,7 @@ def _esc(config: ml_collections.ConfigDict, *, input: str = 'mel') -> Paper:
         num_latents=32,
         latent_channels=128,
         num_self_attends_per_block=2,
-        num_self_attend_heads=4,
+        self_attend=dict(num_heads=4),
     )
     if input == 'mel':
         # An element is 0.2 s of 16 bins: of a few hundred sounds, single values are too little.
@@ -277,7 +279,7 @@ def _demo(config: ml_collections.ConfigDict) -> Paper:
         num_latents=24,
         latent_channels=96,
         num_self_attends_per_block=2,
-        num_self_attend_heads=4,
+        self_attend=dict(num_heads=4),
     )
     config.optimizer = common.lamb(
         learning_rate=4e-3, schedule=dict(kind='flat_cosine', flat_fraction=0.5)

@@ -138,12 +138,12 @@ def get_config(variant: str = 'main') -> ml_collections.ConfigDict:
             latent_channels=512,
             num_blocks=1,
             num_self_attends_per_block=24,
-            num_self_attend_heads=16,
+            self_attend=dict(num_heads=16),
             latent_init_std=0.02,
             remat_cross_attends=False,  # less memory for more computation; see Encoder
             remat_blocks=False,
         ),
-        decoder=dict(use_query_residual=False, zero_init_output=True),
+        decoder=dict(cross_attend=dict(use_query_residual=False), zero_init_output=True),
         output_divisor=100.0,
         flow_scale=20.0,
         dtype='float32',  # of the computation; or 'bfloat16'
@@ -232,12 +232,12 @@ def _small(config: ml_collections.ConfigDict) -> None:
         num_latents=64,
         latent_channels=128,
         num_self_attends_per_block=4,
-        num_self_attend_heads=8,
+        self_attend=dict(num_heads=8),
     )
     config.model.decoder.zero_init_output = False
     config.model.upsampling = dict(factor=4, zero_init_output=True)
     # Unlike the paper's: it learns in fewer steps.
-    config.model.decoder.use_query_residual = True
+    config.model.decoder.cross_attend.use_query_residual = True
     config.model.output_divisor = 1.0
     config.optimizer = common.adamw(
         learning_rate=1.5e-3, schedule=dict(kind='cosine', warmup_steps=100)

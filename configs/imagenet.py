@@ -138,8 +138,8 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
             cross_attend_placement='interleaved',
             share_cross_attends=True,
             share_blocks=True,
-            num_cross_attend_heads=1,
-            num_self_attend_heads=8,
+            cross_attend=dict(num_heads=1),
+            self_attend=dict(num_heads=8),
             latent_init_std=0.02,
             scan=True,  # compiles what repeats once
             remat_cross_attends=False,  # less memory for more computation; see Encoder
@@ -240,7 +240,7 @@ def _perceiver_io(
         config.model.decoder = dict(
             query_channels=1024,
             query_init_std=0.02,
-            use_query_residual=variant != 'io_learned',
+            cross_attend=dict(use_query_residual=variant != 'io_learned'),
         )
     return IO[variant, decoder]
 
@@ -266,7 +266,7 @@ def _demo(config: ml_collections.ConfigDict) -> Paper:
         num_cross_attends=2,
         num_blocks=2,
         num_self_attends_per_block=2,
-        num_self_attend_heads=4,
+        self_attend=dict(num_heads=4),
     )
     config.train.update(
         batch_size=64,

@@ -60,10 +60,9 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
             cross_attend_placement='interleaved',
             share_cross_attends=True,
             share_blocks=True,  # our choice: "as ImageNet" may also mean not
-            num_cross_attend_heads=1,
-            num_self_attend_heads=8,
+            cross_attend=dict(num_heads=1, dropout_rate=0.0),
+            self_attend=dict(num_heads=8, dropout_rate=0.0),
             latent_init_std=0.02,
-            dropout_rate=0.0,
             scan=True,  # compiles what repeats once
             remat_cross_attends=False,  # less memory for more computation; see Encoder
             remat_blocks=False,
@@ -100,7 +99,10 @@ def _small(config: ml_collections.ConfigDict) -> None:
     config.augmentation.axis_scale = (0.8, 1.25)
     config.model.inputs = dict(num_bands=16, max_resolution=(32, 32, 32))
     config.model.encoder.update(
-        num_latents=32, latent_channels=128, num_self_attends_per_block=3, num_self_attend_heads=4
+        num_latents=32,
+        latent_channels=128,
+        num_self_attends_per_block=3,
+        self_attend=dict(num_heads=4),
     )
     config.optimizer = common.lamb(
         learning_rate=4e-3, schedule=dict(kind='flat_cosine', flat_fraction=0.5)

@@ -11,6 +11,7 @@ from experiments.command_line import quiet_libraries
 from perceiver_jax.errors import Refused
 from perceiver_jax.weights.pretrained import Pretrained, load
 from perceiver_jax.weights.trees import check_fit
+from perceiver_jax.weights.upgrade import upgrade_arguments
 
 
 def open_model(path: str | Path, *, best: bool = False, conv_kernel: str = 'hub') -> Pretrained:
@@ -56,8 +57,9 @@ def load_workdir(workdir: str | Path, best: bool = False) -> Pretrained:
 
     path = Path(workdir) / 'config.json'
     try:
-        config = ml_collections.ConfigDict(json.loads(path.read_text()))
-    except (OSError, ValueError, AttributeError) as error:  # missing, not JSON, not an object
+        saved = json.loads(path.read_text())
+        config = ml_collections.ConfigDict({**saved, 'model': upgrade_arguments(saved['model'])})
+    except (OSError, ValueError, TypeError, KeyError) as error:  # missing, not JSON, not a config
         raise Refused(f'{path} is not the config of a run: {error!r}') from None
     try:
         task = make_task(config)

@@ -16,6 +16,7 @@ from perceiver_jax.decoder import (
 )
 from perceiver_jax.dot_product_attention import attend, attention_weights
 from perceiver_jax.encoder import Encoder, schedule
+from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.spectrogram import log_mel
 from perceiver_jax.inputs import (
     FlowInputs,
@@ -48,6 +49,8 @@ from perceiver_jax.position_encoding import (
 from perceiver_jax.recording import record_attention
 from perceiver_jax.weights.pretrained import Pretrained, initialise, load
 from perceiver_jax.weights.released import RELEASED
+
+__version__ = '0.1.0'  # pyproject.toml reads it here
 
 __all__ = [
     # Attention
@@ -96,6 +99,8 @@ __all__ = [
     'initialise',
     'Pretrained',
     'RELEASED',
+    # What is raised where an argument, a file or a configuration cannot be used
+    'Refused',
     # From files to models
     'front_ends',
     'tiling',

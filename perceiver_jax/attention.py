@@ -15,59 +15,75 @@ Source: Perceiver (arXiv 2103.03206), section 3.1 and appendix C; Perceiver IO
 """
 
 import dataclasses
-import math
+from collections.abc import Mapping
+from typing import Any
 
 import haiku as hk
-import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
+from perceiver_jax import folding
 from perceiver_jax.dot_product_attention import attend
 from perceiver_jax.errors import Refused
-from perceiver_jax.folding import cheapest_fold
-from perceiver_jax.layers import (
-    LECUN_NORMAL,
-    Affine,
-    LayerNorm,
-    Linear,
-    Mlp,
-    dropout,
-    normalise,
-    product,
-)
-from perceiver_jax.recording import _record
-
-# In place of a LayerNorm's, where there is none.
-_NO_AFFINE = Affine(np.ones((1,), np.float32), np.zeros((), np.float32))
+from perceiver_jax.layers import LECUN_NORMAL, LayerNorm, Linear, Mlp, dropout
+from perceiver_jax.recording import record
 
 
 @dataclasses.dataclass
 class Attention(hk.Module):
     """Projects queries, keys and values, attends, and projects the result.
 
-    Parameters `query`, `key`, `value`, `output`, each with `w` and `b`. With a single head,
-    projections are moved to the side of `inputs_q` or `inputs_kv` where they are cheaper
-    (`cheapest_fold`); the result is the same up to rounding.
+    Parameters: modules `query`, `key`, `value`, `output`, each with `w` and `b`. With a single
+    head, projections are moved to the side of `inputs_q` or `inputs_kv` where they are cheaper
+    (`perceiver_jax.folding`); the result is the same up to rounding.
+
+    Attributes:
+      num_heads: H.
+      qk_channels: Channels of queries and keys, all heads together.
+      v_channels: Channels of values, all heads together.
+      output_channels: Channels of the result.
+      dropout_rate: Dropout of the result, in training, before a residual is added.
+      implementation: Implementation of `attend`: 'auto', 'chunked', 'fused', or 'plain', which
+        moves no projection either.
+      name: Name of the module.
     """
 
     num_heads: int
-    qk_channels: int  # of queries and keys, all heads together
-    v_channels: int  # of values, all heads together
+    _: dataclasses.KW_ONLY
+    qk_channels: int
+    v_channels: int
     output_channels: int
-    dropout_rate: float = 0.0  # of the attention's output, before the residual is added
-    implementation: str = 'auto'  # of `attend`; 'plain' does not fold either
+    dropout_rate: float = 0.0
+    implementation: str = 'auto'
     name: str | None = None
 
     def __call__(
         self,
-        inputs_q: Array,  # [B, T, Cq]
-        inputs_kv: Array,  # [B, S, Ckv]
-        mask: Array | None = None,  # broadcastable to [B, T, S]
+        inputs_q: Array,
+        inputs_kv: Array,
+        mask: Array | None = None,
         *,
-        norm_q: LayerNorm | None = None,  # of inputs_q, where they are not normalised yet
-        norm_kv: LayerNorm | None = None,  # of inputs_kv, likewise
+        norm_q: LayerNorm | None = None,
+        norm_kv: LayerNorm | None = None,
         is_training: bool,
-    ) -> Array:  # [B, T, output_channels]
+    ) -> Array:
+        """Attends from one array to another.
+
+        Args:
+          inputs_q: `[B, T, Cq]`, what queries are made of.
+          inputs_kv: `[B, S, Ckv]`, what keys and values are made of.
+          mask: Boolean or 0/1, broadcastable to `[B, T, S]`; true where a query attends to a key;
+            None: everywhere.
+          norm_q: Normalisation to apply to `inputs_q`; None: none.
+          norm_kv: Normalisation to apply to `inputs_kv`; None: none.
+          is_training: Whether dropout is applied.
+
+        Returns:
+          `[B, T, output_channels]` in the dtype of the inputs. For a fully masked query it is the
+          bias of `output`.
+
+        Raises:
+          Refused: If the heads do not divide the channels, or the shapes do not fit together.
+        """
         for what, channels in (('qk', self.qk_channels), ('v', self.v_channels)):
             if channels % self.num_heads:
                 raise Refused(
@@ -84,25 +100,45 @@ class Attention(hk.Module):
         if fold != 'keys' and norm_kv is not None:
             inputs_kv = norm_kv(inputs_kv)
         if fold == 'keys':
-            result = self._fold_keys(inputs_q, inputs_kv, mask, norm_kv, query, key, value)
-            result = output(result)
+            average = folding.attend_with_folded_keys(
+                inputs_q,
+                inputs_kv,
+                mask,
+                norm_kv=norm_kv,
+                query=query,
+                key=key,
+                value=value,
+                attend=self._attend,
+            )
+            result = output(average)
         elif fold == 'queries':
-            result = self._fold_queries(
-                inputs_q, inputs_kv, mask, norm_q, query, key, value, output
+            result = folding.attend_with_folded_queries(
+                inputs_q,
+                inputs_kv,
+                mask,
+                norm_q=norm_q,
+                query=query,
+                key=key,
+                value=value,
+                output=output,
+                attend=self._attend,
             )
         else:
-            parts = query(inputs_q), key(inputs_kv), value(inputs_kv)
-            parts = [x.reshape(*x.shape[:-1], self.num_heads, -1) for x in parts]
-            result = self._attend(*parts, mask)
-            result = output(result.reshape(*result.shape[:2], -1))
+            average = self._attend(
+                self._split_heads(query(inputs_q)),
+                self._split_heads(key(inputs_kv)),
+                self._split_heads(value(inputs_kv)),
+                mask,
+            )
+            result = output(average.reshape(*average.shape[:2], -1))
         return dropout(result, self.dropout_rate, is_training)
 
     def _fold(self, inputs_q: Array, inputs_kv: Array) -> str | None:
         if self.num_heads > 1 or self.implementation == 'plain':
             return None
-        return cheapest_fold(
-            inputs_q.shape[1],
-            inputs_kv.shape[1],
+        return folding.cheapest_fold(
+            rows=inputs_q.shape[1],
+            keys=inputs_kv.shape[1],
             inputs_q=inputs_q.shape[-1],
             inputs_kv=inputs_kv.shape[-1],
             qk=self.qk_channels,
@@ -110,85 +146,77 @@ class Attention(hk.Module):
             output=self.output_channels,
         )
 
-    def _fold_keys(self, inputs_q, inputs_kv, mask, norm, query, key, value):
-        """`[B, T, v_channels]`; keys and values are `inputs_kv`, normalised chunk by chunk."""
-        affine = _NO_AFFINE if norm is None else norm.affine(inputs_kv.shape[-1])
-        queries = query(inputs_q)
-        w, _ = key.parameters(inputs_kv.shape[-1])  # a bias shifts all logits of a row alike
-        keys = inputs_kv[:, :, None]
-        seen = self._attend(
-            product(queries, affine.scale * w.T)[:, :, None],  # [B, T, 1, Ckv]
-            keys,
-            keys,
-            mask,
-            scale=1 / math.sqrt(self.qk_channels),
-            prepare_key=norm and normalise,
-        )
-        result = value(affine(seen[:, :, 0]))
-        if mask is not None:  # what looked at nothing has no value, and no bias either
-            result = jnp.where(mask.any(-1, keepdims=True), result, 0)
-        return result
+    def _split_heads(self, x: Array) -> Array:
+        return x.reshape(*x.shape[:-1], self.num_heads, -1)
 
-    def _fold_queries(self, inputs_q, inputs_kv, mask, norm, query, key, value, output):
-        """`[B, T, output_channels]`; queries are `inputs_q`, normalised chunk by chunk."""
-        affine = _NO_AFFINE if norm is None else norm.affine(inputs_q.shape[-1])
-        w, b = query.parameters(inputs_q.shape[-1])
-        keys = key(inputs_kv)
-        values = value(inputs_kv)
-        w_output, b_output = output.parameters(self.v_channels)
-        scale = 1 / math.sqrt(self.qk_channels)
-        bias = scale * (keys.astype(jnp.float32) @ (affine.offset @ w + b))  # [B, S]
-        seen = self._attend(
-            inputs_q[:, :, None],
-            product(keys, affine.scale * w.T)[:, :, None],  # [B, S, 1, Cq]
-            product(values, w_output)[:, :, None],
-            mask,
-            scale=scale,
-            key_bias=bias[:, :, None],
-            prepare_query=norm and normalise,
-        )
-        return seen[:, :, 0] + b_output.astype(seen.dtype)
-
-    def _attend(self, query, key, value, mask, **how):
-        _record(self.module_name, query, key, mask, how)
+    def _attend(
+        self, query: Array, key: Array, value: Array | None, mask: Array | None, **how: Any
+    ) -> Array:
+        record(self.module_name, query, key, mask, **how)
         return attend(query, key, value, mask, **how, implementation=self.implementation)
 
 
 @dataclasses.dataclass
 class CrossAttend(hk.Module):
-    """Queries look at inputs: x = [queries +] Attention(LN(queries), LN(inputs)); x + Mlp(LN(x)).
+    """Queries attend to inputs, then an MLP.
+
+    `x = [queries +] Attention(LN(queries), LN(inputs))`; `x += Mlp(LN(x))`.
 
     Queries and keys are as wide as the inputs unless told otherwise, with a single head: 261
     channels on ImageNet ("the minimum of the input channels", Perceiver, appendix C).
+
+    Parameters: modules `norm_queries`, `norm_inputs`, `attention`, `norm_mlp`, `mlp`.
+
+    Attributes:
+      num_heads: H.
+      qk_channels: Channels of queries and keys, all heads together; None: those of the inputs.
+      v_channels: Channels of values, all heads together; None: `qk_channels`.
+      widening_factor: Width of the MLP's hidden layer as a multiple of its input's.
+      use_query_residual: Whether the queries are added to what was attended to.
+      dropout_rate: Dropout behind the attention and behind the MLP, in training.
+      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked' or 'fused'.
+      name: Name of the module.
     """
 
     num_heads: int = 1
-    qk_channels: int | None = None  # None: the channels of the inputs
-    v_channels: int | None = None  # None: qk_channels
+    _: dataclasses.KW_ONLY
+    qk_channels: int | None = None
+    v_channels: int | None = None
     widening_factor: int = 1
     use_query_residual: bool = True
     dropout_rate: float = 0.0
-    implementation: str = 'auto'  # of `attend`
+    implementation: str = 'auto'
     name: str | None = None
 
     def __call__(
-        self,
-        queries: Array,  # [B, T, Cq]
-        inputs: Array,  # [B, S, Ckv]
-        mask: Array | None = None,  # broadcastable to [B, T, S]
-        *,
-        is_training: bool,
-    ) -> Array:  # [B, T, Cq]
+        self, queries: Array, inputs: Array, mask: Array | None = None, *, is_training: bool
+    ) -> Array:
+        """Reads from the inputs what each query asks for.
+
+        Args:
+          queries: `[B, T, Cq]`.
+          inputs: `[B, S, Ckv]`.
+          mask: Boolean or 0/1, broadcastable to `[B, T, S]`; true where a query attends to an
+            input; None: everywhere.
+          is_training: Whether dropout is applied.
+
+        Returns:
+          `[B, T, Cq]` in the dtype of the queries.
+
+        Raises:
+          Refused: If the heads do not divide the channels, or the shapes do not fit together.
+        """
         qk_channels = self.qk_channels or inputs.shape[-1]
-        x = Attention(
+        attention = Attention(
             self.num_heads,
-            qk_channels,
+            qk_channels=qk_channels,
             v_channels=self.v_channels or qk_channels,
             output_channels=queries.shape[-1],
             dropout_rate=self.dropout_rate,
             implementation=self.implementation,
             name='attention',
-        )(
+        )
+        x = attention(
             queries,
             inputs,
             mask,
@@ -198,27 +226,54 @@ class CrossAttend(hk.Module):
         )
         if self.use_query_residual:
             x = queries + x
-        mlp = Mlp(self.widening_factor, self.dropout_rate, name='mlp')
+        mlp = Mlp(self.widening_factor, dropout_rate=self.dropout_rate, name='mlp')
         return x + mlp(LayerNorm(name='norm_mlp')(x), is_training=is_training)
 
 
 @dataclasses.dataclass
 class SelfAttend(hk.Module):
-    """One layer of the latent transformer: x += Attention(LN(x)); x += Mlp(LN(x)); no mask."""
+    """One layer of the latent transformer.
+
+    `x += Attention(LN(x))`; `x += Mlp(LN(x))`.
+
+    Parameters: modules `norm_attention`, `attention`, `norm_mlp`, `mlp`.
+
+    Attributes:
+      num_heads: H.
+      qk_channels: Channels of queries and keys, all heads together; None: those of the input.
+      v_channels: Channels of values, all heads together; None: `qk_channels`.
+      widening_factor: Width of the MLP's hidden layer as a multiple of its input's.
+      dropout_rate: Dropout behind the attention and behind the MLP, in training.
+      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked' or 'fused'.
+      name: Name of the module.
+    """
 
     num_heads: int = 8
-    qk_channels: int | None = None  # None: the channels of the input
-    v_channels: int | None = None  # None: qk_channels
+    _: dataclasses.KW_ONLY
+    qk_channels: int | None = None
+    v_channels: int | None = None
     widening_factor: int = 1
     dropout_rate: float = 0.0
-    implementation: str = 'auto'  # of `attend`
+    implementation: str = 'auto'
     name: str | None = None
 
-    def __call__(self, x: Array, *, is_training: bool) -> Array:  # [B, N, D] -> [B, N, D]
+    def __call__(self, x: Array, *, is_training: bool) -> Array:
+        """Lets every row attend to all rows; there is no mask.
+
+        Args:
+          x: `[B, N, D]`.
+          is_training: Whether dropout is applied.
+
+        Returns:
+          `[B, N, D]` in the dtype of `x`.
+
+        Raises:
+          Refused: If the heads do not divide the channels.
+        """
         qk_channels = self.qk_channels or x.shape[-1]
         attention = Attention(
             self.num_heads,
-            qk_channels,
+            qk_channels=qk_channels,
             v_channels=self.v_channels or qk_channels,
             output_channels=x.shape[-1],
             dropout_rate=self.dropout_rate,
@@ -227,5 +282,23 @@ class SelfAttend(hk.Module):
         )
         normal = LayerNorm(name='norm_attention')(x)
         x = x + attention(normal, normal, is_training=is_training)
-        mlp = Mlp(self.widening_factor, self.dropout_rate, name='mlp')
+        mlp = Mlp(self.widening_factor, dropout_rate=self.dropout_rate, name='mlp')
         return x + mlp(LayerNorm(name='norm_mlp')(x), is_training=is_training)
+
+
+def check_fields(module: type[CrossAttend] | type[SelfAttend], fields: Mapping[str, Any]) -> None:
+    """Checks a mapping of fields that a module with attention inside passes on.
+
+    Args:
+      module: `CrossAttend` or `SelfAttend`.
+      fields: Field name -> value. `implementation` and `name` belong to the module around it.
+
+    Raises:
+      Refused: If a field is unknown, or not to be set here; it names those that are known.
+    """
+    known = [f.name for f in dataclasses.fields(module) if f.name not in ('implementation', 'name')]
+    if unknown := [name for name in fields if name not in known]:
+        raise Refused(
+            f'{module.__name__} has no field {unknown[0]!r} that can be set here; '
+            f'known: {", ".join(known)}.'
+        )

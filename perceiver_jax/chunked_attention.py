@@ -1,7 +1,17 @@
-"""Attention that never builds the T x S matrix."""
+"""Memory-efficient attention and its gradient: the T x S matrix of weights never exists.
+
+The longer of rows and keys is walked in chunks. Over keys, a running maximum and a running sum
+join the chunks (Milakov and Gimelshein, 2018, arXiv 1805.02867); for the gradient only the output
+and the logarithm of each row's sum are kept, and weights are rematerialised chunk by chunk (Rabe
+and Staats, 2021, arXiv 2112.05682; Dao et al., 2022, arXiv 2205.14135).
+
+`attend` in `perceiver_jax.dot_product_attention` is the public function. Here heads come before
+rows and keys; the glossary of the letters is in `perceiver_jax.attention`.
+"""
 
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +21,64 @@ from jax import Array
 # device and is small beside its memory (256 MiB; not measured).
 TILE_ELEMENTS = {'cpu': 2**20, 'other': 2**26}
 SMALLEST_CHUNK = 128  # rows or keys: below, products lose their speed
+MASKED_LOGIT = float(jnp.finfo(jnp.float32).min)  # finite: fully masked rows stay free of NaN
+
 Prepare = Callable[[Array], Array]
-_MINIMUM = float(jnp.finfo(jnp.float32).min)  # finite: rows without any key stay free of NaN
+_Carry = TypeVar('_Carry')
 
 
-def _prepared(x: Array, prepare: Prepare | None) -> Array:
-    return x if prepare is None else prepare(x)
+class Operands(NamedTuple):
+    """What attention is computed of, heads first.
+
+    Attributes:
+      query: `[B, H, T, F]`.
+      key: `[B, H, S, F]`.
+      value: `[B, H, S, V]`; None: the prepared keys are the values.
+      bias: Added to the logits of a key, `[B, H, 1, S]` float32; None: nothing.
+      mask: Boolean `[B, 1, T, S]`, or 1 in place of B, T or S; true where a query attends to a
+        key; None: everywhere.
+    """
+
+    query: Array
+    key: Array
+    value: Array | None
+    bias: Array | None
+    mask: Array | None
 
 
-def _chunks(batch: int, heads: int, rows: int, keys: int, size: int | None) -> tuple[str, int]:
-    """Which axis is cut, 'rows' or 'keys', and how many of them a chunk has: the longer one."""
+class How(NamedTuple):
+    """How attention is computed; nothing of it is differentiated.
+
+    Attributes:
+      scale: Factor of the dot products.
+      prepare_query: Applied to the queries first, such as a normalisation; None: nothing.
+      prepare_key: Applied to the keys first; None: nothing.
+      axis: Which side is cut into chunks, 'rows' or 'keys'.
+      size: Rows or keys of a chunk.
+    """
+
+    scale: float
+    prepare_query: Prepare | None
+    prepare_key: Prepare | None
+    axis: str
+    size: int
+
+
+def choose_chunks(
+    *, batch: int, heads: int, rows: int, keys: int, size: int | None
+) -> tuple[str, int]:
+    """Chooses which side is cut into chunks, the longer one, and how long a chunk is.
+
+    Args:
+      batch: B.
+      heads: H.
+      rows: T.
+      keys: S.
+      size: Length of a chunk; None: such that its logits fill a tile (`TILE_ELEMENTS`).
+
+    Returns:
+      'rows' or 'keys', and how many of them a chunk has.
+    """
     if not (isinstance(rows, int) and isinstance(keys, int)):  # sizes of an exported program
         return 'rows', rows
     axis, longer, other = ('keys', keys, rows) if keys > rows else ('rows', rows, keys)
@@ -33,154 +91,247 @@ def _chunks(batch: int, heads: int, rows: int, keys: int, size: int | None) -> t
     return axis, min(size, longer)
 
 
-def _heads_first(query, key, value, key_bias, mask):
-    query, key, value = (x if x is None else jnp.moveaxis(x, 2, 1) for x in (query, key, value))
+def prepared(x: Array, prepare: Prepare | None) -> Array:
+    """Returns `prepare(x)`, or `x` where `prepare` is None.
+
+    Args:
+      x: Queries or keys.
+      prepare: A function of the channels of each row alone; None: nothing.
+    """
+    return x if prepare is None else prepare(x)
+
+
+def heads_first(
+    query: Array, key: Array, value: Array | None, key_bias: Array | None, mask: Array | None
+) -> Operands:
+    """Moves heads in front of rows and keys.
+
+    Args:
+      query: `[B, T, H, F]`.
+      key: `[B, S, H, F]`.
+      value: `[B, S, H, V]`; None: the keys are the values.
+      key_bias: `[B, S, H]`; None: nothing.
+      mask: Boolean or 0/1, `[B, T, S]`, or 1 in place of any of them; None: no mask.
+
+    Returns:
+      The operands of attention, see `Operands`.
+    """
     if key_bias is not None:
         key_bias = jnp.moveaxis(key_bias, 2, 1)[:, :, None].astype(jnp.float32)
-    return query, key, value, key_bias, None if mask is None else mask.astype(bool)[:, None]
-
-
-def _logits(query, key, bias, mask, scale):
-    logits = _product('bhtf,bhsf->bhts', query, key) * scale
-    if bias is not None:
-        logits += bias
-    return logits if mask is None else jnp.where(mask, logits, _MINIMUM)
-
-
-def _product(axes, x, y):
-    return jnp.einsum(axes, x, y, preferred_element_type=jnp.float32)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
-def _attend_in_chunks(query, key, value, bias, mask, scale, prepare, axis, size):
-    return _forward(query, key, value, bias, mask, scale, prepare, axis, size)[0]
-
-
-def _forward(query, key, value, bias, mask, scale, prepare, axis, size):
-    """The output, and what the gradient needs."""
-    arrays = query, key, value, bias, mask
-    values = key if value is None else value
-    shape = query.shape[:3]
-
-    def look(start, size):
-        return _look(*_cut(arrays, axis, start, size), scale, prepare)
-
-    def look_at_keys(start, size, carry):  # joins what was seen before
-        seen, maximum, total = carry
-        more, its_maximum, its_total = look(start, size)
-        largest = jnp.maximum(maximum, its_maximum)
-        before, now = jnp.exp(maximum - largest), jnp.exp(its_maximum - largest)
-        return seen * before + more * now, largest, total * before + its_total * now
-
-    def finish_rows(start, size, carry):  # they depend on nothing else
-        parts = _finish(*look(start, size))
-        return [_put(whole, part, start) for whole, part in zip(carry, parts, strict=True)]
-
-    column = jnp.zeros((*shape, 1), jnp.float32)
-    if axis == 'keys':
-        nothing = jnp.zeros((*shape, values.shape[-1]), jnp.float32)
-        seen = (nothing, jnp.full_like(column, _MINIMUM), column)
-        output, log_total = _finish(*_for_each_chunk(key.shape[2], size, look_at_keys, seen))
-        output = output.astype(values.dtype)
-    else:
-        empty = [jnp.zeros((*shape, values.shape[-1]), values.dtype), column]
-        output, log_total = _for_each_chunk(query.shape[2], size, finish_rows, empty)
-    return output, (*arrays, output, log_total)
-
-
-def _look(query, key, value, bias, mask, scale, prepare):
-    """Sum of the values by weights that are not normalised, the largest logit, sum of weights."""
-    query, key = map(_prepared, (query, key), prepare)
-    logits = _logits(query, key, bias, mask, scale)
-    maximum = logits.max(-1, keepdims=True)
-    weights = jnp.exp(logits - maximum)
-    if mask is not None:
-        weights = jnp.where(mask, weights, 0)
-    values = key if value is None else value
-    seen = _product('bhts,bhsv->bhtv', weights.astype(values.dtype), values)
-    return seen, maximum, weights.sum(-1, keepdims=True)
-
-
-def _finish(seen, maximum, total):
-    """The average of the values, and the logarithm of the sum of exponentials of the logits."""
-    total = jnp.where(total == 0, 1, total)  # of a query that may look at nothing
-    return seen / total, maximum + jnp.log(total)
-
-
-def _backward(scale, prepare, axis, size, saved, gradient):
-    """Gradients of query, key, value and bias: weights are computed again, chunk by chunk."""
-    *arrays, output, log_total = saved
-    query, key, value, bias, mask = arrays
-    gradient = gradient.astype(output.dtype)
-    wide = gradient.astype(jnp.float32) * output.astype(jnp.float32)
-    rows = gradient, log_total, wide.sum(-1, keepdims=True)
-
-    def add_chunk(start, size, carry):
-        of_rows = tuple(_take(x, start, size, 2) for x in rows) if axis == 'rows' else rows
-        parts = _gradients(*_cut(arrays, axis, start, size), *of_rows, scale, prepare)
-        cut = ('query',) if axis == 'rows' else ('key', 'value', 'bias')
-        return {
-            name: _put(whole, parts[name], start, -1 if name == 'bias' else 2)
-            if name in cut
-            else whole + parts[name]
-            for name, whole in carry.items()
-        }
-
-    # What is added up is float32; what a chunk writes once has the dtype of its result.
-    def zeros(x, is_cut):
-        return jnp.zeros(x.shape, x.dtype if is_cut else jnp.float32)
-
-    carry = {'query': zeros(query, axis == 'rows'), 'key': zeros(key, axis == 'keys')}
-    if value is not None:
-        carry['value'] = zeros(value, axis == 'keys')
-    if bias is not None:
-        carry['bias'] = jnp.zeros_like(bias)
-    length = query.shape[2] if axis == 'rows' else key.shape[2]
-    result = _for_each_chunk(length, size, add_chunk, carry)
-    return (
-        result['query'].astype(query.dtype),
-        result['key'].astype(key.dtype),
-        None if value is None else result['value'].astype(value.dtype),
-        result.get('bias'),
-        None,
+    return Operands(
+        query=jnp.moveaxis(query, 2, 1),
+        key=jnp.moveaxis(key, 2, 1),
+        value=None if value is None else jnp.moveaxis(value, 2, 1),
+        bias=key_bias,
+        mask=None if mask is None else mask.astype(bool)[:, None],
     )
 
 
-def _gradients(query, key, value, bias, mask, gradient, log_total, correction, scale, prepare):
-    """Those of one chunk; `correction` is each row's sum of output times gradient."""
-    (query, before_query), (key, before_key) = map(_prepared_with_gradient, (query, key), prepare)
-    weights = jnp.exp(_logits(query, key, bias, mask, scale) - log_total)
-    if mask is not None:
-        weights = jnp.where(mask, weights, 0)
-    values = key if value is None else value
+def masked_logits(
+    query: Array, key: Array, *, bias: Array | None, mask: Array | None, scale: float
+) -> Array:
+    """Computes the scaled dot products, plus the bias, with `MASKED_LOGIT` where masked.
+
+    Args:
+      query: `[B, H, T, F]`, prepared.
+      key: `[B, H, S, F]`, prepared.
+      bias: `[B, H, 1, S]` float32; None: nothing.
+      mask: Boolean `[B, 1, T, S]`, or 1 in place of B, T or S; None: no mask.
+      scale: Factor of the dot products.
+
+    Returns:
+      `[B, H, T, S]` float32.
+    """
+    logits = _product('bhtf,bhsf->bhts', query, key) * scale
+    if bias is not None:
+        logits += bias
+    return logits if mask is None else jnp.where(mask, logits, MASKED_LOGIT)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def attend_in_chunks(operands: Operands, how: How) -> Array:
+    """Averages the values by their attention weights, chunk by chunk.
+
+    Args:
+      operands: What attention is computed of.
+      how: Scale, preparations and chunks.
+
+    Returns:
+      `[B, H, T, V]` in the dtype of the values; zeros for a fully masked query.
+    """
+    return _forward(operands, how)[0]
+
+
+class _Saved(NamedTuple):
+    """What the gradient needs."""
+
+    operands: Operands
+    output: Array  # [B, H, T, V]
+    log_total: Array  # [B, H, T, 1], logarithm of the sum of exponentials of a row's logits
+
+
+class _Seen(NamedTuple):
+    """What rows know after some of the keys."""
+
+    values: Array  # [B, H, T, V] float32, sum of the values by weights that are not normalised
+    maximum: Array  # [B, H, T, 1], the largest logit
+    total: Array  # [B, H, T, 1], sum of the weights
+
+
+def _forward(operands: Operands, how: How) -> tuple[Array, _Saved]:
+    values = operands.key if operands.value is None else operands.value
+    shape = operands.query.shape[:3]
+    column = jnp.zeros((*shape, 1), jnp.float32)
+
+    def see_some_keys(start, size, before: _Seen) -> _Seen:
+        new = _see(_some_keys(operands, start, size), how)
+        maximum = jnp.maximum(before.maximum, new.maximum)
+        old_share, new_share = jnp.exp(before.maximum - maximum), jnp.exp(new.maximum - maximum)
+        return _Seen(
+            before.values * old_share + new.values * new_share,
+            maximum,
+            before.total * old_share + new.total * new_share,
+        )
+
+    def finish_some_rows(start, size, whole: tuple[Array, Array]) -> tuple[Array, Array]:
+        output, log_total = _finish(_see(_some_rows(operands, start, size), how))
+        return _put(whole[0], output, start), _put(whole[1], log_total, start)
+
+    if how.axis == 'keys':
+        nothing = jnp.zeros((*shape, values.shape[-1]), jnp.float32)
+        seen = _Seen(nothing, jnp.full_like(column, MASKED_LOGIT), column)
+        seen = _for_each_chunk(operands.key.shape[2], how.size, see_some_keys, seen)
+        output, log_total = _finish(seen)
+        output = output.astype(values.dtype)
+    else:
+        empty = jnp.zeros((*shape, values.shape[-1]), values.dtype), column
+        length = operands.query.shape[2]
+        output, log_total = _for_each_chunk(length, how.size, finish_some_rows, empty)
+    return output, _Saved(operands, output, log_total)
+
+
+def _see(operands: Operands, how: How) -> _Seen:
+    query = prepared(operands.query, how.prepare_query)
+    key = prepared(operands.key, how.prepare_key)
+    values = key if operands.value is None else operands.value
+    logits = masked_logits(query, key, bias=operands.bias, mask=operands.mask, scale=how.scale)
+    maximum = logits.max(-1, keepdims=True)
+    weights = jnp.exp(logits - maximum)
+    if operands.mask is not None:
+        weights = jnp.where(operands.mask, weights, 0)
+    average = _product('bhts,bhsv->bhtv', weights.astype(values.dtype), values)
+    return _Seen(average, maximum, weights.sum(-1, keepdims=True))
+
+
+def _finish(seen: _Seen) -> tuple[Array, Array]:
+    """The average of the values, and the logarithm of the sum of exponentials of the logits."""
+    total = jnp.where(seen.total == 0, 1, seen.total)  # 0 for a fully masked query
+    return seen.values / total, seen.maximum + jnp.log(total)
+
+
+class _OfRows(NamedTuple):
+    """What the gradient of the logits needs of each row."""
+
+    gradient: Array  # [B, H, T, V], of the output
+    log_total: Array  # [B, H, T, 1]
+    correction: Array  # [B, H, T, 1], sum of output times gradient
+
+
+def _backward(how: How, saved: _Saved, gradient: Array) -> tuple[Operands]:
+    """Gradients as `Operands`, without one of the mask; weights are rematerialised."""
+    operands, output, log_total = saved
+    gradient = gradient.astype(output.dtype)
+    wide = gradient.astype(jnp.float32) * output.astype(jnp.float32)
+    of_rows = _OfRows(gradient, log_total, wide.sum(-1, keepdims=True))
+
+    # A chunk of rows has the whole gradient of its queries, and a part of that of all keys.
+    def add_some_rows(start, size, so_far: Operands) -> Operands:
+        some = _OfRows(*(_take(x, start, size, 2) for x in of_rows))
+        part = _gradients(_some_rows(operands, start, size), some, how)
+        return so_far._replace(
+            query=_put(so_far.query, part.query, start),
+            key=so_far.key + part.key,
+            value=_sum(so_far.value, part.value),
+            bias=_sum(so_far.bias, part.bias),
+        )
+
+    # A chunk of keys has the whole gradient of its keys, and a part of that of all queries.
+    def add_some_keys(start, size, so_far: Operands) -> Operands:
+        part = _gradients(_some_keys(operands, start, size), of_rows, how)
+        return so_far._replace(
+            query=so_far.query + part.query,
+            key=_put(so_far.key, part.key, start),
+            value=_put(so_far.value, part.value, start),
+            bias=_put(so_far.bias, part.bias, start, axis=3),
+        )
+
+    # What is added up is float32; what a chunk writes once has the dtype of its result.
+    def zeros(x, written_once):
+        return None if x is None else jnp.zeros(x.shape, x.dtype if written_once else jnp.float32)
+
+    by_rows = how.axis == 'rows'
+    total = Operands(
+        query=zeros(operands.query, by_rows),
+        key=zeros(operands.key, not by_rows),
+        value=zeros(operands.value, not by_rows),
+        bias=zeros(operands.bias, not by_rows),
+        mask=None,
+    )
+    if by_rows:
+        total = _for_each_chunk(operands.query.shape[2], how.size, add_some_rows, total)
+    else:
+        total = _for_each_chunk(operands.key.shape[2], how.size, add_some_keys, total)
+    gradients = Operands(
+        query=total.query.astype(operands.query.dtype),
+        key=total.key.astype(operands.key.dtype),
+        value=_like(total.value, operands.value),
+        bias=total.bias,
+        mask=None,
+    )
+    return (gradients,)
+
+
+def _gradients(operands: Operands, of_rows: _OfRows, how: How) -> Operands:
+    """Gradients by one chunk."""
+    query, pull_query = _prepared_with_pullback(operands.query, how.prepare_query)
+    key, pull_key = _prepared_with_pullback(operands.key, how.prepare_key)
+    values = key if operands.value is None else operands.value
+    logits = masked_logits(query, key, bias=operands.bias, mask=operands.mask, scale=how.scale)
+    weights = jnp.exp(logits - of_rows.log_total)
+    if operands.mask is not None:
+        weights = jnp.where(operands.mask, weights, 0)
+    gradient = of_rows.gradient
     of_weights = _product('bhtv,bhsv->bhts', gradient, values)
-    of_logits = weights * (of_weights - correction)
-    of_products = (of_logits * scale).astype(query.dtype)
+    of_logits = weights * (of_weights - of_rows.correction)
+    of_products = (of_logits * how.scale).astype(query.dtype)
     of_values = _product('bhts,bhtv->bhsv', weights.astype(gradient.dtype), gradient)
     of_query = _product('bhts,bhsf->bhtf', of_products, key)
     of_key = _product('bhts,bhtf->bhsf', of_products, query)
-    if value is None:
+    if operands.value is None:
         of_key += of_values
-    return {
-        'query': before_query(of_query),
-        'key': before_key(of_key),
-        'value': of_values,
-        'bias': of_logits.sum(2, keepdims=True),
-    }
+    return Operands(
+        query=pull_query(of_query),
+        key=pull_key(of_key),
+        value=None if operands.value is None else of_values,
+        bias=None if operands.bias is None else of_logits.sum(2, keepdims=True),
+        mask=None,
+    )
 
 
-def _prepared_with_gradient(x, prepare):
-    """What is prepared, and how its gradient becomes that of `x`."""
+def _prepared_with_pullback(x: Array, prepare: Prepare | None) -> tuple[Array, Prepare]:
+    """What is prepared, and the function that takes its gradient to that of `x`."""
     if prepare is None:
         return x, lambda gradient: gradient
-    prepared, pull = jax.vjp(prepare, x)
-    return prepared, lambda gradient: pull(gradient.astype(prepared.dtype))[0]
+    result, pull = jax.vjp(prepare, x)
+    return result, lambda gradient: pull(gradient.astype(result.dtype))[0]
 
 
-_attend_in_chunks.defvjp(_forward, _backward)
+attend_in_chunks.defvjp(_forward, _backward)
 
 
-def _for_each_chunk(length: int, size: int, body: Callable, carry):
+def _for_each_chunk(
+    length: int, size: int, body: Callable[[Any, int, _Carry], _Carry], carry: _Carry
+) -> _Carry:
     """Applies `body(start, size of the chunk, carry)`; the last chunk holds the remainder."""
     if length == size:
         return body(0, size, carry)
@@ -191,27 +342,42 @@ def _for_each_chunk(length: int, size: int, body: Callable, carry):
     return carry
 
 
-def _cut(arrays, axis, start, size):
-    """One chunk of rows or keys of query, key, value, bias and mask."""
-    query, key, value, bias, mask = arrays
-    if axis == 'rows':
-        return _take(query, start, size, 2), key, value, bias, _take(mask, start, size, 2)
-    return (
-        query,
-        _take(key, start, size, 2),
-        _take(value, start, size, 2),
-        _take(bias, start, size, 3),
-        _take(mask, start, size, 3),
+def _some_rows(operands: Operands, start, size) -> Operands:
+    return operands._replace(
+        query=_take(operands.query, start, size, 2), mask=_take(operands.mask, start, size, 2)
     )
 
 
-def _take(x, start, size, axis):
+def _some_keys(operands: Operands, start, size) -> Operands:
+    return operands._replace(
+        key=_take(operands.key, start, size, 2),
+        value=_take(operands.value, start, size, 2),
+        bias=_take(operands.bias, start, size, 3),
+        mask=_take(operands.mask, start, size, 3),
+    )
+
+
+def _product(axes: str, x: Array, y: Array) -> Array:
+    return jnp.einsum(axes, x, y, preferred_element_type=jnp.float32)
+
+
+def _sum(x: Array | None, y: Array | None) -> Array | None:
+    return None if x is None or y is None else x + y
+
+
+def _like(gradient: Array | None, x: Array | None) -> Array | None:
+    return None if gradient is None or x is None else gradient.astype(x.dtype)
+
+
+def _take(x, start, size: int, axis: int):
     if x is None or x.shape[axis] in (1, size):  # broadcast, or whole
         return x
     return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
 
 
-def _put(whole, part, start, axis=2):
+def _put(whole, part, start, axis: int = 2):
+    if whole is None:
+        return None
     part = part.astype(whole.dtype)
     if part.shape == whole.shape:
         return part

@@ -11,13 +11,32 @@ from jax import Array
 
 @dataclasses.dataclass
 class ConvDownsample(hk.Module):
-    """7x7 convolution of stride 2, batch normalisation, ReLU, 3x3 max-pooling of stride 2."""
+    """7x7 convolution of stride 2, batch normalisation, ReLU, 3x3 max-pooling of stride 2.
+
+    Parameters: `w` `[7, 7, C, channels]` float32, module `batch_norm`.
+
+    Attributes:
+      channels: Number of output channels.
+      batch_norm_axis: Name of the axis mapped by `jax.pmap` that batch statistics are averaged
+        across; None: only over the batch at hand.
+      name: Name of the module.
+    """
 
     channels: int
+    _: dataclasses.KW_ONLY
     batch_norm_axis: str | None = None
     name: str | None = None
 
-    def __call__(self, images: Array, *, is_training: bool) -> Array:  # [B, H, W, 3]
+    def __call__(self, images: Array, *, is_training: bool) -> Array:
+        """Downsamples images to a quarter of either side, rounded up.
+
+        Args:
+          images: `[B, height, width, C]`, of any floating-point dtype.
+          is_training: Whether batch statistics are used, and running averages updated.
+
+        Returns:
+          `[B, ceil(height / 4), ceil(width / 4), channels]` in the dtype of `images`.
+        """
         shape = (7, 7, images.shape[-1], self.channels)
         init = hk.initializers.TruncatedNormal(1 / np.sqrt(np.prod(shape[:-1])))
         kernel = hk.get_parameter('w', shape, jnp.float32, init)
@@ -30,7 +49,7 @@ class ConvDownsample(hk.Module):
         )
         x = BatchNorm(self.batch_norm_axis, name='batch_norm')(x, is_training=is_training)
         x = jax.nn.relu(x)
-        return hk.max_pool(x, (1, 3, 3, 1), (1, 2, 2, 1), padding='SAME')  # [B, H/4, W/4, channels]
+        return hk.max_pool(x, (1, 3, 3, 1), (1, 2, 2, 1), padding='SAME')
 
 
 @dataclasses.dataclass
@@ -39,14 +58,35 @@ class BatchNorm(hk.Module):
 
     The averages are those of Haiku's BatchNorm, so the published weights fit; unlike it, this
     one initialises in evaluation mode too (mean 0, variance 1) and keeps float32 statistics.
+
+    Parameters: `scale` and `offset`, `[C]` float32. State: `mean`, `variance`, each with a
+    `_hidden` average before debiasing, `[C]` float32, and `counter`, the number of updates.
+
+    Attributes:
+      cross_replica_axis: Name of the axis mapped by `jax.pmap` that batch statistics are averaged
+        across; None: only over the batch at hand.
+      decay: Share of the old running average that an update keeps.
+      epsilon: Added to the variance.
+      name: Name of the module.
     """
 
     cross_replica_axis: str | None = None
+    _: dataclasses.KW_ONLY
     decay: float = 0.9
     epsilon: float = 1e-5
     name: str | None = None
 
     def __call__(self, x: Array, *, is_training: bool) -> Array:
+        """Normalises every channel.
+
+        Args:
+          x: `[..., C]`, of any floating-point dtype.
+          is_training: Whether the statistics are those of the batch, which then update the running
+            averages; otherwise they are the running averages.
+
+        Returns:
+          `[..., C]` in the dtype of `x`.
+        """
         channels = x.shape[-1:]
         scale = hk.get_parameter('scale', channels, jnp.float32, jnp.ones)
         offset = hk.get_parameter('offset', channels, jnp.float32, jnp.zeros)
@@ -55,7 +95,7 @@ class BatchNorm(hk.Module):
             'mean': hk.get_state('mean', channels, jnp.float32, jnp.zeros),
             'variance': hk.get_state('variance', channels, jnp.float32, jnp.ones),
         }
-        hidden = {  # the averages before the correction for their start at zero
+        hidden = {  # the averages before debiasing
             name: hk.get_state(f'{name}_hidden', channels, jnp.float32, jnp.zeros)
             for name in average
         }

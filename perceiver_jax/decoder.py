@@ -6,14 +6,15 @@ Source: Perceiver, appendix C; Perceiver IO, section 3 and appendix E.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import haiku as hk
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from perceiver_jax.attention import CrossAttend
+from perceiver_jax.attention import CrossAttend, check_fields
 from perceiver_jax.errors import Refused
 from perceiver_jax.inputs import extract_patches
 from perceiver_jax.layers import Linear
@@ -22,50 +23,88 @@ from perceiver_jax.recording import no_recording
 
 @dataclasses.dataclass
 class AverageDecoder(hk.Module):
-    """The mean of the latents through one Linear (`output`) that starts at zero."""
+    """The mean of the latents through one Linear that starts at zero, as in the ICML paper.
+
+    Parameters: module `output`.
+
+    Attributes:
+      output_channels: Number of outputs, such as logits.
+      name: Name of the module.
+    """
 
     output_channels: int
     name: str | None = None
 
-    def __call__(self, latents: Array) -> Array:  # [B, N, D] -> [B, output_channels] float32
+    def __call__(self, latents: Array) -> Array:
+        """Averages and projects.
+
+        Args:
+          latents: `[B, N, D]`.
+
+        Returns:
+          `[B, output_channels]` float32.
+        """
         average = latents.mean(axis=1, dtype=jnp.float32)
         return Linear(self.output_channels, jnp.zeros, name='output')(average)
 
 
 @dataclasses.dataclass
 class QueryDecoder(hk.Module):
-    """Output queries look at the latents once (`cross_attend`), then one Linear (`output`)."""
+    """Output queries attend to the latents once, then one Linear, as in Perceiver IO.
 
-    output_channels: int | None  # None: as wide as the queries, without the Linear
-    num_heads: int = 1
-    qk_channels: int | None = None  # None: the channels of the latents
-    v_channels: int | None = None  # None: qk_channels
-    widening_factor: int = 1
-    use_query_residual: bool = True
+    Parameters: modules `cross_attend` and `output`.
+
+    Attributes:
+      output_channels: Number of output channels; None: as many as the queries have, without the
+        Linear.
+      cross_attend: Fields of `CrossAttend`, but `implementation` and `name`: `num_heads` (1),
+        `qk_channels` (None: channels of the latents), `v_channels` (None: `qk_channels`),
+        `widening_factor` (1), `use_query_residual` (True), `dropout_rate` (0).
+      zero_init_output: Whether the Linear starts at zero.
+      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked' or 'fused'.
+      name: Name of the module.
+    """
+
+    output_channels: int | None
+    _: dataclasses.KW_ONLY
+    cross_attend: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     zero_init_output: bool = False
-    dropout_rate: float = 0.0
-    implementation: str = 'auto'  # of `attend`
+    implementation: str = 'auto'
     name: str | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_fields(CrossAttend, self.cross_attend)
 
     def __call__(
         self,
-        queries: Array,  # [B, O, E]
-        latents: Array,  # [B, N, D]
-        query_mask: Array | None = None,  # [B, O]; a false query attends to nothing
+        queries: Array,
+        latents: Array,
+        query_mask: Array | None = None,
         *,
         is_training: bool,
-    ) -> Array:  # [B, O, output_channels] float32; without a Linear [B, O, E]
+    ) -> Array:
+        """Decodes an output for each query.
+
+        Args:
+          queries: `[B, O, E]`.
+          latents: `[B, N, D]`.
+          query_mask: Boolean `[B, O]`; where it is false, the query attends to nothing and its
+            output means nothing; None: true everywhere.
+          is_training: Whether dropout is applied.
+
+        Returns:
+          `[B, O, output_channels]` float32; without a Linear `[B, O, E]` in the dtype of the
+          queries.
+
+        Raises:
+          Refused: If the heads do not divide the channels, or the shapes do not fit together.
+        """
         mask = None if query_mask is None else query_mask[:, :, None]
-        x = CrossAttend(
-            self.num_heads,
-            self.qk_channels,
-            self.v_channels,
-            self.widening_factor,
-            self.use_query_residual,
-            self.dropout_rate,
-            self.implementation,
-            name='cross_attend',
-        )(queries, latents, mask, is_training=is_training)
+        cross_attend = CrossAttend(
+            **self.cross_attend, implementation=self.implementation, name='cross_attend'
+        )
+        x = cross_attend(queries, latents, mask, is_training=is_training)
         if self.output_channels is None:
             return x
         w_init = jnp.zeros if self.zero_init_output else None
@@ -74,22 +113,52 @@ class QueryDecoder(hk.Module):
 
 @dataclasses.dataclass
 class ClassQueryDecoder(hk.Module):
-    """A single learned output query (`query` `[1, query_channels]`) that decodes to logits."""
+    """A single learned output query that is decoded to logits.
+
+    Parameters: `query` `[1, query_channels]`, module `query_decoder`.
+
+    Attributes:
+      num_classes: Number of logits.
+      query_channels: E, channels of the query.
+      query_init_std: Standard deviation of the initial query, truncated at two of them.
+      cross_attend: Fields of `CrossAttend`, but `implementation` and `name`: `num_heads` (1),
+        `qk_channels` (None: channels of the latents), `v_channels` (None: `qk_channels`),
+        `widening_factor` (1), `use_query_residual` (True), `dropout_rate` (0).
+      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked' or 'fused'.
+      name: Name of the module.
+    """
 
     num_classes: int
+    _: dataclasses.KW_ONLY
     query_channels: int = 1024
     query_init_std: float = 0.02
-    use_query_residual: bool = True
-    implementation: str = 'auto'  # of `attend`
+    cross_attend: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    implementation: str = 'auto'
     name: str | None = None
 
-    def __call__(self, latents: Array, *, is_training: bool) -> Array:  # -> [B, num_classes]
+    def __post_init__(self):
+        super().__post_init__()
+        check_fields(CrossAttend, self.cross_attend)
+
+    def __call__(self, latents: Array, *, is_training: bool) -> Array:
+        """Decodes the logits.
+
+        Args:
+          latents: `[B, N, D]`.
+          is_training: Whether dropout is applied.
+
+        Returns:
+          Logits `[B, num_classes]` float32.
+
+        Raises:
+          Refused: If the heads do not divide the channels.
+        """
         init = hk.initializers.TruncatedNormal(self.query_init_std)
         query = hk.get_parameter('query', (1, self.query_channels), jnp.float32, init)
         queries = jnp.broadcast_to(query.astype(latents.dtype), (latents.shape[0], *query.shape))
         decoder = QueryDecoder(
             self.num_classes,
-            use_query_residual=self.use_query_residual,
+            cross_attend=self.cross_attend,
             implementation=self.implementation,
             name='query_decoder',
         )
@@ -102,17 +171,33 @@ class FlowUpsample(hk.Module):
 
     A Linear (`flow`) gives the flow of each cell. Each of a cell's pixels gets an average of the
     flow of the cell and its eight neighbours, with weights of its own, the softmax of a Linear
-    (`weights`). Differs from RAFT's: a single Linear each, and beyond the border the flow goes on
-    as it is, instead of being zero.
+    (`weights`). Differs from RAFT's: a single Linear each, and beyond the border the flow is that
+    of the nearest cell, instead of being zero.
+
+    Parameters: modules `flow` and `weights`.
 
     Source: Perceiver IO, appendix H; Teed and Deng, RAFT, 2020, section 3.3.
+
+    Attributes:
+      factor: Pixels of either side of a cell.
+      zero_init_output: Whether the flow of the cells starts at zero.
+      name: Name of the module.
     """
 
-    factor: int = 4  # pixels of either side of a cell
+    factor: int = 4
+    _: dataclasses.KW_ONLY
     zero_init_output: bool = False
     name: str | None = None
 
-    def __call__(self, features: Array) -> Array:  # [B, h, w, C] -> [B, h factor, w factor, 2]
+    def __call__(self, features: Array) -> Array:
+        """Computes the flow of every pixel.
+
+        Args:
+          features: `[B, rows, columns, C]` of the cells.
+
+        Returns:
+          `[B, rows * factor, columns * factor, 2]` in the dtype of `features`.
+        """
         batch, rows, columns, _ = features.shape
         w_init = jnp.zeros if self.zero_init_output else None
         flow = Linear(2, w_init, name='flow')(features)
@@ -131,16 +216,17 @@ def decode_in_chunks(
     """Decodes many output queries a chunk at a time: only one chunk's attention ever exists.
 
     Args:
-      decode: From indices `[O]` of queries to their outputs `[B, O, E]`. It makes the queries
-        itself, so that they need not all exist at once either.
-      num_queries: How many there are.
+      decode: Function from indices `[O]` of queries to their outputs `[B, O, E]`. It makes the
+        queries itself, so that they need not all exist at once either.
+      num_queries: Number of queries.
       chunk_size: Queries of a chunk; None: all at once.
 
     Returns:
-      `[B, num_queries, E]`. `record_attention` sees nothing of what is decoded in several chunks.
+      `[B, num_queries, E]`. `record_attention` collects nothing of what is decoded in several
+      chunks.
 
     Raises:
-      ValueError: A chunk of nothing.
+      Refused: If `chunk_size` is less than 1.
 
     Source: Perceiver IO, section 3: outputs do not depend on each other.
     """

@@ -8,13 +8,14 @@ Source: Perceiver, sections 3.1 and 4.1, tables 5-7; Perceiver IO, section 3.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import haiku as hk
 import jax.numpy as jnp
 from jax import Array
 
-from perceiver_jax.attention import CrossAttend, SelfAttend
+from perceiver_jax.attention import CrossAttend, SelfAttend, check_fields
 from perceiver_jax.errors import Refused
 from perceiver_jax.recording import is_recording
 
@@ -29,15 +30,15 @@ def schedule(
     share_cross_attends: bool = True,
     share_blocks: bool = True,
 ) -> list[Step]:
-    """What the encoder applies, in order, and which weights each application uses.
+    """Lists what the encoder applies, in order, and which weights each application uses.
 
     Shared cross-attends are all but the first, which keeps weights of its own: sharing it too
     was unstable. Shared blocks are all blocks, the first included: only so does the parameter
     count of the paper (44.9M) come out.
 
     Args:
-      num_cross_attends: How often the latents look at the inputs.
-      num_blocks: How many blocks of self-attends there are.
+      num_cross_attends: How often the latents attend to the inputs.
+      num_blocks: How many blocks of self-attends are applied.
       cross_attend_placement: 'start', all in front of the blocks, or 'interleaved', spread over
         the blocks as evenly as they divide.
       share_cross_attends: Whether the cross-attends after the first share weights.
@@ -48,8 +49,8 @@ def schedule(
       ('block', 1), ...]`: the same name is the same module with the same weights.
 
     Raises:
-      ValueError: An unknown placement, no cross-attend, or more of them than blocks to spread
-        them over.
+      Refused: If the placement is unknown, if there is no cross-attend or no block, or if there
+        are more cross-attends than blocks to interleave them with.
 
     Source: Perceiver, section 4.1 and table 7 (sharing), table 6 (placement).
     """
@@ -86,15 +87,19 @@ def schedule(
 
 
 def repeats(steps: Sequence[Step]) -> list[tuple[list[Step], int]]:
-    """The same steps as runs that repeat: `[c1, b, c2, b, c2, b]` is c1 and b, then twice c2 and b.
+    """Groups steps into runs that repeat, so that each can be compiled once.
+
+    `[c1, b, c2, b, c2, b]` is `[c1]` once, then `[b, c2]` twice, then `[b]` once.
 
     Args:
-      steps: Of `schedule`.
+      steps: Names of modules in order, as `schedule` returns them.
 
     Returns:
-      Pairs of a run and how often it is applied; from front to back the ones that save most.
+      Pairs of a run and how often it is applied, in order; from front to back, the run that saves
+      most is taken.
     """
-    found, at = [], 0
+    found: list[tuple[list[Step], int]] = []
+    at = 0
     while at < len(steps):
         best, times = 1, 1  # length of a run, and how often it stands here
         for length in range(1, (len(steps) - at) // 2 + 1):
@@ -110,84 +115,133 @@ def repeats(steps: Sequence[Step]) -> list[tuple[list[Step], int]]:
 
 @dataclasses.dataclass
 class Block(hk.Module):
-    """The self-attends between two cross-attends: `self_attend_1`, `self_attend_2`, ..."""
+    """The self-attends between two cross-attends.
+
+    Parameters: modules `self_attend_1`, `self_attend_2`, ...
+
+    Attributes:
+      num_self_attends: Number of layers.
+      self_attend: Fields of `SelfAttend` that all layers have, but `implementation` and `name`.
+      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked' or 'fused'.
+      name: Name of the module.
+    """
 
     num_self_attends: int
-    num_heads: int
-    qk_channels: int | None = None  # None: the channels of the latents
-    v_channels: int | None = None  # None: qk_channels
-    widening_factor: int = 1
-    dropout_rate: float = 0.0
-    implementation: str = 'auto'  # of `attend`
+    _: dataclasses.KW_ONLY
+    self_attend: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    implementation: str = 'auto'
     name: str | None = None
 
-    def __call__(self, latents: Array, *, is_training: bool) -> Array:  # [B, N, D] -> [B, N, D]
+    def __post_init__(self):
+        super().__post_init__()
+        check_fields(SelfAttend, self.self_attend)
+
+    def __call__(self, latents: Array, *, is_training: bool) -> Array:
+        """Applies the layers one after the other.
+
+        Args:
+          latents: `[B, N, D]`.
+          is_training: Whether dropout is applied.
+
+        Returns:
+          `[B, N, D]` in the dtype of `latents`.
+
+        Raises:
+          Refused: If the heads do not divide the channels.
+        """
         for i in range(1, self.num_self_attends + 1):
-            latents = SelfAttend(
-                self.num_heads,
-                self.qk_channels,
-                self.v_channels,
-                self.widening_factor,
-                self.dropout_rate,
-                self.implementation,
-                name=f'self_attend_{i}',
-            )(latents, is_training=is_training)
+            layer = SelfAttend(
+                **self.self_attend, implementation=self.implementation, name=f'self_attend_{i}'
+            )
+            latents = layer(latents, is_training=is_training)
         return latents
 
 
 @dataclasses.dataclass
 class Encoder(hk.Module):
-    """Learned latents that look at the inputs and at each other, by `schedule`.
+    """Learned latents that attend to the inputs and to each other, in the order of `schedule`.
 
     The defaults are the latents and depth of both papers' ImageNet models; the ICML Perceiver
-    sets `num_cross_attends=8`. Parameters: `latents` `[N, D]`, modules `cross_attend_1`,
-    `cross_attend_2`, ..., `block_1`, ...
+    sets `num_cross_attends=8`.
+
+    Parameters: `latents` `[N, D]`, modules `cross_attend_1`, `cross_attend_2`, ..., `block_1`, ...
 
     Measured with the gradient of the ICML Perceiver on one image of 224x224 (two CPU cores,
     float32): `scan` compiles in 3.6 s what takes 8.7 s written out. `remat_blocks` needs 0.63 GB
     instead of 1.95 GB and 11 % more time, `remat_cross_attends` 1.84 GB and 12 %, both 0.52 GB
     and 19 %.
+
+    Attributes:
+      num_latents: N.
+      latent_channels: D.
+      num_cross_attends: How often the latents attend to the inputs.
+      num_blocks: How many blocks of self-attends are applied.
+      num_self_attends_per_block: Layers of a block.
+      cross_attend_placement: 'interleaved' with the blocks, spread evenly, or all at the 'start'.
+      share_cross_attends: Whether the cross-attends after the first share weights.
+      share_blocks: Whether all blocks share weights.
+      cross_attend: Fields of `CrossAttend`, but `implementation` and `name`: `num_heads` (1),
+        `qk_channels` (None: channels of the inputs), `v_channels` (None: `qk_channels`),
+        `widening_factor` (1), `use_query_residual` (True), `dropout_rate` (0).
+      self_attend: Fields of `SelfAttend`, but `implementation` and `name`: `num_heads` (8),
+        `qk_channels` (None: `latent_channels`), `v_channels` (None: `qk_channels`),
+        `widening_factor` (1), `dropout_rate` (0).
+      latent_init_std: Standard deviation of the initial latents, truncated at two of them.
+      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked' or 'fused'.
+      scan: Whether steps that repeat are compiled once, as a loop; otherwise they are written out.
+      remat_cross_attends: Whether cross-attends are rematerialised for the gradient: less memory
+        for more computation.
+      remat_blocks: Whether blocks are rematerialised for the gradient.
+      name: Name of the module.
     """
 
+    _: dataclasses.KW_ONLY
     num_latents: int = 512
     latent_channels: int = 1024
     num_cross_attends: int = 1
     num_blocks: int = 8
     num_self_attends_per_block: int = 6
     cross_attend_placement: str = 'interleaved'
-    share_cross_attends: bool = True  # all but the first
+    share_cross_attends: bool = True
     share_blocks: bool = True
-    num_cross_attend_heads: int = 1
-    num_self_attend_heads: int = 8
-    cross_attend_qk_channels: int | None = None  # None: the channels of the inputs
-    cross_attend_v_channels: int | None = None  # None: cross_attend_qk_channels
-    self_attend_qk_channels: int | None = None  # None: latent_channels
-    self_attend_v_channels: int | None = None  # None: self_attend_qk_channels
-    cross_attend_widening_factor: int = 1
-    self_attend_widening_factor: int = 1
-    use_query_residual: bool = True
-    dropout_rate: float = 0.0
+    cross_attend: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    self_attend: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     latent_init_std: float = 0.02
-    implementation: str = 'auto'  # of `attend`
-    scan: bool = True  # what repeats is compiled once; False: written out, slower to compile
-    remat_cross_attends: bool = False  # computes what is within again for the gradient
+    implementation: str = 'auto'
+    scan: bool = True
+    remat_cross_attends: bool = False
     remat_blocks: bool = False
     name: str | None = None
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_fields(CrossAttend, self.cross_attend)
+        check_fields(SelfAttend, self.self_attend)
+
     def __call__(
-        self,
-        inputs: Array,  # [B, M, C]
-        input_mask: Array | None = None,  # [B, M], true where there is an input element
-        *,
-        is_training: bool,
-    ) -> Array:  # [B, N, D]
+        self, inputs: Array, input_mask: Array | None = None, *, is_training: bool
+    ) -> Array:
+        """Reads the inputs into the latents.
+
+        Args:
+          inputs: `[B, M, C]`, the byte array: contents and positions of the input elements.
+          input_mask: Boolean `[B, M]`, true where there is an input element; None: everywhere.
+          is_training: Whether dropout is applied.
+
+        Returns:
+          Latents `[B, N, D]` in the dtype of `inputs`.
+
+        Raises:
+          Refused: If the shapes do not fit together, the heads do not divide the channels, or
+            there is no such schedule.
+        """
         if inputs.ndim != 3:
             raise Refused(f'Inputs are [B, M, C]; got {inputs.shape}.')
         if input_mask is not None and input_mask.shape != inputs.shape[:2]:
             raise Refused(f'The input mask is [B, M] = {inputs.shape[:2]}; got {input_mask.shape}.')
         steps = schedule(
-            self.num_cross_attends,
-            self.num_blocks,
+            num_cross_attends=self.num_cross_attends,
+            num_blocks=self.num_blocks,
             cross_attend_placement=self.cross_attend_placement,
             share_cross_attends=self.share_cross_attends,
             share_blocks=self.share_blocks,
@@ -212,7 +266,7 @@ class Encoder(hk.Module):
                 latents = apply(step, latents)
             return latents
 
-        # Attention maps cannot leave a loop.
+        # Attention weights cannot leave a loop.
         runs = repeats(steps) if self.scan and not is_recording() else [(steps, 1)]
         for run, times in runs:
             if times == 1:
@@ -223,25 +277,16 @@ class Encoder(hk.Module):
         return latents
 
     @hk.name_like('__call__')
-    def _module(self, kind: str, i: int) -> CrossAttend | Block:
+    def _module(self, kind: str, number: int) -> CrossAttend | Block:
         if kind == 'cross_attend':
             return CrossAttend(
-                self.num_cross_attend_heads,
-                self.cross_attend_qk_channels,
-                self.cross_attend_v_channels,
-                self.cross_attend_widening_factor,
-                self.use_query_residual,
-                self.dropout_rate,
-                self.implementation,
-                name=f'cross_attend_{i}',
+                **self.cross_attend,
+                implementation=self.implementation,
+                name=f'cross_attend_{number}',
             )
         return Block(
             self.num_self_attends_per_block,
-            self.num_self_attend_heads,
-            self.self_attend_qk_channels,
-            self.self_attend_v_channels,
-            self.self_attend_widening_factor,
-            self.dropout_rate,
-            self.implementation,
-            name=f'block_{i}',
+            self_attend=self.self_attend,
+            implementation=self.implementation,
+            name=f'block_{number}',
         )

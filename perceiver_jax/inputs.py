@@ -8,6 +8,7 @@ Source: Perceiver, sections 4.1 to 4.3; Perceiver IO, section 4.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import haiku as hk
 import jax.numpy as jnp
@@ -23,26 +24,47 @@ from perceiver_jax.position_encoding import (
     grid_fourier_features,
 )
 
+_T = TypeVar('_T')
+
 
 @dataclasses.dataclass
 class ImageInputs(hk.Module):
     """An image as input elements: one per pixel, or per position of a small convolution.
 
-    Contents are raw `pixels`, pixels through a `conv1x1`, or a `conv7x7` with batch
-    normalisation and max-pooling that leaves a quarter of either side. The position encoding,
-    `fourier` or `learned`, is concatenated to them.
+    The position encoding is concatenated to the contents.
+
+    Parameters: module `conv1x1` or `conv7x7`, by `contents`; module `position_encoding` where
+    positions are learned.
+
+    Attributes:
+      contents: 'pixels', raw; 'conv1x1', a Linear of each pixel; or 'conv7x7', a convolution with
+        batch normalisation and max-pooling that leaves a quarter of either side.
+      contents_channels: Output channels of either convolution; None with 'pixels'.
+      positions: 'fourier' or 'learned'.
+      num_bands: Fourier positions: frequencies along each axis; None with learned ones.
+      max_resolution: Fourier positions: twice the highest frequency along height and width; None
+        with learned ones.
+      position_channels: Learned positions: channels of an encoding; None with Fourier ones.
+      position_init_std: Learned positions: standard deviation of the initial encodings; None with
+        Fourier ones.
+      project_positions_to: Learned positions: channels of a Linear behind; None: no Linear.
+      permutation_seed: Seed of one fixed shuffle of the elements; None: no shuffle.
+      batch_norm_axis: Name of the axis mapped by `jax.pmap` that the batch statistics of 'conv7x7'
+        are averaged across; None: only over the batch at hand.
+      name: Name of the module.
     """
 
-    contents: str = 'pixels'  # 'pixels', 'conv1x1' or 'conv7x7'
-    contents_channels: int | None = None  # of either convolution
-    positions: str = 'fourier'  # 'fourier' or 'learned'
-    num_bands: int | None = None  # Fourier: frequencies along each axis
-    max_resolution: Sequence[int] | None = None  # Fourier: twice the highest frequency, per axis
-    position_channels: int | None = None  # learned: width of an encoding
-    position_init_std: float | None = None  # learned
-    project_positions_to: int | None = None  # learned: width of a Linear behind; None: none
-    permutation_seed: int | None = None  # one fixed shuffle of the elements; None: none
-    batch_norm_axis: str | None = None  # the mapped axis of `jax.pmap`, to normalise across it
+    _: dataclasses.KW_ONLY
+    contents: str = 'pixels'
+    contents_channels: int | None = None
+    positions: str = 'fourier'
+    num_bands: int | None = None
+    max_resolution: Sequence[int] | None = None
+    position_channels: int | None = None
+    position_init_std: float | None = None
+    project_positions_to: int | None = None
+    permutation_seed: int | None = None
+    batch_norm_axis: str | None = None
     name: str | None = None
 
     def __post_init__(self):
@@ -64,20 +86,29 @@ class ImageInputs(hk.Module):
             if getattr(self, field) is None:
                 raise Refused(f'{self.contents} with {self.positions} positions needs {field}.')
 
-    def __call__(
-        self,
-        images: Array,  # [B, height, width, channels]
-        *,
-        is_training: bool,
-    ) -> Array:  # [B, M, C]
+    def __call__(self, images: Array, *, is_training: bool) -> Array:
+        """Makes input elements of images.
+
+        Args:
+          images: `[B, height, width, channels]`, of any floating-point dtype.
+          is_training: Whether 'conv7x7' uses batch statistics, and updates running averages.
+
+        Returns:
+          `[B, M, C]` in the dtype of `images`: M elements, row after row (shuffled with a
+          permutation); C channels, contents before positions.
+
+        Raises:
+          Refused: If `images` have another number of axes.
+        """
         if images.ndim != 4:
             raise Refused(f'Images are [B, height, width, channels]; got {images.shape}.')
         if self.contents == 'conv7x7':
-            images = ConvDownsample(self.contents_channels, self.batch_norm_axis, name='conv7x7')(
-                images, is_training=is_training
+            conv = ConvDownsample(
+                _given(self.contents_channels), batch_norm_axis=self.batch_norm_axis, name='conv7x7'
             )
+            images = conv(images, is_training=is_training)
         elif self.contents == 'conv1x1':
-            images = Linear(self.contents_channels, name='conv1x1')(images)
+            images = Linear(_given(self.contents_channels), name='conv1x1')(images)
         height, width = images.shape[1:3]
         inputs = with_positions(images, self._encode_positions((height, width)))
         if self.permutation_seed is not None:
@@ -88,22 +119,30 @@ class ImageInputs(hk.Module):
     @hk.name_like('__call__')
     def _encode_positions(self, grid: tuple[int, int]) -> Array:
         if self.positions == 'fourier':
-            return grid_fourier_features(grid, self.num_bands, self.max_resolution)
-        return LearnedPositions(
+            return grid_fourier_features(grid, _given(self.num_bands), _given(self.max_resolution))
+        encode = LearnedPositions(
             grid[0] * grid[1],
-            self.position_channels,
-            self.position_init_std,
-            self.project_positions_to,
+            channels=_given(self.position_channels),
+            init_std=_given(self.position_init_std),
+            project_to=self.project_positions_to,
             name='position_encoding',
-        )()
+        )
+        return encode()
+
+
+def _given(value: _T | None) -> _T:
+    """A field that `__post_init__` found to be set."""
+    assert value is not None
+    return value
 
 
 def as_images(values: np.ndarray, permutation_seed: int | None = None) -> np.ndarray:
-    """Values of input elements, such as attention, back where the elements are in a square image.
+    """Puts values of input elements, such as attention, where the elements are in a square image.
 
     Args:
-      values: `[..., M]`, one for each element.
-      permutation_seed: That of `ImageInputs`, whose shuffle is undone.
+      values: `[..., M]`, one value for each element.
+      permutation_seed: The `permutation_seed` of `ImageInputs`, whose shuffle is undone; None: no
+        shuffle.
 
     Returns:
       `[..., side, side]`, with side * side = M.
@@ -116,7 +155,15 @@ def as_images(values: np.ndarray, permutation_seed: int | None = None) -> np.nda
 
 
 def with_positions(contents: Array, positions: Array) -> Array:
-    """Elements of a grid, each with its position: `[B, ..., C]`, `[M, P]` -> `[B, M, C + P]`."""
+    """Flattens the elements of a grid and appends to each its position.
+
+    Args:
+      contents: `[B, ..., C]`, with as many elements on the axes between as there are positions.
+      positions: `[M, P]`, cast to the dtype of `contents`.
+
+    Returns:
+      `[B, M, C + P]` in the dtype of `contents`.
+    """
     batch, channels = contents.shape[0], contents.shape[-1]
     contents = contents.reshape(batch, -1, channels)
     positions = jnp.broadcast_to(positions, (batch, *positions.shape))
@@ -124,12 +171,20 @@ def with_positions(contents: Array, positions: Array) -> Array:
 
 
 def permutation(seed: int, num_elements: int) -> np.ndarray:
-    """The fixed shuffle of permuted ImageNet: element i becomes the former element order[i]."""
+    """Returns the fixed shuffle of permuted ImageNet.
+
+    Args:
+      seed: Seed of the shuffle.
+      num_elements: M.
+
+    Returns:
+      Integers `[M]`: element i becomes the former element `order[i]`.
+    """
     return np.random.default_rng(seed).permutation(num_elements)
 
 
 def extract_patches(images: Array, size: int) -> Array:
-    """The neighbourhood of every pixel, with zeros beyond the border.
+    """Extracts the neighbourhood of every pixel, with zeros beyond the border.
 
     Args:
       images: `[B, height, width, C]`.
@@ -139,7 +194,7 @@ def extract_patches(images: Array, size: int) -> Array:
       `[B, height, width, size * size * C]`, channels in (row, column, channel) order.
 
     Raises:
-      ValueError: `size` is even.
+      Refused: If `size` is even.
     """
     if size % 2 == 0:
         raise Refused(f'A patch around a pixel has an odd side, not {size}.')
@@ -166,7 +221,7 @@ def space_to_depth(video: Array, patch: Sequence[int]) -> Array:
       (frame, row, column, channel) order.
 
     Raises:
-      ValueError: The patches do not divide the video.
+      Refused: If the patches do not divide the video.
     """
     batch, *sizes, channels = video.shape
     if any(size % p for size, p in zip(sizes, patch, strict=True)):
@@ -180,21 +235,36 @@ def space_to_depth(video: Array, patch: Sequence[int]) -> Array:
 
 @dataclasses.dataclass
 class FlowInputs(hk.Module):
-    """Two frames as one element per pixel: 3x3 patches of both, projected, and where they are.
+    """Two frames as input elements, by default one per pixel: projected 3x3 patches of both frames.
 
-    Only the contents are projected (`projection`), as in the release and Perceiver IO's table 6;
-    its appendix H reads as if the position encoding were too. The rows of its table 3: patches or
-    a small convolution that leaves a quarter of either side, and frames that are concatenated, or
-    separate elements with a position in time, those of the first frame before those of the second.
+    Only the contents are projected, as in the release and Perceiver IO's table 6; its appendix H
+    reads as if the position encoding were too. The fields express the rows of its table 3.
+
+    Parameters: module `projection` or `conv7x7`, by `contents`.
+
+    Attributes:
+      channels: Channels of an element's contents.
+      patch_size: Side of a patch in pixels, odd.
+      num_bands: Frequencies of the Fourier positions along each axis.
+      max_resolution: Twice the highest frequency along height and width; where frames are
+        separate, three entries, time first.
+      contents: 'patches', a Linear of the patch around each pixel; or 'conv7x7', a convolution
+        that leaves a quarter of either side.
+      concatenate_frames: Whether an element holds both frames; otherwise each frame has elements
+        of its own with a position in time, those of the first frame before those of the second.
+      batch_norm_axis: Name of the axis mapped by `jax.pmap` that the batch statistics of 'conv7x7'
+        are averaged across; None: only over the batch at hand.
+      name: Name of the module.
     """
 
+    _: dataclasses.KW_ONLY
     channels: int = 64
     patch_size: int = 3
     num_bands: int = 64
-    max_resolution: Sequence[int] = (368, 496)  # per axis; three with separate frames, time first
-    contents: str = 'patches'  # or 'conv7x7'
+    max_resolution: Sequence[int] = (368, 496)
+    contents: str = 'patches'
     concatenate_frames: bool = True
-    batch_norm_axis: str | None = None  # the mapped axis of `jax.pmap`, to normalise across it
+    batch_norm_axis: str | None = None
     name: str | None = None
 
     def __post_init__(self):
@@ -208,22 +278,34 @@ class FlowInputs(hk.Module):
             )
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the elements of a frame, or of both where they are concatenated."""
+        """Returns the rows and columns of the elements of a frame, or of both concatenated frames.
+
+        Args:
+          height: Height of a frame in pixels.
+          width: Width of a frame in pixels.
+        """
         shrink = 4 if self.contents == 'conv7x7' else 1
         return -(-height // shrink), -(-width // shrink)
 
-    def __call__(
-        self,
-        frames: Array,  # [B, 2, height, width, 3]
-        *,
-        is_training: bool,
-    ) -> Array:  # [B, M, C]
+    def __call__(self, frames: Array, *, is_training: bool) -> Array:
+        """Makes input elements of pairs of frames.
+
+        Args:
+          frames: `[B, 2, height, width, channels]`, of any floating-point dtype.
+          is_training: Whether 'conv7x7' uses batch statistics, and updates running averages.
+
+        Returns:
+          `[B, M, C]` in the dtype of `frames`: M elements, row after row; C channels, contents
+          before positions.
+
+        Raises:
+          Refused: If `frames` are no pairs of images.
+        """
         if frames.ndim != 5 or frames.shape[1] != 2:
             raise Refused(f'Frames are [B, 2, height, width, channels]; got {frames.shape}.')
         batch, _, height, width, channels = frames.shape
-        grid = self.grid(height, width)
-        if not self.concatenate_frames:
-            grid = (2, *grid)
+        rows, columns = self.grid(height, width)
+        grid = (rows, columns) if self.concatenate_frames else (2, rows, columns)
 
         def join(x):  # [2 B, ..., C] -> [B, ..., 2 C] where frames are concatenated
             if not self.concatenate_frames:
@@ -233,8 +315,10 @@ class FlowInputs(hk.Module):
 
         images = frames.reshape(2 * batch, height, width, channels)
         if self.contents == 'conv7x7':
-            extract = ConvDownsample(self.channels, self.batch_norm_axis, name='conv7x7')
-            contents = extract(join(images), is_training=is_training)
+            conv = ConvDownsample(
+                self.channels, batch_norm_axis=self.batch_norm_axis, name='conv7x7'
+            )
+            contents = conv(join(images), is_training=is_training)
         else:
             patches = extract_patches(images, self.patch_size)
             contents = Linear(self.channels, name='projection')(join(patches))
@@ -247,19 +331,19 @@ class FlowInputs(hk.Module):
 def video_elements(
     video: Array, *, patch: Sequence[int], num_bands: int, max_resolution: Sequence[int]
 ) -> Array:
-    """Patches of a video with Fourier positions in time, height and width.
+    """Cuts a video into patches with Fourier positions in time, height and width.
 
     Args:
       video: `[B, frames, height, width, C]`.
-      patch: Frames, rows and columns of a patch.
-      num_bands: Frequencies along each axis.
+      patch: Frames, rows and columns of a patch, `(dt, dh, dw)`.
+      num_bands: K, frequencies along each axis.
       max_resolution: Twice the highest frequency along each axis, in patches.
 
     Returns:
-      `[B, M, dt * dh * dw * C + 3 (2 K + 1)]`.
+      `[B, M, dt * dh * dw * C + 3 (2 K + 1)]` in the dtype of `video`.
 
     Raises:
-      ValueError: The patches do not divide the video.
+      Refused: If the patches do not divide the video.
 
     Source: Perceiver, section 4.2; Perceiver IO, section 4.3.
     """
@@ -271,7 +355,7 @@ def video_elements(
 def audio_elements(
     audio: Array, *, samples_per_patch: int, num_bands: int, max_resolution: Sequence[int]
 ) -> Array:
-    """Stretches of raw sound with Fourier positions in time.
+    """Cuts raw sound into stretches with Fourier positions in time.
 
     Args:
       audio: `[B, samples, channels]`.
@@ -280,10 +364,11 @@ def audio_elements(
       max_resolution: Twice the highest frequency, a single entry.
 
     Returns:
-      `[B, samples / samples_per_patch, samples_per_patch * channels + 2 K + 1]`.
+      `[B, samples / samples_per_patch, samples_per_patch * channels + 2 K + 1]` in the dtype of
+      `audio`.
 
     Raises:
-      ValueError: The patches do not divide the sound.
+      Refused: If the patches do not divide the sound.
 
     Source: Perceiver, section 4.2; Perceiver IO, section 4.3.
     """
@@ -296,7 +381,7 @@ def audio_elements(
 
 
 def point_elements(points: Array, *, num_bands: int, max_resolution: Sequence[int]) -> Array:
-    """Points as input elements: a point's contents are where it is.
+    """Makes an input element of each point: its contents are where it is.
 
     Args:
       points: `[B, M, A]`, coordinates in [-1, 1], 3 of them for a cloud in space.
@@ -308,19 +393,19 @@ def point_elements(points: Array, *, num_bands: int, max_resolution: Sequence[in
       float32 could not tell apart points that the higher frequencies do.
 
     Raises:
-      ValueError: `points` are no batch of clouds, or have another number of axes.
+      Refused: If `points` are no batch of clouds, or `max_resolution` does not have A entries.
 
     Source: Perceiver, section 4.3.
     """
     if points.ndim != 3:
         raise Refused(f'Points are [B, M, coordinates]; got {points.shape}.')
-    return fourier_features(jnp.asarray(points), num_bands, max_resolution)
+    return jnp.asarray(fourier_features(jnp.asarray(points), num_bands, max_resolution))
 
 
 def spectrogram_elements(
     spectrogram: Array, *, patch: Sequence[int], num_bands: int, max_resolution: Sequence[int]
 ) -> Array:
-    """Patches of a spectrogram with Fourier positions.
+    """Cuts a spectrogram into patches with Fourier positions.
 
     Args:
       spectrogram: `[B, frames, bins]`.
@@ -330,10 +415,11 @@ def spectrogram_elements(
         and in frequency, one for positions along the flattened patches, frame after frame.
 
     Returns:
-      `[B, M, patch values + A (2 K + 1)]`, A the entries of `max_resolution`.
+      `[B, M, patch values + A (2 K + 1)]` in the dtype of `spectrogram`, A the entries of
+      `max_resolution`.
 
     Raises:
-      ValueError: The patches do not divide the spectrogram, or A is not 1 or 2.
+      Refused: If the patches do not divide the spectrogram, or A is not 1 or 2.
 
     Source: Perceiver, section 4.2; Perceiver IO, table 6 (one axis).
     """
@@ -350,50 +436,93 @@ def spectrogram_elements(
 
 @dataclasses.dataclass
 class TextInputs(hk.Module):
-    """Tokens as vectors: parameter `embeddings` `[vocabulary, C]`, plus `position_encoding`.
+    """Tokens as learned vectors, plus learned positions.
+
+    Parameters: `embeddings` `[vocabulary_size, channels]`, module `position_encoding`.
 
     Source: Perceiver IO, section 4.1.
+
+    Attributes:
+      vocabulary_size: Number of tokens.
+      channels: C.
+      max_length: Number of positions, the longest sequence.
+      name: Name of the module.
     """
 
+    _: dataclasses.KW_ONLY
     vocabulary_size: int = 262
     channels: int = 768
     max_length: int = 2048
     name: str | None = None
 
     def __call__(self, tokens: Array, dtype: str) -> tuple[Array, Array]:
-        """`[B, M]` integers, M up to `max_length` -> `[B, M, C]`, and the embeddings."""
+        """Makes input elements of tokens.
+
+        Args:
+          tokens: Integers `[B, M]`, M up to `max_length`. A token that does not exist becomes NaN.
+          dtype: Dtype of the elements.
+
+        Returns:
+          Elements `[B, M, C]` in `dtype`, and the embeddings `[vocabulary_size, C]` float32.
+
+        Raises:
+          Refused: If there are more tokens than positions.
+        """
         if tokens.ndim != 2 or tokens.shape[1] > self.max_length:
             raise Refused(f'Tokens are [B, at most {self.max_length}]; got {tokens.shape}.')
         shape = (self.vocabulary_size, self.channels)
         init = hk.initializers.TruncatedNormal(1.0)
         embeddings = hk.get_parameter('embeddings', shape, jnp.float32, init)
-        positions = LearnedPositions(self.max_length, self.channels, name='position_encoding')()
+        positions = LearnedPositions(
+            self.max_length, channels=self.channels, name='position_encoding'
+        )()
         # A token that does not exist becomes NaN, not another one.
-        rows = jnp.asarray(embeddings).at[tokens]
-        rows = rows.get(mode='fill', fill_value=jnp.nan, wrap_negative_indices=False)
-        inputs = rows + positions[: tokens.shape[1]]
-        return inputs.astype(dtype), embeddings
+        vectors = (
+            jnp.asarray(embeddings)
+            .at[tokens]
+            .get(mode='fill', fill_value=jnp.nan, wrap_negative_indices=False)
+        )
+        return (vectors + positions[: tokens.shape[1]]).astype(dtype), embeddings
 
 
 @dataclasses.dataclass
 class JoinModalities(hk.Module):
     """Elements of several modalities as one array, padded to a common width.
 
-    What pads a modality is a learned vector of its own, `<modality>_padding`, which tells the
-    modalities apart. With `mask_tokens`, another one (`<modality>_mask_token`) stands in the place
-    of hidden elements.
+    What pads a modality is a learned vector of its own, which tells the modalities apart.
+
+    Parameters: `<modality>_padding` for each modality, and `<modality>_mask_token` with
+    `mask_tokens`.
+
+    Attributes:
+      min_padding: Learned channels of the widest modality; the others have more.
+      mask_tokens: Whether there are learned vectors to stand in the place of hidden elements.
+      init_std: Standard deviation of the initial vectors, truncated at two of them.
+      name: Name of the module.
     """
 
-    min_padding: int  # learned channels of the widest modality
+    min_padding: int
+    _: dataclasses.KW_ONLY
     mask_tokens: bool = False
     init_std: float = 0.02
     name: str | None = None
 
     def __call__(
-        self,
-        modalities: Mapping[str, Array],  # each [B, M of its own, C of its own]
-        hidden: Mapping[str, Array] | None = None,  # of each, [B, M], true: the mask token instead
-    ) -> Array:  # [B, sum of M, largest C + min_padding], in the order of `modalities`
+        self, modalities: Mapping[str, Array], hidden: Mapping[str, Array] | None = None
+    ) -> Array:
+        """Pads and concatenates the modalities.
+
+        Args:
+          modalities: Name -> elements `[B, M, C]`, M and C those of the modality.
+          hidden: Name -> boolean `[B, M]`, true for elements that the mask token replaces; None or
+            a name that is left out: nothing is hidden.
+
+        Returns:
+          `[B, sum of M, largest C + min_padding]`, in the order of `modalities`.
+
+        Raises:
+          Refused: If `hidden` names a modality that is not there, or there are no mask tokens.
+        """
         hidden = hidden or {}
         if unknown := hidden.keys() - modalities.keys():
             raise Refused(f'hidden names {sorted(unknown)}; there is {list(modalities)}.')
@@ -411,7 +540,17 @@ class JoinModalities(hk.Module):
         return jnp.concatenate(joined, axis=1)
 
     @hk.name_like('__call__')
-    def pad(self, modality: str, x: Array, width: int) -> Array:  # [..., C] -> [..., width]
+    def pad(self, modality: str, x: Array, width: int) -> Array:
+        """Appends a modality's learned padding to each of its elements.
+
+        Args:
+          modality: Name of the modality.
+          x: `[..., C]`, elements of the modality.
+          width: Channels of the result.
+
+        Returns:
+          `[..., width]` in the dtype of `x`.
+        """
         missing = width - x.shape[-1]
         padding = self._vector(f'{modality}_padding', missing).astype(x.dtype)
         padding = jnp.broadcast_to(padding, (*x.shape[:-1], missing))

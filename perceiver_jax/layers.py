@@ -1,4 +1,8 @@
-"""The layers that attention is built of: Linear, LayerNorm, Mlp, dropout."""
+"""The layers that attention is built of: Linear, LayerNorm, Mlp, dropout.
+
+Parameters are float32; every layer computes in the dtype of its input, LayerNorm's statistics in
+float32.
+"""
 
 import dataclasses
 import functools
@@ -15,67 +19,135 @@ LAYER_NORM_EPSILON = 1e-5
 LECUN_NORMAL = hk.initializers.VarianceScaling(1.0, 'fan_in', 'truncated_normal')
 
 
+@dataclasses.dataclass
 class Linear(hk.Module):
-    """`x w + b` over the last axis; parameters `w` `[in, out]` and `b` `[out]`.
+    """A projection of the last axis: `x w + b`.
 
-    Initialised as Haiku's Linear unless `w_init` is given: standard deviation 1/sqrt(in),
-    truncated at two of them without a correction for it; zero bias.
+    Parameters: `w` `[in, channels]` and `b` `[channels]`, float32.
+
+    Attributes:
+      channels: Number of output channels.
+      w_init: Initialiser of `w`. None is that of Haiku's Linear: standard deviation 1/sqrt(in),
+        truncated at two of them without a correction for it. `b` starts at zero.
+      name: Name of the module.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        w_init: hk.initializers.Initializer | None = None,
-        name: str | None = None,
-    ):
-        super().__init__(name=name)
-        self.channels = channels
-        self.w_init = w_init
+    channels: int
+    w_init: hk.initializers.Initializer | None = None
+    name: str | None = None
 
     def __call__(self, x: Array) -> Array:
-        """`[..., in]` -> `[..., out]`."""
+        """Projects the last axis.
+
+        Args:
+          x: `[..., in]`, of any floating-point dtype.
+
+        Returns:
+          `[..., channels]` in the dtype of `x`.
+        """
         w, b = self.parameters(x.shape[-1])
         return product(x, w) + b.astype(x.dtype)
 
     def parameters(self, in_channels: int) -> tuple[Array, Array]:
-        """The parameters `w` and `b`, float32, for an input of that width."""
+        """Returns the parameters, for those who apply them in another order.
+
+        Args:
+          in_channels: Number of input channels.
+
+        Returns:
+          `w` `[in_channels, channels]` and `b` `[channels]`, float32.
+        """
         w_init = self.w_init or hk.initializers.TruncatedNormal(1 / math.sqrt(in_channels))
         w = hk.get_parameter('w', (in_channels, self.channels), jnp.float32, w_init)
         return w, hk.get_parameter('b', (self.channels,), jnp.float32, jnp.zeros)
 
 
 def product(x: Array, w: Array) -> Array:
-    """`[..., in]` times `[in, out]`, in the dtype of `x`."""
+    """Multiplies the last axis by a matrix, in the dtype of the array.
+
+    Args:
+      x: `[..., in]`.
+      w: `[in, out]`, cast to the dtype of `x`.
+
+    Returns:
+      `[..., out]` in the dtype of `x`.
+    """
     # In two dimensions: XLA on CPUs copies the operands of a three-dimensional product.
     rows = x.reshape(-1, x.shape[-1]) @ w.astype(x.dtype)
     return rows.reshape(*x.shape[:-1], w.shape[1])
 
 
 class Affine(NamedTuple):
-    """The second half of a LayerNorm: its parameters, `[C]` float32."""
+    """The second half of a LayerNorm: a scale and an offset for each channel.
+
+    Attributes:
+      scale: `[C]` float32.
+      offset: `[C]` float32.
+    """
 
     scale: Array
     offset: Array
 
+    @classmethod
+    def identity(cls, channels: int) -> 'Affine':
+        """Returns the scale and offset that change nothing.
+
+        Args:
+          channels: C, the number of channels.
+        """
+        return cls(jnp.ones(channels), jnp.zeros(channels))
+
     def __call__(self, x: Array) -> Array:
+        """Scales and shifts every channel.
+
+        Args:
+          x: `[..., C]`, of any floating-point dtype.
+
+        Returns:
+          `[..., C]` in the dtype of `x`.
+        """
         return (x * self.scale + self.offset).astype(x.dtype)
 
 
 class LayerNorm(hk.Module):
-    """Layer normalisation over channels, parameters `scale` and `offset`, statistics in float32."""
+    """Layer normalisation over the last axis, with statistics in float32.
+
+    Parameters: `scale` and `offset`, `[C]` float32. `normalise` is its first half, `affine` gives
+    the second: memory-efficient attention applies them at different places.
+    """
 
     def __call__(self, x: Array) -> Array:
-        """`[..., C]` -> `[..., C]`."""
+        """Normalises over the last axis, then scales and shifts every channel.
+
+        Args:
+          x: `[..., C]`, of any floating-point dtype.
+
+        Returns:
+          `[..., C]` in the dtype of `x`.
+        """
         return self.affine(x.shape[-1])(_normalise(x)).astype(x.dtype)
 
     def affine(self, channels: int) -> Affine:
-        """What is to be done to `normalise(x)`."""
+        """Returns the scale and offset that are applied to `normalise(x)`.
+
+        Args:
+          channels: C, the number of channels.
+        """
         scale = hk.get_parameter('scale', (channels,), jnp.float32, jnp.ones)
         return Affine(scale, hk.get_parameter('offset', (channels,), jnp.float32, jnp.zeros))
 
 
 def normalise(x: Array) -> Array:
-    """The first half of a LayerNorm, without parameters: mean 0 and variance 1 over channels."""
+    """Computes the first half of a LayerNorm: mean 0 and variance 1 over the last axis.
+
+    For the gradient only `x` is kept: the rest is rematerialised.
+
+    Args:
+      x: `[..., C]`, of any floating-point dtype; statistics are float32.
+
+    Returns:
+      `[..., C]` in the dtype of `x`.
+    """
     return _normalise(x).astype(x.dtype)
 
 
@@ -88,7 +160,18 @@ def _normalise(x: Array) -> Array:
 
 
 def dropout(x: Array, rate: float, is_training: bool) -> Array:
-    """Dropout that asks for no random key, and costs nothing, at rate 0 or in evaluation."""
+    """Sets random values to zero and scales up the others, in training.
+
+    At rate 0 or in evaluation it costs nothing and needs no random key.
+
+    Args:
+      x: An array of any shape.
+      rate: Probability of a value to be dropped, in [0, 1).
+      is_training: Whether anything is dropped.
+
+    Returns:
+      An array like `x`.
+    """
     if rate == 0 or not is_training:
         return x
     return hk.dropout(hk.next_rng_key(), rate, x)
@@ -99,16 +182,31 @@ _gelu = jax.checkpoint(functools.partial(jax.nn.gelu, approximate=True))
 
 @dataclasses.dataclass
 class Mlp(hk.Module):
-    """Linear, GELU (the tanh approximation), Linear back to the input's width.
+    """Linear (`hidden`), GELU (the tanh approximation), Linear (`output`) to the input's width.
 
     The papers use widening factor 1: "no bottleneck".
+
+    Attributes:
+      widening_factor: Width of the hidden layer as a multiple of the input's.
+      dropout_rate: Dropout of the output, in training.
+      name: Name of the module.
     """
 
     widening_factor: int = 1
+    _: dataclasses.KW_ONLY
     dropout_rate: float = 0.0
     name: str | None = None
 
     def __call__(self, x: Array, *, is_training: bool) -> Array:
+        """Applies the MLP to every row.
+
+        Args:
+          x: `[..., C]`, of any floating-point dtype.
+          is_training: Whether dropout is applied.
+
+        Returns:
+          `[..., C]` in the dtype of `x`.
+        """
         channels = x.shape[-1]
         x = _gelu(Linear(channels * self.widening_factor, LECUN_NORMAL, name='hidden')(x))
         return dropout(

@@ -5,7 +5,7 @@ All of them compute in `dtype`, 'float32' or 'bfloat16', with float32 parameters
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import haiku as hk
@@ -52,22 +52,24 @@ def image_classifier(
 
     Args:
       images: `[B, height, width, channels]`, normalised with ImageNet's mean and deviation.
-      input_mask: `[B, M]`, true for the input elements to look at, in the order of `ImageInputs`
-        (shuffled, with a permutation); None: all of them.
+      input_mask: Boolean `[B, M]`, true for the input elements to attend to, in the order of
+        `ImageInputs` (shuffled, with a permutation); None: all of them.
       is_training: Whether batch statistics are used and dropout is applied.
       num_classes: Number of logits.
       inputs: Fields of `ImageInputs`.
       encoder: Fields of `Encoder`.
       decoder: Fields of `ClassQueryDecoder` (Perceiver IO); None averages the latents (ICML).
       dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
-      implementation: Of `attend`, everywhere; 'plain' is the readable definition.
-      batch_norm_axis: Under `jax.pmap`, the mapped axis that batch statistics are taken across.
+      implementation: Implementation of `attend`, everywhere: 'auto', 'chunked', 'fused', or
+        'plain', the readable definition.
+      batch_norm_axis: Name of the axis mapped by `jax.pmap` that batch statistics are averaged
+        across; None: only over the batch at hand.
 
     Returns:
       Logits `[B, num_classes]` float32.
 
     Raises:
-      ValueError: Fields or shapes that do not fit together.
+      Refused: If fields or shapes do not fit together.
 
     Source: Perceiver, section 4.1; Perceiver IO, section 4.4 and appendix A.
     """
@@ -78,7 +80,13 @@ def image_classifier(
     latents = Encoder(**encoder, implementation=implementation, name='encoder')(
         byte_array, input_mask, is_training=is_training
     )  # [B, N, D]
-    return _classify(latents, num_classes, decoder, implementation, is_training)
+    return _classify(
+        latents,
+        num_classes=num_classes,
+        decoder=decoder,
+        implementation=implementation,
+        is_training=is_training,
+    )
 
 
 def point_classifier(
@@ -93,24 +101,25 @@ def point_classifier(
     dtype: str = 'float32',
     implementation: str = 'auto',
 ) -> Array:
-    """Classifies point clouds; their order plays no part.
+    """Classifies point clouds; the order of the points plays no part.
 
     Args:
       points: `[B, M, 3]` coordinates in [-1, 1], any number of them.
-      input_mask: `[B, M]`, true for the points to look at; None: all of them.
+      input_mask: Boolean `[B, M]`, true for the points to attend to; None: all of them.
       is_training: Whether dropout is applied.
       num_classes: Number of logits.
       inputs: Arguments of `point_elements`.
       encoder: Fields of `Encoder`.
       decoder: Fields of `ClassQueryDecoder` (Perceiver IO); None averages the latents (ICML).
-      dtype: Precision of the computation, but for the positions, which are float32.
-      implementation: Of `attend`, everywhere.
+      dtype: Precision of the computation, 'float32' or 'bfloat16'; positions and parameters are
+        float32.
+      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked' or 'fused'.
 
     Returns:
       Logits `[B, num_classes]` float32.
 
     Raises:
-      ValueError: Fields or shapes that do not fit together.
+      Refused: If fields or shapes do not fit together.
 
     Source: Perceiver, section 4.3.
     """
@@ -119,11 +128,18 @@ def point_classifier(
     latents = Encoder(**encoder, implementation=implementation, name='encoder')(
         elements, input_mask, is_training=is_training
     )  # [B, N, D]
-    return _classify(latents, num_classes, decoder, implementation, is_training)
+    return _classify(
+        latents,
+        num_classes=num_classes,
+        decoder=decoder,
+        implementation=implementation,
+        is_training=is_training,
+    )
 
 
 def _classify(
     latents: Array,
+    *,
     num_classes: int,
     decoder: Mapping[str, Any] | None,
     implementation: str,
@@ -150,7 +166,7 @@ def optical_flow(
     implementation: str = 'auto',
     batch_norm_axis: str | None = None,
 ) -> Array:
-    """Estimates optical flow: where each pixel of the first frame is in the second.
+    """Estimates optical flow: where each pixel of the first frame moves to in the second.
 
     The output queries are the input elements themselves, those of both frames; where frames are
     separate elements, those of the first.
@@ -162,18 +178,20 @@ def optical_flow(
       encoder: Fields of `Encoder`.
       decoder: Fields of `QueryDecoder`.
       upsampling: Fields of `FlowUpsample`, for inputs that a convolution makes smaller: it takes
-        as many channels from the decoder as the contents of an input element have.
+        as many channels from the decoder as the contents of an input element have; None: the
+        decoder's outputs are the flow.
       output_divisor: What the network's output is divided by.
-      flow_scale: Pixels of one unit of the divided output: training targets are flow / 20.
-      dtype: Precision of the computation.
-      implementation: Of `attend`, everywhere.
-      batch_norm_axis: Under `jax.pmap`, the mapped axis that batch statistics are taken across.
+      flow_scale: Pixels of one unit of the divided output; 20: training targets are flow / 20.
+      dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
+      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked' or 'fused'.
+      batch_norm_axis: Name of the axis mapped by `jax.pmap` that batch statistics are averaged
+        across; None: only over the batch at hand.
 
     Returns:
       `[B, height, width, 2]` float32: (u, v), to the right and down, in pixels of the frames.
 
     Raises:
-      ValueError: Fields or shapes that do not fit together.
+      Refused: If fields or shapes do not fit together.
 
     Source: Perceiver IO, section 4.2 and appendix H; scales and queries of DeepMind's release.
     """
@@ -212,26 +230,28 @@ def masked_language_model(
     dtype: str = 'float32',
     implementation: str = 'auto',
 ) -> Array:
-    """Fills in bytes of text: one output query a position, and the embeddings as output matrix.
+    """Predicts the bytes of a text with one output query a position.
+
+    The embeddings of the inputs are the output matrix too.
 
     Args:
-      tokens: `[B, M]` integers, M up to the longest length of the model: shorter sequences need no
+      tokens: Integers `[B, M]`, M up to the longest length of the model: shorter sequences need no
         padding.
-      input_mask: `[B, M]`, true where there is text; None: everywhere.
-      query_mask: `[B, M]`, true where an output is wanted, elsewhere it means nothing; None:
-        the input mask.
+      input_mask: Boolean `[B, M]`, true where there is text; None: everywhere.
+      query_mask: Boolean `[B, M]`, true where an output is wanted, elsewhere it means nothing;
+        None: the input mask.
       is_training: Whether dropout is applied.
       inputs: Fields of `TextInputs`.
       encoder: Fields of `Encoder`.
       decoder: Fields of `QueryDecoder`.
-      dtype: Precision of the computation.
-      implementation: Of `attend`, everywhere.
+      dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
+      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked' or 'fused'.
 
     Returns:
       Logits `[B, M, vocabulary]` float32.
 
     Raises:
-      ValueError: Fields or shapes that do not fit together.
+      Refused: If fields or shapes do not fit together.
 
     Source: Perceiver IO, section 4.1; masks and output queries of DeepMind's release.
     """
@@ -241,7 +261,7 @@ def masked_language_model(
     latents = Encoder(**encoder, implementation=implementation, name='encoder')(
         elements, input_mask, is_training=is_training
     )
-    queries = LearnedPositions(embed.max_length, embed.channels, name='output_queries')()
+    queries = LearnedPositions(embed.max_length, channels=embed.channels, name='output_queries')()
     queries = queries[: tokens.shape[1]].astype(dtype)  # [M, C]
     outputs = QueryDecoder(None, **decoder, implementation=implementation, name='decoder')(
         jnp.broadcast_to(queries, (tokens.shape[0], *queries.shape)),
@@ -286,21 +306,22 @@ def video_autoencoder(
       label: One-hot `[B, num_classes]`; None hides it, as in evaluation.
       is_training: Whether dropout is applied.
       num_classes: Number of class labels.
-      inputs: `video`, `audio`: arguments of `video_elements` and `audio_elements`; `min_padding`
-        of `JoinModalities`.
+      inputs: `video`, arguments of `video_elements`; `audio`, arguments of `audio_elements`;
+        `min_padding` of `JoinModalities`.
       encoder: Fields of `Encoder`.
       queries: `video`, `audio`: `num_bands` and `max_resolution` of the output queries' Fourier
         positions; `label_channels`; `min_padding`; `endpoint`, see `grid_fourier_features` (the
         released weights want False).
       decoder: Fields of `QueryDecoder`.
-      hidden: Of 'video', 'audio' or 'label', `[B, M of it]`: elements replaced by a mask token.
-      input_mask: `[B, M]`, true for the input elements to look at, in the order audio, video,
-        label; None: all of them.
-      output_elements: Of 'video' (a pixel), 'audio' (a patch): `[O]` indices of what to
-        reconstruct, as in training; None: everything.
+      hidden: 'video', 'audio' or 'label' -> boolean, `[B, M]` for its M elements, true where the
+        mask token replaces the element; None: nothing is hidden but a missing label.
+      input_mask: Boolean `[B, M]`, true for the input elements to attend to, in the order audio,
+        video, label; None: all of them.
+      output_elements: 'video' or 'audio' -> integers `[O]`, indices of the pixels or patches to
+        reconstruct, as in training; None or a name that is left out: everything.
       chunk_size: Output queries decoded at a time; None: all at once.
-      dtype: Precision of the computation.
-      implementation: Of `attend`, everywhere.
+      dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
+      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked' or 'fused'.
 
     Returns:
       `video` `[B, frames, height, width, 3]` and `audio` `[B, samples, 1]`, or `[B, O, 3]` and
@@ -308,7 +329,7 @@ def video_autoencoder(
       All float32.
 
     Raises:
-      ValueError: Fields or shapes that do not fit together.
+      Refused: If fields or shapes do not fit together.
 
     Source: Perceiver IO, section 4.3; paddings, mask tokens and queries of DeepMind's release.
     """
@@ -340,7 +361,7 @@ def video_autoencoder(
         'video': video.shape[-1],
         'label': num_classes,
     }
-    label_query = LearnedPositions(1, queries['label_channels'], name='label_query')()
+    label_query = LearnedPositions(1, channels=queries['label_channels'], name='label_query')()
     pad = JoinModalities(queries['min_padding'], name='output_queries').pad
     widest = max(
         queries['label_channels'],
@@ -369,7 +390,9 @@ def video_autoencoder(
             decoded[modality] = decode(modality, output_elements[modality])
         else:
             decode_modality = functools.partial(decode, modality)
-            decoded[modality] = decode_in_chunks(decode_modality, math.prod(grid), chunk_size)
+            decoded[modality] = decode_in_chunks(
+                decode_modality, num_queries=math.prod(grid), chunk_size=chunk_size
+            )
             if modality == 'video':
                 decoded[modality] = decoded[modality].reshape(video.shape)
     return {
@@ -393,28 +416,30 @@ def audio_visual_classifier(
     """Classifies sound, video, or both, with a Perceiver or a Perceiver IO.
 
     Args:
-      modalities: Those that `inputs` has: 'audio' `[B, samples, 1]`, raw, in [-1, 1]; 'spectrogram'
-        `[B, frames, bins]`, such as `log_mel` makes; 'video' `[B, frames, height, width, 3]` in
-        [-1, 1]. One that a dropout took away is all zeros.
+      modalities: Name -> array, for the names that `inputs` has: 'audio' `[B, samples, 1]`, raw,
+        in [-1, 1]; 'spectrogram' `[B, frames, bins]`, such as `log_mel` makes; 'video'
+        `[B, frames, height, width, 3]` in [-1, 1]. A modality that was dropped is all zeros.
       is_training: Whether dropout is applied.
       num_classes: Number of logits.
-      inputs: By modality the arguments of `audio_elements`, `spectrogram_elements` and
-        `video_elements`; and `min_padding` of `JoinModalities`.
+      inputs: `audio`, arguments of `audio_elements`; `spectrogram`, arguments of
+        `spectrogram_elements`; `video`, arguments of `video_elements`; `min_padding` of
+        `JoinModalities`.
       encoder: Fields of `Encoder`.
       decoder: Fields of `ClassQueryDecoder` (Perceiver IO); None averages the latents (ICML).
-      dtype: Precision of the computation.
-      implementation: Of `attend`, everywhere.
+      dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
+      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked' or 'fused'.
 
     Returns:
-      Logits `[B, num_classes]` float32; on AudioSet each is one of a sigmoid.
+      Logits `[B, num_classes]` float32; where a clip can have several labels, as on AudioSet, they
+      are logits of sigmoids.
 
     Raises:
-      ValueError: Fields, shapes or modalities that do not fit together.
+      Refused: If fields, shapes or modalities do not fit together.
 
     Source: Perceiver, section 4.2; Perceiver IO, appendix G.
     """
     _check_dtype(dtype)
-    make_elements = {
+    make_elements: dict[str, Callable[..., Array]] = {
         'audio': audio_elements,
         'spectrogram': spectrogram_elements,
         'video': video_elements,
@@ -434,7 +459,24 @@ def audio_visual_classifier(
     latents = Encoder(**encoder, implementation=implementation, name='encoder')(
         byte_array, is_training=is_training
     )  # [B, N, D]
-    return _classify(latents, num_classes, decoder, implementation, is_training)
+    return _classify(
+        latents,
+        num_classes=num_classes,
+        decoder=decoder,
+        implementation=implementation,
+        is_training=is_training,
+    )
+
+
+# The models that can be saved with their weights, by name.
+MODELS: dict[str, Callable[..., Any]] = {
+    'image_classifier': image_classifier,
+    'point_classifier': point_classifier,
+    'optical_flow': optical_flow,
+    'masked_language_model': masked_language_model,
+    'video_autoencoder': video_autoencoder,
+    'audio_visual_classifier': audio_visual_classifier,
+}
 
 
 def _check_dtype(dtype: str) -> None:

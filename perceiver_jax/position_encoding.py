@@ -1,8 +1,9 @@
-"""Where each input element is: grid positions, Fourier features, learned encodings.
+"""Says where each input element is: grid positions, Fourier features, learned encodings.
 
 Source: Perceiver, section 3.2 and appendix D; Perceiver IO, appendix D.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 import haiku as hk
@@ -16,7 +17,7 @@ from perceiver_jax.layers import Linear
 
 
 def grid_positions(shape: Sequence[int]) -> np.ndarray:
-    """Coordinates of a regular grid, from -1 to 1 inclusive along every axis.
+    """Returns the coordinates of a regular grid, from -1 to 1 inclusive along every axis.
 
     Args:
       shape: Grid sizes, one for each axis, slowest first, such as `(height, width)`.
@@ -39,7 +40,7 @@ def fourier_features(
     concat_positions: bool = True,
     sine_only: bool = False,
 ) -> np.ndarray | Array:
-    """Sines and cosines of positions, at frequencies spaced linearly from 1 to the Nyquist rate.
+    """Computes sines and cosines of positions, at frequencies linear from 1 to the Nyquist rate.
 
     NumPy positions (a grid, known beforehand) are computed in float64 on the host, once, and
     become a constant of the compiled program; jax positions (points of a cloud) are computed
@@ -48,7 +49,8 @@ def fourier_features(
     Args:
       positions: `[..., A]` coordinates within [-1, 1].
       num_bands: K, the frequencies along each axis.
-      max_resolution: A resolutions mu, in samples along [-1, 1]; the highest frequency is mu / 2.
+      max_resolution: A resolution mu for each axis, in samples along [-1, 1]; the highest
+        frequency is mu / 2.
       concat_positions: Whether the raw positions stand in front.
       sine_only: Whether to leave out the cosines.
 
@@ -57,7 +59,7 @@ def fourier_features(
       positions, then sin(pi f x) for every axis and within it every band, then all the cosines.
 
     Raises:
-      ValueError: `max_resolution` does not have one entry for each axis.
+      Refused: If `max_resolution` does not have one entry for each axis.
 
     Source: Perceiver, section 3.2; channel order of DeepMind's release.
     """
@@ -87,7 +89,7 @@ def grid_fourier_features(
     elements: Array | None = None,
     endpoint: bool = True,
 ) -> Array:
-    """Fourier features of a regular grid, put together where they are used.
+    """Computes the Fourier features of a regular grid where they are used.
 
     The sines and cosines of each axis are computed in float64 on the host, once: what the
     compiled program holds grows with the sum of the grid's sides, not with their product.
@@ -95,17 +97,19 @@ def grid_fourier_features(
     Args:
       shape: Grid sizes, one for each axis, slowest first, such as `(height, width)`.
       num_bands: K, the frequencies along each axis.
-      max_resolution: One for each axis; see `fourier_features`.
-      elements: Which elements of the flattened grid, any shape `[...]`; None: all, in order.
-      endpoint: Positions run from -1 to 1 inclusive. Otherwise element i of n is at -1 + 2 i / n,
-        as in the subsampled queries of DeepMind's release.
+      max_resolution: A resolution mu for each axis, in samples along [-1, 1]; the highest
+        frequency is mu / 2.
+      elements: Integer indices of elements of the flattened grid, any shape `[...]`; None: all
+        elements, in order.
+      endpoint: Whether positions run from -1 to 1 inclusive. Otherwise element i of n is at
+        -1 + 2 i / n, as in the subsampled queries of DeepMind's release.
 
     Returns:
       `[prod(shape), A * (2 K + 1)]`, or `[..., A * (2 K + 1)]` with `elements`, float32, channels
       in the order of `fourier_features`.
 
     Raises:
-      ValueError: `max_resolution` does not have one entry for each axis.
+      Refused: If `max_resolution` does not have one entry for each axis.
 
     Source: Perceiver, section 3.2.
     """
@@ -115,7 +119,7 @@ def grid_fourier_features(
             f'max_resolution {tuple(max_resolution)} must have one entry for each of the '
             f'{num_axes} axes of the grid {tuple(shape)}.'
         )
-    rows = []  # of each axis: [..., 1 + 2 K], the position, its sines, its cosines
+    rows = []  # for each axis [..., 1 + 2 K]: the position, its sines, its cosines
     for axis, (size, mu) in enumerate(zip(shape, max_resolution, strict=True)):
         positions = np.linspace(-1.0, 1.0, size + (not endpoint))[:size, None]
         table = jnp.asarray(fourier_features(positions, num_bands, [mu]))
@@ -130,47 +134,59 @@ def grid_fourier_features(
     return jnp.concatenate([row[..., part] for part in parts for row in rows], axis=-1)
 
 
+@dataclasses.dataclass
 class LearnedPositions(hk.Module):
-    """One learned vector for each position: parameter `positions` `[num_positions, channels]`.
+    """One learned vector for each position.
 
-    With `project_to`, a Linear (`projection`) follows, as in Perceiver IO's learned encoding.
+    Parameters: `positions` `[num_positions, channels]`, and the module `projection` with
+    `project_to`.
+
+    Attributes:
+      num_positions: Number of vectors.
+      channels: Channels of a vector.
+      init_std: Standard deviation of the initial vectors, truncated at two of them.
+      project_to: Channels of a Linear behind, as in Perceiver IO's learned encoding; None: no
+        Linear.
+      name: Name of the module.
     """
 
-    def __init__(
-        self,
-        num_positions: int,
-        channels: int,
-        init_std: float = 0.02,
-        project_to: int | None = None,
-        name: str | None = None,
-    ):
-        super().__init__(name=name)
-        self.shape = (num_positions, channels)
-        self.init = hk.initializers.TruncatedNormal(init_std)
-        self.project_to = project_to
+    num_positions: int
+    _: dataclasses.KW_ONLY
+    channels: int
+    init_std: float = 0.02
+    project_to: int | None = None
+    name: str | None = None
 
     def __call__(self) -> Array:
-        """Returns `[num_positions, project_to or channels]` float32."""
-        positions = hk.get_parameter('positions', self.shape, jnp.float32, self.init)
+        """Returns the vectors.
+
+        Returns:
+          `[num_positions, project_to or channels]` float32.
+        """
+        shape = (self.num_positions, self.channels)
+        init = hk.initializers.TruncatedNormal(self.init_std)
+        positions = hk.get_parameter('positions', shape, jnp.float32, init)
         if self.project_to is not None:
             positions = Linear(self.project_to, name='projection')(positions)
         return positions
 
 
-def resample_positions(positions: Array, grid: Sequence[int], new_grid: Sequence[int]) -> Array:
-    """Learned positions of a grid, interpolated for another grid over the same image.
+def resample_positions(
+    positions: np.ndarray | Array, grid: Sequence[int], new_grid: Sequence[int]
+) -> Array:
+    """Interpolates the learned positions of a grid for another grid over the same image.
 
     Args:
-      positions: `[prod(grid), C]`.
-      grid: The grid they were learned for, such as `(224, 224)`.
-      new_grid: The grid they are needed for, with as many axes.
+      positions: `[prod(grid), C]`, learned vectors.
+      grid: Sizes of the grid that they were learned for, such as `(224, 224)`.
+      new_grid: Sizes of the grid that they are needed for, with as many axes.
 
     Returns:
       `[prod(new_grid), C]`, cubic between the learned vectors, which stand at the centres of their
       elements. Our choice: no paper states how.
 
     Raises:
-      ValueError: `positions` are not of that grid.
+      Refused: If there are not as many positions as the grid has, or the axes differ in number.
     """
     if positions.shape[0] != np.prod(grid) or len(grid) != len(new_grid):
         raise Refused(

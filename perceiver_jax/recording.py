@@ -1,16 +1,22 @@
-"""Attention weights on request, which are not kept otherwise."""
+"""Attention weights on request: otherwise they are not kept, and often never computed."""
 
 import contextlib
 import contextvars
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from jax import Array
 
 from perceiver_jax.dot_product_attention import attention_weights
 
-# What is recorded in this thread: ends of module names, and where their weights go.
-_recordings: contextvars.ContextVar[tuple[tuple[str, list[Array]], ...]]
+
+class _Recording(NamedTuple):
+    module_suffix: str  # end of the Haiku name of the module that attends
+    collected: list[Array]  # receives its weights
+
+
+# The recordings of this thread that are under way.
+_recordings: contextvars.ContextVar[tuple[_Recording, ...]]
 _recordings = contextvars.ContextVar('recordings', default=())
 
 
@@ -32,7 +38,8 @@ def record_attention(module_name: str) -> Iterator[list[Array]]:
       A list that receives `[B, H, T, S]` float32 each time the module is called.
     """
     collected: list[Array] = []
-    token = _recordings.set((*_recordings.get(), (f'{module_name}/attention', collected)))
+    recording = _Recording(f'{module_name}/attention', collected)
+    token = _recordings.set((*_recordings.get(), recording))
     try:
         yield collected
     finally:
@@ -41,7 +48,11 @@ def record_attention(module_name: str) -> Iterator[list[Array]]:
 
 @contextlib.contextmanager
 def no_recording() -> Iterator[None]:
-    """Records nothing: within a loop, the weights of one iteration cannot leave it."""
+    """Records nothing: the weights of one iteration of a loop cannot leave the loop.
+
+    Yields:
+      None.
+    """
     token = _recordings.set(())
     try:
         yield
@@ -50,13 +61,20 @@ def no_recording() -> Iterator[None]:
 
 
 def is_recording() -> bool:
-    """Whether weights may have to leave the modules that are called now."""
+    """Returns whether the weights of modules that are called now may be asked for."""
     return bool(_recordings.get())
 
 
-def _record(
-    module_name: str, query: Array, key: Array, mask: Array | None, how: dict[str, Any]
-) -> None:
-    for suffix, collected in _recordings.get():
-        if f'/{module_name}'.endswith(f'/{suffix}'):
-            collected.append(attention_weights(query, key, mask, **how))
+def record(module_name: str, query: Array, key: Array, mask: Array | None, **how: Any) -> None:
+    """Computes a module's attention weights, if they are asked for.
+
+    Args:
+      module_name: Full Haiku name of the module that attends.
+      query: `[B, T, H, F]`.
+      key: `[B, S, H, F]`.
+      mask: Broadcastable to `[B, T, S]`; None: no mask.
+      **how: Further arguments of `attention_weights`.
+    """
+    for recording in _recordings.get():
+        if f'/{module_name}'.endswith(f'/{recording.module_suffix}'):
+            recording.collected.append(attention_weights(query, key, mask, **how))

@@ -37,8 +37,8 @@ def test_the_reference_statement_classifies_as_we_do(variant):
 def test_the_reference_statement_estimates_flow_as_we_do():
     model = {
         **RELEASED['optical_flow'].arguments,
-        'encoder': {**SMALL, 'num_blocks': 1, 'num_self_attend_heads': 2},
-        'decoder': dict(use_query_residual=False),
+        'encoder': {**SMALL, 'num_blocks': 1, 'self_attend': dict(num_heads=2)},
+        'decoder': dict(cross_attend=dict(use_query_residual=False)),
     }
     frames = np.random.default_rng(0).normal(size=(1, 2, 6, 10, 3)).astype(np.float32)
     transformed = hk.transform(lambda x: optical_flow(x, is_training=False, **model))

@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from perceiver_jax.errors import Refused
+from perceiver_jax.weights.upgrade import upgrade_arguments
 
 # Keys of the config that may change when a run is resumed: none of them changes the result.
 FREE_KEYS = (
@@ -98,7 +99,7 @@ def check_resumable(workdir: Path, config: ConfigDict) -> None:
         raise Refused(f'{path} is damaged ({error}); {remedy}') from None
     if not isinstance(saved, dict):
         raise Refused(f'{path} is damaged (not a JSON object); {remedy}')
-    before = _leaves(saved)
+    before = _leaves({**saved, 'model': upgrade_arguments(saved.get('model', {}))})
     now = _leaves(json.loads(json.dumps(config.to_dict())))  # tuples as lists
     differing = [
         f'{key} was {before.get(key)!r} and is {now.get(key)!r}'

@@ -1,4 +1,4 @@
-"""A model with its weights: load it, call it, ask where it looks, save it, export it.
+"""A model with its weights: load it, call it, ask what it attends to, save it, export it.
 
 model = load('imagenet_fourier_position_encoding.pystate')
 logits = model(images)
@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,71 +20,107 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from perceiver_jax import models
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import write_whole
+from perceiver_jax.models import MODELS
 from perceiver_jax.position_encoding import resample_positions
 from perceiver_jax.recording import record_attention
 from perceiver_jax.weights import foreign_files, translation
 from perceiver_jax.weights.released import LICENCE, RELEASED
 from perceiver_jax.weights.trees import check_fit
+from perceiver_jax.weights.upgrade import upgrade_arguments
 
-FORMAT = 'perceiver_jax 1'
+FORMAT = 'perceiver_jax 2'
+FORMAT_BEFORE = 'perceiver_jax 1'  # with other keys of the arguments, and without `activation`
 Tree = dict[str, dict[str, np.ndarray]]  # Haiku's: module name -> parameter name -> array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pretrained:
-    """A function of `perceiver_jax.models`, its arguments and its weights; call it as a function.
+    """A model with its weights; call it as a function.
 
     `dataclasses.replace` makes variants of it, such as one that computes in bfloat16. The weights
     are copied to the device at the first call: later changes of the arrays have no effect.
+
+    Attributes:
+      function: Name of a function of `perceiver_jax.models`, one of `MODELS`.
+      arguments: Keyword arguments of the function, but `is_training`.
+      front_end: What inputs go through before, as arguments of `perceiver_jax.front_ends`.
+      params: Haiku's parameters: module name -> parameter name -> array.
+      state: Haiku's state, such as running averages: module name -> name -> array.
+      classes: Names of the labels; None: not known.
+      description: What the model is, in a sentence.
+      licence: Licence of the weights; empty: not known.
+      activation: What makes probabilities of the model's logits: 'softmax' or 'sigmoid'; None: it
+        returns no logits. Left out, it is the one that the function is usually trained with.
+
+    Raises:
+      Refused: If there is no such function or activation.
     """
 
-    function: str  # of perceiver_jax.models
-    arguments: Mapping[str, Any]  # its keyword arguments but `is_training`
-    front_end: Mapping[str, Any]  # what inputs go through before, as arguments of `front_ends`
+    function: str
+    arguments: Mapping[str, Any]
+    front_end: Mapping[str, Any]
     params: Tree = dataclasses.field(repr=False)
     state: Tree = dataclasses.field(repr=False)
-    classes: Sequence[str] | None = None  # the names of the labels
+    classes: Sequence[str] | None = None
     description: str = ''
     licence: str = ''
+    activation: str | None = 'usual'
+
+    def __post_init__(self):
+        if self.function not in list(MODELS):  # a list: in a damaged file it may be unhashable
+            raise Refused(f'there is no model {self.function!r}; there are {", ".join(MODELS)}')
+        if self.activation == 'usual':
+            object.__setattr__(self, 'activation', _USUAL_ACTIVATIONS[self.function])
+        if self.activation not in ('softmax', 'sigmoid', None):
+            raise Refused(f"activation is 'softmax', 'sigmoid' or None, not {self.activation!r}")
 
     def __call__(self, *inputs: Array, **named: Array) -> Any:
-        """The forward pass in evaluation mode, compiled once for each shape of its inputs.
+        """Runs the forward pass in evaluation mode, compiled once for each shape of its inputs.
 
         Args:
-          inputs: Arrays, as the function takes them.
-          named: More of them, such as `input_mask`.
+          *inputs: Arrays, as the function takes them.
+          **named: Further arrays by the names of the function's arguments, such as `input_mask`.
+
+        Returns:
+          What the function returns.
 
         Raises:
-          ValueError: They are no arrays, or not of the shapes that the function takes.
+          Refused: If they are no arrays, or not of the shapes that the function takes.
         """
         return self._apply(*self._weights, *_as_arrays(inputs, named))
 
     def attention(self, module_name: str, *inputs: Array, call: int = 0, **named: Array) -> Array:
-        """The attention weights of one module for some inputs; otherwise they are not kept.
+        """Computes the attention weights of one module, which a call does not keep.
 
         Args:
           module_name: A module that attends, such as 'encoder/cross_attend_1', or
             'decoder/cross_attend'.
-          inputs: As in a call.
+          *inputs: Arrays, as the function takes them.
           call: Which of its applications, where the model applies a module more than once. Queries
             that are decoded in several chunks do not count.
-          named: As in a call.
+          **named: Further arrays by the names of the function's arguments, such as `input_mask`.
 
         Returns:
           `[B, H, T, S]` float32.
 
         Raises:
-          ValueError: There is no such module, or it is not applied that often.
+          Refused: If there is no such module, or it is not applied that often.
 
         Source: Perceiver, figure 3 and appendix E show them as pictures.
         """
         return self._attention(*self._weights, *_as_arrays(inputs, named), module_name, call)
 
     def example(self, batch: int | Any = 1) -> tuple[Any, ...]:
-        """Shapes and dtypes of what the model is called with, for a batch of some size."""
+        """Returns shapes and dtypes of what the model is called with.
+
+        Args:
+          batch: Size of the batch, a number or a symbolic size of `jax.export`.
+
+        Returns:
+          Positional arguments of a call, with `jax.ShapeDtypeStruct` in place of arrays.
+        """
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((batch, *x[0]), x[1]),
             _EXAMPLES[self.function](self.front_end),
@@ -93,7 +129,7 @@ class Pretrained:
         return tuple(shapes)
 
     def at_size(self, size: int) -> 'Pretrained':
-        """An image classifier for square images of another size.
+        """Returns an image classifier for square images of another size.
 
         Fourier positions fit any size, in the coordinates [-1, 1] of the image; learned ones are
         resampled by `resample_positions`.
@@ -101,8 +137,11 @@ class Pretrained:
         Args:
           size: Side of the images in pixels.
 
+        Returns:
+          A model for images of that size, with the same other weights.
+
         Raises:
-          ValueError: The model takes no images, or that is no size.
+          Refused: If the model is no image classifier, or `size` is no positive integer.
         """
         if self.function != 'image_classifier':
             raise Refused(f'{self.function} is no image classifier: it has no image size.')
@@ -111,19 +150,21 @@ class Pretrained:
         params, module = self.params, 'inputs/position_encoding'
         if module in params:
             quarter = 4 if self.arguments['inputs']['contents'] == 'conv7x7' else 1
-            grids = [2 * (-(-s // quarter),) for s in (self.front_end['size'], size)]
-            positions = resample_positions(params[module]['positions'], *grids)
+            rows, new_rows = (-(-side // quarter) for side in (self.front_end['size'], size))
+            positions = resample_positions(
+                params[module]['positions'], grid=(rows, rows), new_grid=(new_rows, new_rows)
+            )
             params = {**params, module: {**params[module], 'positions': np.asarray(positions)}}
         return dataclasses.replace(self, params=params, front_end={**self.front_end, 'size': size})
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes a folder with `weights.safetensors` and `model.json`, whole or not at all.
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a folder with `weights.safetensors` and `model.json`, atomically.
 
         Args:
           path: The folder, which must not exist yet, or be empty.
 
         Raises:
-          ValueError: Something is there already.
+          Refused: If the folder exists and is not empty.
         """
         from safetensors.numpy import save
 
@@ -159,7 +200,7 @@ class Pretrained:
 
         Args:
           path: The file.
-          platforms: What it can run on.
+          platforms: Platforms that it can run on, in the names of `jax.export`.
         """
         (batch,) = jax.export.symbolic_shape('batch')
         weights = self._weights
@@ -168,10 +209,17 @@ class Pretrained:
             return self._forward(*weights, inputs, {})
 
         exported = jax.export.export(jax.jit(forward), platforms=platforms)(*self.example(batch))
-        write_whole(path, exported.serialize())
+        write_whole(path, bytes(exported.serialize()))
 
     def init(self, rng: Array) -> tuple[Tree, Tree]:
-        """New, random parameters and state for the model; the weights it has play no part."""
+        """Returns new, random parameters and state; the weights the model has play no part.
+
+        Args:
+          rng: A key of `jax.random`.
+
+        Returns:
+          Parameters and state, each module name -> name -> array.
+        """
         inputs = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.example())
         return self._transformed(inputs, {}).init(rng)
 
@@ -188,7 +236,7 @@ class Pretrained:
         return self._transformed(inputs, named).apply(params, state, None)[0]
 
     def _transformed(self, inputs, named):
-        model = getattr(models, self.function)
+        model = MODELS[self.function]
         return hk.transform_with_state(
             lambda: model(*inputs, **named, is_training=False, **self.arguments)
         )
@@ -222,8 +270,17 @@ def _audio_visual_example(x):
     return [{name: (shapes[name], jnp.float32) for name in x['modalities']}]
 
 
-# What a model is called with, by function: shapes without the batch, and dtypes.
-_EXAMPLES = {
+# What makes probabilities of a model's logits; None: it returns none.
+_USUAL_ACTIVATIONS = {
+    'image_classifier': 'softmax',
+    'point_classifier': 'softmax',
+    'optical_flow': None,
+    'masked_language_model': 'softmax',
+    'video_autoencoder': 'softmax',  # of the label
+    'audio_visual_classifier': 'sigmoid',
+}
+# What a model is called with: shapes without the batch, and dtypes.
+_EXAMPLES: dict[str, Callable[[Mapping[str, Any]], list]] = {
     'image_classifier': lambda x: [((x['size'], x['size'], len(x['mean'])), jnp.float32)],
     'point_classifier': lambda x: [((x['num_points'], 3), jnp.float32)],
     'optical_flow': lambda x: [((2, *x['tile'], 3), jnp.float32)],
@@ -239,15 +296,23 @@ _EXAMPLES = {
 def initialise(
     function: str, arguments: Mapping[str, Any], front_end: Mapping[str, Any], seed: int = 0
 ) -> Pretrained:
-    """A model with new, random weights.
+    """Makes a model with new, random weights.
 
     Args:
-      function: Of `perceiver_jax.models`.
-      arguments: Its keyword arguments but `is_training`.
-      front_end: What its inputs go through; gives their sizes.
-      seed: Of the random numbers.
+      function: Name of a function of `perceiver_jax.models`.
+      arguments: Keyword arguments of the function, but `is_training`.
+      front_end: What its inputs go through before; gives their sizes.
+      seed: Seed of the random weights.
+
+    Returns:
+      The model, ready to be called.
+
+    Raises:
+      Refused: If there is no such function, or its arguments do not fit together.
     """
-    model = Pretrained(function, arguments, front_end, {}, {})
+    model = Pretrained(
+        function=function, arguments=arguments, front_end=front_end, params={}, state={}
+    )
     params, state = jax.jit(model.init)(jax.random.key(seed))
     return dataclasses.replace(model, params=_to_host(params), state=_to_host(state))
 
@@ -268,7 +333,7 @@ def load(
         - Hugging Face's `.safetensors` or `.bin` (which needs torch), or the folder of such a file.
       arguments: Keyword arguments of the model, where they are not those of the released model
         that the parameters' names belong to (a foreign file does not hold them).
-      front_end: What its inputs go through, likewise.
+      front_end: What inputs go through before, where it is not that of the released model.
       conv_kernel: Layout of the 7x7 kernel in Hugging Face's files: 'hub' as published, where
         height and width are swapped, or 'transformers' for one that was trained there.
 
@@ -276,7 +341,7 @@ def load(
       The model, ready to be called.
 
     Raises:
-      ValueError: The file is of none of these kinds or damaged, or what it holds does not fit the
+      Refused: If the file is of none of these kinds or damaged, or what it holds does not fit the
         model: what is missing, left over and of another shape is named, nine of each.
     """
     path = Path(path)
@@ -296,15 +361,14 @@ def load(
     kind = translation.recognise(f'{m}:{name}' for m, values in params.items() for name in values)
     released = RELEASED[kind]
     model = Pretrained(
-        released.function,
-        arguments or released.arguments,
-        front_end or released.front_end,
-        params,
-        state,
+        function=released.function,
+        arguments=released.arguments if arguments is None else arguments,
+        front_end=released.front_end if front_end is None else front_end,
+        params=params,
+        state=state,
+        description=released.description if arguments is None else '',
+        licence=LICENCE if arguments is None else '',
     )
-    if arguments is None:
-        about = dict(description=released.description, licence=LICENCE)
-        model = dataclasses.replace(model, **about)
     _check_fit(model, path)
     return model
 
@@ -315,23 +379,29 @@ def _load_ours(path: Path) -> Pretrained:
 
     try:
         about = dict(json.loads((path / 'model.json').read_text('utf-8')))
-        if about.pop('format') != FORMAT:
+        form, sha256 = about.pop('format'), about.pop('sha256')
+        if form == FORMAT_BEFORE:
+            about['arguments'] = upgrade_arguments(about['arguments'])
+            about['activation'] = 'usual'
+        elif form != FORMAT:
             raise Refused('another format')
-        sha256 = about.pop('sha256')
         about = {name: about[name] for name in _FIELDS}
     except (ValueError, KeyError, TypeError) as error:
         raise Refused(f'{path}/model.json is not one of {FORMAT}: {error!r}') from None
     weights = path / 'weights.safetensors'
     if not weights.is_file() or _sha256(weights) != sha256:
         raise Refused(f'{weights} is missing or not the one that model.json was written with.')
+    trees: dict[str, Tree] = {'params': {}, 'state': {}}
     try:
-        trees = {'params': {}, 'state': {}}
         for key, value in load_file(weights).items():
             kind, module, name = key.split(':')
             trees[kind].setdefault(module, {})[name] = value
     except (SafetensorError, ValueError, KeyError) as error:
         raise Refused(f'{weights} holds something else than weights: {error!r}') from None
-    model = Pretrained(**about, **trees)
+    try:
+        model = Pretrained(**about, params=trees['params'], state=trees['state'])
+    except Refused as error:
+        raise Refused(f'{path}: {error}') from None
     _check_fit(model, path)
     return model
 
@@ -340,13 +410,11 @@ _FIELDS = [f.name for f in dataclasses.fields(Pretrained) if f.name not in ('par
 
 
 def _check_fit(model: Pretrained, source: Path) -> None:
-    if model.function not in list(_EXAMPLES):
-        raise Refused(f'{source}: there is no model {model.function!r}.')
     try:
-        expected = jax.eval_shape(model.init, jax.random.key(0))
+        params, state = jax.eval_shape(model.init, jax.random.key(0))
     except Exception as error:  # arguments that are unknown, missing or mean nothing
         raise Refused(f'{source}: its arguments make no {model.function}: {error}') from error
-    check_fit(model.params, model.state, *expected, source)
+    check_fit(model.params, model.state, params, state, source)
 
 
 def _as_arrays(inputs: tuple, named: dict) -> tuple[tuple, dict]:

@@ -10,15 +10,22 @@ LICENCE = 'CC BY 4.0'  # of the released parameters; attribution: DeepMind
 
 
 class Released(NamedTuple):
-    """One model of the release."""
+    """One model of the release.
 
-    function: str  # of `perceiver_jax.models`
-    arguments: dict[str, Any]  # its keyword arguments
-    front_end: dict[str, Any]  # what the inputs go through before
+    Attributes:
+      function: Name of a function of `perceiver_jax.models`.
+      arguments: Keyword arguments of the function, but `is_training`.
+      front_end: What inputs go through before, as arguments of `perceiver_jax.front_ends`.
+      description: What the model is, and its place in the paper.
+    """
+
+    function: str
+    arguments: dict[str, Any]
+    front_end: dict[str, Any]
     description: str
 
 
-def _image_classifier(kind: str, inputs: dict, use_query_residual: bool) -> Released:
+def _image_classifier(kind: str, inputs: dict, *, use_query_residual: bool) -> Released:
     return Released(
         function='image_classifier',
         arguments=dict(
@@ -30,10 +37,12 @@ def _image_classifier(kind: str, inputs: dict, use_query_residual: bool) -> Rele
                 num_cross_attends=1,
                 num_blocks=8,
                 num_self_attends_per_block=6,
-                num_cross_attend_heads=1,
-                num_self_attend_heads=8,
+                cross_attend=dict(num_heads=1),
+                self_attend=dict(num_heads=8),
             ),
-            decoder=dict(query_channels=1024, use_query_residual=use_query_residual),
+            decoder=dict(
+                query_channels=1024, cross_attend=dict(use_query_residual=use_query_residual)
+            ),
         ),
         front_end=dict(
             size=224,
@@ -86,9 +95,9 @@ RELEASED = {
                 latent_channels=512,
                 num_blocks=1,
                 num_self_attends_per_block=24,
-                num_self_attend_heads=16,
+                self_attend=dict(num_heads=16),
             ),
-            decoder=dict(use_query_residual=False, zero_init_output=True),
+            decoder=dict(cross_attend=dict(use_query_residual=False), zero_init_output=True),
         ),
         front_end=dict(tile=[368, 496]),
         description='Perceiver IO for optical flow, trained on AutoFlow (table 3).',
@@ -102,14 +111,14 @@ RELEASED = {
                 latent_channels=1280,
                 num_blocks=1,
                 num_self_attends_per_block=26,
-                num_cross_attend_heads=8,
-                num_self_attend_heads=8,
-                cross_attend_qk_channels=256,
-                cross_attend_v_channels=1280,
-                self_attend_qk_channels=256,
-                self_attend_v_channels=1280,
+                cross_attend=dict(num_heads=8, qk_channels=256, v_channels=1280),
+                self_attend=dict(num_heads=8, qk_channels=256, v_channels=1280),
             ),
-            decoder=dict(num_heads=8, qk_channels=256, v_channels=768, use_query_residual=False),
+            decoder=dict(
+                cross_attend=dict(
+                    num_heads=8, qk_channels=256, v_channels=768, use_query_residual=False
+                )
+            ),
         ),
         front_end=dict(length=2048),
         description='Perceiver IO as a masked language model of UTF-8 bytes (table 1).',
@@ -128,7 +137,7 @@ RELEASED = {
                 latent_channels=512,
                 num_blocks=1,
                 num_self_attends_per_block=8,
-                num_self_attend_heads=8,
+                self_attend=dict(num_heads=8),
             ),
             queries=dict(
                 video=_VIDEO_POSITIONS,
@@ -137,7 +146,7 @@ RELEASED = {
                 min_padding=2,
                 endpoint=False,
             ),
-            decoder=dict(output_channels=512, use_query_residual=False),
+            decoder=dict(output_channels=512, cross_attend=dict(use_query_residual=False)),
         ),
         front_end=dict(num_frames=16, size=224, frames_per_second=25, sample_rate=48000),
         description='Perceiver IO autoencoding video, sound and label of Kinetics-700 (table 4).',

@@ -87,8 +87,8 @@ def tiny_model(function):
     }[function]
     for part in ('encoder', 'decoder'):
         if part in arguments:
-            heads = 'num_self_attend_heads' if part == 'encoder' else 'num_heads'
-            arguments[part] = {**arguments[part], heads: 1}
+            kind = 'self_attend' if part == 'encoder' else 'cross_attend'
+            arguments[part] = {**arguments[part], kind: dict(num_heads=1)}
     scores = {'activation': 'softmax'} if function == 'audio_visual_classifier' else {}
     model = Pretrained(function, arguments, front_end, {}, {}, **scores)
     shapes = jax.eval_shape(model.init, jax.random.key(0))

@@ -51,7 +51,7 @@ def test_the_output_layer_can_start_at_zero():
 
 
 def test_a_masked_query_looks_at_nothing():
-    model = decode(use_query_residual=False)
+    model = decode(cross_attend=dict(use_query_residual=False))
     params = model.init(jax.random.key(0), QUERIES, LATENTS)
     mask = jnp.ones((B, NUM_QUERIES), bool).at[0, 1].set(False)
     output = model.apply(params, None, QUERIES, LATENTS, mask)

@@ -15,7 +15,7 @@ SMALL = dict(
     latent_channels=D,
     num_blocks=2,
     num_self_attends_per_block=1,
-    num_self_attend_heads=2,
+    self_attend=dict(num_heads=2),
 )
 
 
@@ -113,7 +113,10 @@ def compute(**fields):
 
 def test_dropout_drops_something_else_each_time_it_repeats():
     def forward(x):
-        encoder = Encoder(**{**SMALL, 'num_blocks': 2}, dropout_rate=0.5)
+        encoder = Encoder(
+            **{**SMALL, 'num_blocks': 2, 'self_attend': dict(num_heads=2, dropout_rate=0.5)},
+            cross_attend=dict(dropout_rate=0.5),
+        )
         return encoder(x, is_training=True)
 
     model = hk.transform(forward)

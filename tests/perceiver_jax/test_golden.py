@@ -75,15 +75,19 @@ def image_model(sizes):
             latent_channels=encoder['num_z_channels'],
             num_blocks=encoder['num_blocks'],
             num_self_attends_per_block=encoder['num_self_attends_per_block'],
-            num_cross_attend_heads=encoder['num_cross_attend_heads'],
-            num_self_attend_heads=encoder['num_self_attend_heads'],
-            cross_attend_widening_factor=encoder['cross_attend_widening_factor'],
-            self_attend_widening_factor=encoder['self_attend_widening_factor'],
-            use_query_residual=encoder['use_query_residual'],
+            cross_attend=dict(
+                num_heads=encoder['num_cross_attend_heads'],
+                widening_factor=encoder['cross_attend_widening_factor'],
+                use_query_residual=encoder['use_query_residual'],
+            ),
+            self_attend=dict(
+                num_heads=encoder['num_self_attend_heads'],
+                widening_factor=encoder['self_attend_widening_factor'],
+            ),
         ),
         decoder=dict(
             query_channels=decoder['num_z_channels'],
-            use_query_residual=decoder['use_query_residual'],
+            cross_attend=dict(use_query_residual=decoder['use_query_residual']),
         ),
     )
 
@@ -95,26 +99,27 @@ def encoder_of(sizes):
         latent_channels=sizes['num_z_channels'],
         num_blocks=1,
         num_self_attends_per_block=sizes['num_self_attends_per_block'],
-        num_self_attend_heads=sizes.get('num_self_attend_heads', 8),
+        self_attend=dict(num_heads=sizes.get('num_self_attend_heads', 8)),
     )
 
 
 def flow_model(sizes):
     inputs = dict(channels=64, patch_size=3, num_bands=64, max_resolution=sizes['train_size'])
-    decoder = dict(use_query_residual=False)
+    decoder = dict(cross_attend=dict(use_query_residual=False))
     return dict(inputs=inputs, encoder=encoder_of(sizes['encoder']), decoder=decoder)
 
 
 def language_model(sizes):
-    channels = {
-        f'{attend}_{name}': sizes['encoder'][name]
-        for attend in ('cross_attend', 'self_attend')
-        for name in ('qk_channels', 'v_channels')
-    }
+    channels = {name: sizes['encoder'][name] for name in ('qk_channels', 'v_channels')}
+    encoder = encoder_of(sizes['encoder'])
     return dict(
         inputs=dict(channels=sizes['d_model'], max_length=sizes['max_seq_len']),
-        encoder=dict(encoder_of(sizes['encoder']), num_cross_attend_heads=8, **channels),
-        decoder=dict(num_heads=8, use_query_residual=False, **sizes['decoder']),
+        encoder={
+            **encoder,
+            'cross_attend': dict(num_heads=8, **channels),
+            'self_attend': {**encoder['self_attend'], **channels},
+        },
+        decoder=dict(cross_attend=dict(num_heads=8, use_query_residual=False, **sizes['decoder'])),
     )
 
 
@@ -138,7 +143,7 @@ def video_model(sizes):
             min_padding=2,
             endpoint=False,
         ),
-        decoder=dict(output_channels=512, use_query_residual=False),
+        decoder=dict(output_channels=512, cross_attend=dict(use_query_residual=False)),
     )
 
 

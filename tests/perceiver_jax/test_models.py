@@ -88,7 +88,7 @@ ENCODER = dict(
     latent_channels=12,
     num_blocks=1,
     num_self_attends_per_block=1,
-    num_self_attend_heads=2,
+    self_attend=dict(num_heads=2),
 )
 
 
@@ -99,7 +99,7 @@ def test_flow_starts_at_zero_and_runs_at_any_size():
             is_training=False,
             inputs=dict(channels=5, num_bands=2, max_resolution=(6, 8)),
             encoder=ENCODER,
-            decoder=dict(use_query_residual=False, zero_init_output=True),
+            decoder=dict(cross_attend=dict(use_query_residual=False), zero_init_output=True),
         )
     )
     frames = np.random.default_rng(0).normal(size=(2, 2, 6, 8, 3)).astype(np.float32)
@@ -127,7 +127,7 @@ def test_flow_by_convolution_is_upsampled_to_any_size(frames_are):
             is_training=is_training,
             inputs=inputs,
             encoder=ENCODER,
-            decoder=dict(use_query_residual=False),
+            decoder=dict(cross_attend=dict(use_query_residual=False)),
             upsampling=dict(factor=4, zero_init_output=True),
         )
     )
@@ -172,7 +172,7 @@ def test_separate_frames_are_told_apart_by_time_alone():
                 channels=5, num_bands=2, max_resolution=(2, 5, 7), concatenate_frames=False
             ),
             encoder=ENCODER,
-            decoder=dict(use_query_residual=False),
+            decoder=dict(cross_attend=dict(use_query_residual=False)),
         )
     )
     frames = np.random.default_rng(0).normal(size=(1, 2, 5, 7, 3)).astype(np.float32)
@@ -191,7 +191,7 @@ def test_separate_frames_are_told_apart_by_time_alone():
 LANGUAGE = dict(
     inputs=dict(vocabulary_size=11, channels=6, max_length=13),
     encoder=ENCODER,
-    decoder=dict(use_query_residual=False),
+    decoder=dict(cross_attend=dict(use_query_residual=False)),
 )
 
 
@@ -229,7 +229,7 @@ def autoencode(**changes):
         ),
         encoder=ENCODER,
         queries=dict(**positions, label_channels=9, min_padding=2, endpoint=False),
-        decoder=dict(output_channels=11, use_query_residual=False),
+        decoder=dict(output_channels=11, cross_attend=dict(use_query_residual=False)),
     )
     return jitted(
         lambda video, audio, label=None: video_autoencoder(
@@ -312,7 +312,7 @@ def estimate_flow(frames, dtype):
         is_training=False,
         inputs=dict(channels=5, num_bands=2, max_resolution=(6, 8)),
         encoder=ENCODER,
-        decoder=dict(use_query_residual=False),
+        decoder=dict(cross_attend=dict(use_query_residual=False)),
         dtype=dtype,
     )
 
@@ -365,7 +365,7 @@ SMALL_CLOUDS = dict(
         num_cross_attends=2,
         num_blocks=2,
         num_self_attends_per_block=1,
-        num_self_attend_heads=2,
+        self_attend=dict(num_heads=2),
     ),
 )
 
@@ -430,7 +430,7 @@ AUDIO_VISUAL = dict(
         num_cross_attends=2,
         num_blocks=2,
         num_self_attends_per_block=1,
-        num_self_attend_heads=2,
+        self_attend=dict(num_heads=2),
         share_cross_attends=False,
         share_blocks=False,
     ),

@@ -106,7 +106,9 @@ def test_resampled_positions_stay_where_they_are_in_the_image():
 
 def test_learned_positions_and_their_projection():
     def forward(project_to):
-        return LearnedPositions(701, 13, 1.0, project_to, name='positions')()
+        return LearnedPositions(
+            701, channels=13, init_std=1.0, project_to=project_to, name='positions'
+        )()
 
     model = hk.transform(forward)
     params = model.init(jax.random.key(0), 5)

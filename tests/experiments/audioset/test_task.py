@@ -62,7 +62,10 @@ def get_config(prepared, variant='mel_video', **changes):
             config.model.inputs[name].update(change)
     config.model.num_classes = 3
     config.model.encoder.update(
-        num_latents=5, latent_channels=8, num_self_attends_per_block=1, num_self_attend_heads=2
+        num_latents=5,
+        latent_channels=8,
+        num_self_attends_per_block=1,
+        self_attend=dict(num_heads=2),
     )
     if 'decoder' in config.model:
         config.model.decoder.query_channels = 8

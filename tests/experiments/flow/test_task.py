@@ -39,7 +39,7 @@ def get_config(variant='main', **changes):
         num_latents=7,
         latent_channels=8,
         num_self_attends_per_block=1,
-        num_self_attend_heads=2,
+        self_attend=dict(num_heads=2),
     )
     config.train.update(batch_size=8, steps=20)
     config.evaluation.update(batch_size=8, frame_size=(31, 53))

@@ -29,7 +29,7 @@ def get_config(variant='demo', **changes):
         num_cross_attends=2,
         num_blocks=2,
         num_self_attends_per_block=1,
-        num_self_attend_heads=2,
+        self_attend=dict(num_heads=2),
     )
     if 'decoder' in config.model:
         config.model.decoder.query_channels = 8

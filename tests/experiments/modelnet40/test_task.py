@@ -15,7 +15,10 @@ def get_config(**changes):
     config.points.num_points = 37
     config.model.inputs = dict(num_bands=2, max_resolution=(4, 4, 4))
     config.model.encoder.update(
-        num_latents=5, latent_channels=8, num_self_attends_per_block=1, num_self_attend_heads=2
+        num_latents=5,
+        latent_channels=8,
+        num_self_attends_per_block=1,
+        self_attend=dict(num_heads=2),
     )
     config.train.update(batch_size=16, steps=2, log_every_steps=1)
     config.evaluation.batch_size = 120  # 500 shapes are four batches and a part

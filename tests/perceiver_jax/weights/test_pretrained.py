@@ -20,7 +20,7 @@ ENCODER = dict(
     num_cross_attends=3,
     num_blocks=3,
     num_self_attends_per_block=1,
-    num_self_attend_heads=2,
+    self_attend=dict(num_heads=2),
 )
 IMAGE = dict(size=6, crop_fraction=0.9, mean=[0.5] * 3, std=[0.2] * 3)
 IMAGES = np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype(np.float32)
@@ -150,9 +150,9 @@ def damage(path, change):
     [
         (
             lambda x: x.pop('function'),
-            "model.json is not one of perceiver_jax 1: KeyError.'function",
+            "model.json is not one of perceiver_jax 2: KeyError.'function",
         ),
-        (lambda x: x.update(format='perceiver_jax 0'), 'model.json is not one of perceiver_jax 1'),
+        (lambda x: x.update(format='perceiver_jax 0'), 'model.json is not one of perceiver_jax 2'),
         (lambda x: x.update(sha256='0'), 'not the one that model.json was written with'),
         (
             lambda x: x['arguments'].update(num_classes=6),
@@ -232,7 +232,7 @@ LEARNED = dict(
 
 @pytest.fixture(scope='module')
 def learned():
-    decoder = dict(query_channels=9, use_query_residual=False)
+    decoder = dict(query_channels=9, cross_attend=dict(use_query_residual=False))
     return image_model(decoder=decoder, encoder=RELEASED_ENCODER, **LEARNED)
 
 
@@ -296,7 +296,7 @@ def language_model():
         dict(
             inputs=dict(vocabulary_size=11, channels=6, max_length=13),
             encoder=RELEASED_ENCODER,
-            decoder=dict(use_query_residual=False),
+            decoder=dict(cross_attend=dict(use_query_residual=False)),
         ),
         dict(length=13),
     )

@@ -1,0 +1,46 @@
+import haiku as hk
+import jax
+import numpy as np
+
+from perceiver_jax.convolution import BatchNorm
+
+
+def images(batch=2, height=7, width=5, seed=0):
+    return np.random.default_rng(seed).normal(size=(batch, height, width, 3)).astype(np.float32)
+
+
+def test_batch_norm_equals_haikus_running_averages():
+    def ours(x, is_training):
+        return BatchNorm(name='norm')(x, is_training=is_training)
+
+    def haikus(x, is_training):
+        return hk.BatchNorm(True, True, 0.9, name='norm')(x, is_training)
+
+    x = [3 * images(seed=i) + i for i in range(4)]
+    outputs = []
+    for forward in (ours, haikus):
+        model = hk.transform_with_state(forward)
+        params, state = model.init(jax.random.key(0), x[0], True)
+        for batch in x[:3]:
+            trained, state = model.apply(params, state, None, batch, True)
+        evaluated, _ = model.apply(params, state, None, x[3], False)
+        outputs.append((trained, evaluated))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), *outputs)
+    np.testing.assert_allclose(outputs[0][0].mean((0, 1, 2)), 0, atol=1e-4)
+    np.testing.assert_allclose(outputs[0][0].std((0, 1, 2)), 1, atol=1e-3)
+
+
+def test_batch_norm_across_a_mapped_axis_equals_the_whole_batch():
+    x = images(batch=6)
+
+    def normalise(axis, x):
+        model = hk.transform_with_state(
+            lambda x, is_training: BatchNorm(axis)(x, is_training=is_training)
+        )
+        params, state = model.init(jax.random.key(0), x, True)
+        return model.apply(params, state, None, x, True)[0]
+
+    parts = jax.vmap(lambda part: normalise('data', part), axis_name='data')(
+        x.reshape(3, 2, *x.shape[1:])
+    )
+    np.testing.assert_allclose(parts.reshape(x.shape), normalise(None, x), atol=1e-5)

@@ -82,7 +82,7 @@ class Attention(hk.Module):
           bias of `output`.
 
         Raises:
-          Refused: If the heads do not divide the channels, or the shapes do not fit together.
+          Refused: The heads do not divide the channels, or the shapes do not fit together.
         """
         for what, channels in (('qk', self.qk_channels), ('v', self.v_channels)):
             if channels % self.num_heads:
@@ -204,7 +204,7 @@ class CrossAttend(hk.Module):
           `[B, T, Cq]` in the dtype of the queries.
 
         Raises:
-          Refused: If the heads do not divide the channels, or the shapes do not fit together.
+          Refused: The heads do not divide the channels, or the shapes do not fit together.
         """
         qk_channels = self.qk_channels or inputs.shape[-1]
         attention = Attention(
@@ -268,7 +268,7 @@ class SelfAttend(hk.Module):
           `[B, N, D]` in the dtype of `x`.
 
         Raises:
-          Refused: If the heads do not divide the channels.
+          Refused: The heads do not divide the channels.
         """
         qk_channels = self.qk_channels or x.shape[-1]
         attention = Attention(
@@ -294,7 +294,7 @@ def check_fields(module: type[CrossAttend] | type[SelfAttend], fields: Mapping[s
       fields: Field name -> value. `implementation` and `name` belong to the module around it.
 
     Raises:
-      Refused: If a field is unknown, or not to be set here; it names those that are known.
+      Refused: A field is unknown, or not to be set here; it names those that are known.
     """
     known = [f.name for f in dataclasses.fields(module) if f.name not in ('implementation', 'name')]
     if unknown := [name for name in fields if name not in known]:

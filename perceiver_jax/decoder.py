@@ -98,7 +98,7 @@ class QueryDecoder(hk.Module):
           queries.
 
         Raises:
-          Refused: If the heads do not divide the channels, or the shapes do not fit together.
+          Refused: The heads do not divide the channels, or the shapes do not fit together.
         """
         mask = None if query_mask is None else query_mask[:, :, None]
         cross_attend = CrossAttend(
@@ -151,7 +151,7 @@ class ClassQueryDecoder(hk.Module):
           Logits `[B, num_classes]` float32.
 
         Raises:
-          Refused: If the heads do not divide the channels.
+          Refused: The heads do not divide the channels.
         """
         init = hk.initializers.TruncatedNormal(self.query_init_std)
         query = hk.get_parameter('query', (1, self.query_channels), jnp.float32, init)

@@ -54,7 +54,7 @@ def attention_weights(
       `[B, H, T, S]` float32; every row sums to one, but that of a fully masked query is zero.
 
     Raises:
-      Refused: If the shapes do not fit together.
+      Refused: The shapes do not fit together.
 
     Source: Perceiver IO, equation 3.
     """
@@ -110,7 +110,7 @@ def attend(
       `[B, T, H, V]` in the dtype of the values; zeros for a fully masked query.
 
     Raises:
-      Refused: If the shapes do not fit together, or the implementation does not fit them.
+      Refused: The shapes do not fit together, or the implementation does not fit them.
 
     Source: Perceiver IO, equations 2-3; masks as in DeepMind's release.
     """

@@ -49,7 +49,7 @@ def schedule(
       ('block', 1), ...]`: the same name is the same module with the same weights.
 
     Raises:
-      Refused: If the placement is unknown, if there is no cross-attend or no block, or if there
+      Refused: The placement is unknown, there is no cross-attend or no block, or there
         are more cross-attends than blocks to interleave them with.
 
     Source: Perceiver, section 4.1 and table 7 (sharing), table 6 (placement).
@@ -147,7 +147,7 @@ class Block(hk.Module):
           `[B, N, D]` in the dtype of `latents`.
 
         Raises:
-          Refused: If the heads do not divide the channels.
+          Refused: The heads do not divide the channels.
         """
         for i in range(1, self.num_self_attends + 1):
             layer = SelfAttend(
@@ -232,7 +232,7 @@ class Encoder(hk.Module):
           Latents `[B, N, D]` in the dtype of `inputs`.
 
         Raises:
-          Refused: If the shapes do not fit together, the heads do not divide the channels, or
+          Refused: The shapes do not fit together, the heads do not divide the channels, or
             there is no such schedule.
         """
         if inputs.ndim != 3:

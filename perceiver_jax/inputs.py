@@ -221,7 +221,7 @@ def space_to_depth(video: Array, patch: Sequence[int]) -> Array:
       (frame, row, column, channel) order.
 
     Raises:
-      Refused: If the patches do not divide the video.
+      Refused: The patches do not divide the video.
     """
     batch, *sizes, channels = video.shape
     if any(size % p for size, p in zip(sizes, patch, strict=True)):
@@ -343,7 +343,7 @@ def video_elements(
       `[B, M, dt * dh * dw * C + 3 (2 K + 1)]` in the dtype of `video`.
 
     Raises:
-      Refused: If the patches do not divide the video.
+      Refused: The patches do not divide the video.
 
     Source: Perceiver, section 4.2; Perceiver IO, section 4.3.
     """
@@ -368,7 +368,7 @@ def audio_elements(
       `audio`.
 
     Raises:
-      Refused: If the patches do not divide the sound.
+      Refused: The patches do not divide the sound.
 
     Source: Perceiver, section 4.2; Perceiver IO, section 4.3.
     """
@@ -419,7 +419,7 @@ def spectrogram_elements(
       `max_resolution`.
 
     Raises:
-      Refused: If the patches do not divide the spectrogram, or A is not 1 or 2.
+      Refused: The patches do not divide the spectrogram, or A is not 1 or 2.
 
     Source: Perceiver, section 4.2; Perceiver IO, table 6 (one axis).
     """
@@ -466,7 +466,7 @@ class TextInputs(hk.Module):
           Elements `[B, M, C]` in `dtype`, and the embeddings `[vocabulary_size, C]` float32.
 
         Raises:
-          Refused: If there are more tokens than positions.
+          Refused: There are more tokens than positions.
         """
         if tokens.ndim != 2 or tokens.shape[1] > self.max_length:
             raise Refused(f'Tokens are [B, at most {self.max_length}]; got {tokens.shape}.')

@@ -69,7 +69,7 @@ def image_classifier(
       Logits `[B, num_classes]` float32.
 
     Raises:
-      Refused: If fields or shapes do not fit together.
+      Refused: Fields or shapes do not fit together.
 
     Source: Perceiver, section 4.1; Perceiver IO, section 4.4 and appendix A.
     """
@@ -119,7 +119,7 @@ def point_classifier(
       Logits `[B, num_classes]` float32.
 
     Raises:
-      Refused: If fields or shapes do not fit together.
+      Refused: Fields or shapes do not fit together.
 
     Source: Perceiver, section 4.3.
     """
@@ -191,7 +191,7 @@ def optical_flow(
       `[B, height, width, 2]` float32: (u, v), to the right and down, in pixels of the frames.
 
     Raises:
-      Refused: If fields or shapes do not fit together.
+      Refused: Fields or shapes do not fit together.
 
     Source: Perceiver IO, section 4.2 and appendix H; scales and queries of DeepMind's release.
     """
@@ -251,7 +251,7 @@ def masked_language_model(
       Logits `[B, M, vocabulary]` float32.
 
     Raises:
-      Refused: If fields or shapes do not fit together.
+      Refused: Fields or shapes do not fit together.
 
     Source: Perceiver IO, section 4.1; masks and output queries of DeepMind's release.
     """
@@ -329,7 +329,7 @@ def video_autoencoder(
       All float32.
 
     Raises:
-      Refused: If fields or shapes do not fit together.
+      Refused: Fields or shapes do not fit together.
 
     Source: Perceiver IO, section 4.3; paddings, mask tokens and queries of DeepMind's release.
     """
@@ -434,7 +434,7 @@ def audio_visual_classifier(
       are logits of sigmoids.
 
     Raises:
-      Refused: If fields, shapes or modalities do not fit together.
+      Refused: Fields, shapes or modalities do not fit together.
 
     Source: Perceiver, section 4.2; Perceiver IO, appendix G.
     """

@@ -186,7 +186,7 @@ def resample_positions(
       elements. Our choice: no paper states how.
 
     Raises:
-      Refused: If there are not as many positions as the grid has, or the axes differ in number.
+      Refused: There are not as many positions as the grid has, or the axes differ in number.
     """
     if positions.shape[0] != np.prod(grid) or len(grid) != len(new_grid):
         raise Refused(

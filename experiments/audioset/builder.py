@@ -97,7 +97,7 @@ def read_classes(path: str | os.PathLike) -> dict[str, str]:
       Names of the classes by machine id, in the order of the indices.
 
     Raises:
-      Refused: If the file is something else.
+      Refused: The file is something else.
     """
     with open(path, newline='', encoding='utf-8') as file:
         rows = list(csv.DictReader(file))
@@ -121,7 +121,7 @@ def read_segments(path: str | os.PathLike, mids: Iterable[str]) -> list[Segment]
       The clips, in the order of the lines.
 
     Raises:
-      Refused: If a line is something else, or a label is none of the classes.
+      Refused: A line is something else, or a label is none of the classes.
     """
     label_of = {mid: label for label, mid in enumerate(mids)}
     segments = []
@@ -154,7 +154,7 @@ def find_media(folder: str | os.PathLike[str]) -> dict[str, list[tuple[float | N
       For each id, pairs of the start in the file's name (None where it has none) and the file.
 
     Raises:
-      Refused: If there is no such folder.
+      Refused: There is no such folder.
     """
     if not Path(folder).is_dir():
         raise Refused(f'media are read from a folder, and there is none at {str(folder)!r}')
@@ -373,7 +373,7 @@ def prepare(
       the clips.
 
     Raises:
-      Refused: If a file is not what it should be, the data set is prepared already, or not a single
+      Refused: A file is not what it should be, the data set is prepared already, or not a single
         clip of a split is of use.
     """
     if kind not in KINDS:

@@ -18,7 +18,7 @@ def average_precision(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
       Average precisions, float64 `[K]`; NaN for a class without a positive example.
 
     Raises:
-      Refused: If the shapes differ or a label is neither 0 nor 1.
+      Refused: The shapes differ or a label is neither 0 nor 1.
 
     Source: Gemmeke et al., Audio Set, 2017; its mAP is the mean over the classes.
     """
@@ -41,7 +41,7 @@ def area_under_roc(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
       Areas, float64 `[K]`; NaN for a class without a positive or without a negative example.
 
     Raises:
-      Refused: If the shapes differ or a label is neither 0 nor 1.
+      Refused: The shapes differ or a label is neither 0 nor 1.
     """
     import sklearn.metrics
 
@@ -76,7 +76,7 @@ def multi_label_metrics(labels: np.ndarray, scores: np.ndarray) -> dict[str, flo
       every example has exactly one label, 'accuracy' (of the highest score).
 
     Raises:
-      Refused: If no class has a positive example, the shapes differ or a label is neither 0 nor 1.
+      Refused: No class has a positive example, the shapes differ or a label is neither 0 nor 1.
     """
     precision, area = average_precision(labels, scores), area_under_roc(labels, scores)
     if np.isnan(precision).all():

@@ -63,7 +63,7 @@ def spec_augment(
       Masked spectrograms, `[b, frames, bins]`.
 
     Raises:
-      Refused: If a mask may be wider than the spectrogram.
+      Refused: A mask may be wider than the spectrogram.
 
     Source: Park et al., SpecAugment, 2019, without time warping.
     """

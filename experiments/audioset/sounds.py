@@ -28,7 +28,7 @@ class Sounds:
           sample_rate: Sample rate in Hz, at least 8,000.
 
         Raises:
-          Refused: If the sample rate is too low for the pitches.
+          Refused: The sample rate is too low for the pitches.
         """
         if sample_rate < 8000:
             raise Refused(f'sounds reach up to 4 kHz: 8,000 Hz are needed, not {sample_rate}')

@@ -54,7 +54,7 @@ def open_source(
       A source of clips, with the attribute `classes`.
 
     Raises:
-      Refused: If an argument is out of range, or there is no such data.
+      Refused: An argument is out of range, or there is no such data.
     """
     if split not in SPLITS:
         raise Refused(f'split must be one of {SPLITS}, got {split!r}')
@@ -160,7 +160,7 @@ class Table:
           Rows, each a dictionary from columns to values.
 
         Raises:
-          Refused: If there is no such file, or it lacks a column.
+          Refused: There is no such file, or it lacks a column.
         """
         file = folder / self.csv_file
         if not file.is_file():
@@ -209,7 +209,7 @@ class LabelledFolder:
           table: The table, and what its columns mean.
 
         Raises:
-          Refused: If the table, a column, the folder of media or a file of the split is missing, or
+          Refused: The table, a column, the folder of media or a file of the split is missing, or
             the split is empty.
         """
         csv_file, media = path / table.csv_file, path / table.media

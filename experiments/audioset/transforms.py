@@ -27,7 +27,7 @@ class ClipShape:
       size: Side of the video in pixels, S; 0 stands for no video.
 
     Raises:
-      Refused: If a frame does not last a whole number of samples.
+      Refused: A frame does not last a whole number of samples.
     """
 
     num_frames: int
@@ -74,7 +74,7 @@ class TrainTransform:
       gain_db: Largest change of loudness either way, in decibels.
 
     Raises:
-      Refused: If a clip with video is to be rolled.
+      Refused: A clip with video is to be rolled.
     """
 
     shape: ClipShape
@@ -106,7 +106,7 @@ class TrainTransform:
           and, unless `shape.size` is 0, 'video' uint8 `[T, S, S, 3]`, RGB.
 
         Raises:
-          BrokenExample: If a frame cannot be decoded, or there is none where the window begins.
+          BrokenExample: A frame cannot be decoded, or there is none where the window begins.
         """
         shape, sound = self.shape, clip['sound']
         if self.roll:
@@ -163,7 +163,7 @@ class EvalTransform:
       crop_fraction: Side of the centre crop / shorter side of the frame.
 
     Raises:
-      Refused: If a prepared clip is shorter than a window.
+      Refused: A prepared clip is shorter than a window.
     """
 
     shape: ClipShape
@@ -196,7 +196,7 @@ class EvalTransform:
           unless `shape.size` is 0, 'video' uint8 `[F, S, S, 3]`, RGB.
 
         Raises:
-          BrokenExample: If a frame cannot be decoded, or there is none.
+          BrokenExample: A frame cannot be decoded, or there is none.
         """
         shape, sound = self.shape, clip['sound']
         num_frames = -(-len(sound) // shape.samples_per_frame)

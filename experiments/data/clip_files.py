@@ -55,7 +55,7 @@ def read_clip(
       of `LEFT_OUT` is of no use.
 
     Raises:
-      OSError: If the file cannot be opened.
+      OSError: The file cannot be opened.
     """
     sound, problem = _sound(path, start, duration)
     if isinstance(problem, NoSuchStream):

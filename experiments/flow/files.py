@@ -32,8 +32,8 @@ def read_flow(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
       Flow, float32 `[height, width, 2]`, and validity, bool `[height, width]`.
 
     Raises:
-      Refused: If the name ends in none of these, or the file is not of the format that it names.
-      OSError: If the file cannot be read.
+      Refused: The name ends in none of these, or the file is not of the format that it names.
+      OSError: The file cannot be read.
     """
     readers = {'.flo': read_flo, '.png': read_kitti_flow, '.pfm': read_pfm}
     suffix = Path(path).suffix.lower()
@@ -53,8 +53,8 @@ def read_flo(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
       component is NaN or beyond 1e9.
 
     Raises:
-      Refused: If the file is too short or too long, or no .flo file.
-      OSError: If the file cannot be read.
+      Refused: The file is too short or too long, or no .flo file.
+      OSError: The file cannot be read.
 
     Source: Baker et al., A Database and Evaluation Methodology for Optical Flow, 2011; flowIO.cpp.
     """
@@ -83,7 +83,7 @@ def write_flo(path: str | os.PathLike, flow: np.ndarray, valid: np.ndarray | Non
       valid: Validity, bool `[height, width]`; None stands for valid everywhere.
 
     Raises:
-      Refused: If the shapes do not fit, or valid flow is beyond 1e9 pixels, which marks unknown
+      Refused: The shapes do not fit, or valid flow is beyond 1e9 pixels, which marks unknown
         flow.
     """
     flow, valid = _check(path, flow, valid)
@@ -105,8 +105,8 @@ def read_pfm(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
       component is NaN or beyond 1e9.
 
     Raises:
-      Refused: If the file is too short or too long, or no .pfm of three channels.
-      OSError: If the file cannot be read.
+      Refused: The file is too short or too long, or no .pfm of three channels.
+      OSError: The file cannot be read.
 
     Source: Mayer et al., A Large Dataset to Train Convolutional Networks, 2016; the format is
       Debevec's, rows from the bottom up, little-endian where the scale is negative.
@@ -140,8 +140,8 @@ def read_kitti_flow(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
       `[height, width]`.
 
     Raises:
-      Refused: If the file is no whole image, or not of three 16-bit channels.
-      OSError: If the file cannot be read.
+      Refused: The file is no whole image, or not of three 16-bit channels.
+      OSError: The file cannot be read.
 
     Source: the development kit of KITTI 2015, Menze and Geiger.
     """
@@ -174,7 +174,7 @@ def write_kitti_flow(
       valid: Validity, bool `[height, width]`; None stands for valid everywhere.
 
     Raises:
-      Refused: If the shapes do not fit, or valid flow is outside the format's -512..511.98 pixels.
+      Refused: The shapes do not fit, or valid flow is outside the format's -512..511.98 pixels.
     """
     flow, valid = _check(path, flow, valid)
     _check_range(path, flow[valid], -512, 511.984375)

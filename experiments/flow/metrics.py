@@ -31,7 +31,7 @@ def end_point_error(flow: jax.Array, truth: jax.Array, epsilon: float = 0.0) -> 
       Errors, float32 `[...]` in pixels.
 
     Raises:
-      Refused: If the shapes differ.
+      Refused: The shapes differ.
     """
     if flow.shape != truth.shape or flow.shape[-1] != 2:
         raise Refused(f'flow {flow.shape} and truth {truth.shape} must both be [..., 2]')
@@ -61,7 +61,7 @@ def measure(
       s0_10 (less than 10 pixels), s10_40 (10 to 40) and s40 (more).
 
     Raises:
-      Refused: If the shapes of `flow` and `truth` differ.
+      Refused: The shapes of `flow` and `truth` differ.
     """
     error = end_point_error(flow, truth)
     speed = jnp.linalg.norm(truth, axis=-1)

@@ -76,7 +76,7 @@ class MovingScenes:
           textures: Folder of images to take textures from; '' generates textures.
 
         Raises:
-          Refused: If the split or a size is out of range, or the folder holds no images.
+          Refused: The split or a size is out of range, or the folder holds no images.
         """
         if split not in _SPLITS:
             raise Refused(f'scenes are generated for {_SPLITS}, not for {split!r}')

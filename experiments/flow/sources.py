@@ -63,7 +63,7 @@ def open_source(
       A source of examples, see the module's docstring; its `repr` says what was opened.
 
     Raises:
-      Refused: If there is no such data set or split, or a part of it is missing.
+      Refused: There is no such data set or split, or a part of it is missing.
     """
     if split not in SPLITS:
         raise Refused(f'split must be one of {SPLITS}, got {split!r}')
@@ -94,7 +94,7 @@ def write_submission(path: str | os.PathLike, kind: str, name: str, flow: np.nda
       The file.
 
     Raises:
-      Refused: If the data set has no server.
+      Refused: The data set has no server.
     """
     if kind not in SUBMISSIONS:
         raise Refused(f'flow is submitted for {[*SUBMISSIONS]}, not for {kind!r}')

@@ -346,7 +346,7 @@ class EvalTransform:
           that smaller frames have at the end; and 'data' int32, unchanged.
 
         Raises:
-          BrokenExample: If the frames are larger than `frame_size`.
+          BrokenExample: The frames are larger than `frame_size`.
         """
         size = example['valid'].shape
         missing = [most - side for side, most in zip(size, self.frame_size, strict=True)]

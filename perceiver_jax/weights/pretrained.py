@@ -27,12 +27,11 @@ from perceiver_jax.position_encoding import resample_positions
 from perceiver_jax.recording import record_attention
 from perceiver_jax.weights import foreign_files, translation
 from perceiver_jax.weights.released import LICENCE, RELEASED
-from perceiver_jax.weights.trees import check_fit
+from perceiver_jax.weights.trees import Arrays, Tree, check_fit
 from perceiver_jax.weights.upgrade import upgrade_arguments
 
 FORMAT = 'perceiver_jax 2'
 FORMAT_BEFORE = 'perceiver_jax 1'  # with other keys of the arguments, and without `activation`
-Tree = dict[str, dict[str, np.ndarray]]  # Haiku's: module name -> parameter name -> array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,7 +54,7 @@ class Pretrained:
         returns no logits. Left out, it is the one that the function is usually trained with.
 
     Raises:
-      Refused: If there is no such function or activation.
+      Refused: There is no such function or activation.
     """
 
     function: str
@@ -76,7 +75,7 @@ class Pretrained:
         if self.activation not in ('softmax', 'sigmoid', None):
             raise Refused(f"activation is 'softmax', 'sigmoid' or None, not {self.activation!r}")
 
-    def __call__(self, *inputs: Array, **named: Array) -> Any:
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Runs the forward pass in evaluation mode, compiled once for each shape of its inputs.
 
         Args:
@@ -87,11 +86,11 @@ class Pretrained:
           What the function returns.
 
         Raises:
-          Refused: If they are no arrays, or not of the shapes that the function takes.
+          Refused: They are no arrays, or not of the shapes that the function takes.
         """
         return self._apply(*self._weights, *_as_arrays(inputs, named))
 
-    def attention(self, module_name: str, *inputs: Array, call: int = 0, **named: Array) -> Array:
+    def attention(self, module_name: str, *inputs: Any, call: int = 0, **named: Any) -> Array:
         """Computes the attention weights of one module, which a call does not keep.
 
         Args:
@@ -106,7 +105,7 @@ class Pretrained:
           `[B, H, T, S]` float32.
 
         Raises:
-          Refused: If there is no such module, or it is not applied that often.
+          Refused: There is no such module, or it is not applied that often.
 
         Source: Perceiver, figure 3 and appendix E show them as pictures.
         """
@@ -141,7 +140,7 @@ class Pretrained:
           A model for images of that size, with the same other weights.
 
         Raises:
-          Refused: If the model is no image classifier, or `size` is no positive integer.
+          Refused: The model is no image classifier, or `size` is no positive integer.
         """
         if self.function != 'image_classifier':
             raise Refused(f'{self.function} is no image classifier: it has no image size.')
@@ -164,7 +163,7 @@ class Pretrained:
           path: The folder, which must not exist yet, or be empty.
 
         Raises:
-          Refused: If the folder exists and is not empty.
+          Refused: The folder exists and is not empty.
         """
         from safetensors.numpy import save
 
@@ -308,7 +307,7 @@ def initialise(
       The model, ready to be called.
 
     Raises:
-      Refused: If there is no such function, or its arguments do not fit together.
+      Refused: There is no such function, or its arguments do not fit together.
     """
     model = Pretrained(
         function=function, arguments=arguments, front_end=front_end, params={}, state={}
@@ -341,7 +340,7 @@ def load(
       The model, ready to be called.
 
     Raises:
-      Refused: If the file is of none of these kinds or damaged, or what it holds does not fit the
+      Refused: The file is of none of these kinds or damaged, or what it holds does not fit the
         model: what is missing, left over and of another shape is named, nine of each.
     """
     path = Path(path)
@@ -391,7 +390,7 @@ def _load_ours(path: Path) -> Pretrained:
     weights = path / 'weights.safetensors'
     if not weights.is_file() or _sha256(weights) != sha256:
         raise Refused(f'{weights} is missing or not the one that model.json was written with.')
-    trees: dict[str, Tree] = {'params': {}, 'state': {}}
+    trees: dict[str, Arrays] = {'params': {}, 'state': {}}
     try:
         for key, value in load_file(weights).items():
             kind, module, name = key.split(':')

@@ -11,6 +11,7 @@ from perceiver_jax.decoder import (
     QueryDecoder,
     decode_in_chunks,
 )
+from perceiver_jax.errors import Refused
 from perceiver_jax.recording import record_attention
 
 B, N, D, NUM_QUERIES, E = 2, 5, 8, 3, 6
@@ -78,6 +79,14 @@ def test_without_an_output_layer_the_outputs_are_as_wide_as_the_queries():
     params = model.init(jax.random.key(0), QUERIES, LATENTS)
     assert 'decoder/output' not in params
     assert model.apply(params, None, QUERIES, LATENTS).shape == QUERIES.shape
+
+
+@pytest.mark.parametrize('module', [QueryDecoder, ClassQueryDecoder])
+@pytest.mark.parametrize('field', ['num_head', 'implementation', 'name'])
+def test_unknown_fields_of_attention_are_named(module, field):
+    model = hk.transform(lambda: module(7, cross_attend={field: 1}))
+    with pytest.raises(Refused, match=f"CrossAttend has no field '{field}'.*known: num_heads, qk"):
+        model.init(None)
 
 
 @pytest.mark.parametrize('chunk_size', [1, 2, 3, 7, None])

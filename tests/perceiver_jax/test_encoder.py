@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perceiver_jax.encoder import Encoder, repeats, schedule
+from perceiver_jax.encoder import Block, Encoder, repeats, schedule
+from perceiver_jax.errors import Refused
 from perceiver_jax.recording import record_attention
 
 B, M, C, N, D = 2, 11, 6, 5, 8
@@ -198,3 +199,26 @@ def test_shapes_that_do_not_fit_are_shown():
         model.init(jax.random.key(0), inputs()[0])
     with pytest.raises(ValueError, match=r'\(2, 11\).*\(2, 5\)'):
         model.init(jax.random.key(0), inputs(), jnp.ones((B, 5), bool))
+
+
+@pytest.mark.parametrize(
+    'fields, message',
+    [
+        (
+            dict(cross_attend=dict(num_head=2)),
+            "CrossAttend has no field 'num_head' that can be set here; known: num_heads, qk_channe",
+        ),
+        (
+            dict(self_attend=dict(use_query_residual=False)),
+            "SelfAttend has no field 'use_query_residual'",
+        ),
+        (dict(cross_attend=dict(implementation='plain')), "no field 'implementation'"),
+        (dict(self_attend=dict(name='layer')), "no field 'name'"),
+    ],
+)
+def test_unknown_fields_of_attention_are_named(fields, message):
+    with pytest.raises(Refused, match=message):
+        build(**fields).init(jax.random.key(0), inputs())
+    if 'self_attend' in fields:
+        with pytest.raises(Refused, match=message):
+            hk.transform(lambda: Block(1, **fields)).init(None)

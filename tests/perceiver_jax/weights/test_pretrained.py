@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save
 
-from perceiver_jax.weights import foreign_files, translation
+from perceiver_jax.models import MODELS
+from perceiver_jax.weights import foreign_files, pretrained, translation
 from perceiver_jax.weights.pretrained import Pretrained, initialise, load
 
 ENCODER = dict(
@@ -354,3 +355,26 @@ def test_examples_of_all_functions():
         example = Pretrained(function, {}, front_end, {}, {}).example(2)
         assert [x.shape for x in example] == expected
     assert Pretrained('image_classifier', {}, IMAGE, {}, {}).example()[0].dtype == jnp.float32
+
+
+@pytest.mark.parametrize('function', MODELS)
+def test_every_model_has_an_example_and_an_activation(function):
+    assert function in pretrained._EXAMPLES
+    expected = {'optical_flow': None, 'audio_visual_classifier': 'sigmoid'}
+    model = Pretrained(function, {}, {}, {}, {})
+    assert model.activation == expected.get(function, 'softmax')
+    assert MODELS[function].__name__ == function
+
+
+def test_the_activation_is_saved(model, tmp_path):
+    dataclasses.replace(model, activation='sigmoid').save(tmp_path / 'model')
+    assert load(tmp_path / 'model').activation == 'sigmoid'
+    dataclasses.replace(model, activation=None).save(tmp_path / 'none')
+    assert load(tmp_path / 'none').activation is None
+
+
+def test_there_is_no_such_model_or_activation(model):
+    with pytest.raises(ValueError, match="there is no model 'eval'; there are image_classifier, "):
+        Pretrained('eval', {}, {}, {}, {})
+    with pytest.raises(ValueError, match="'softmax', 'sigmoid' or None, not 'relu'"):
+        dataclasses.replace(model, activation='relu')

@@ -94,7 +94,7 @@ def probabilities(logits: jax.Array | np.ndarray, activation: str | None) -> np.
         odds = np.exp(logits - logits.max(-1, keepdims=True))
         result = odds / odds.sum(-1, keepdims=True)
     elif activation == 'sigmoid':
-        result = 1 / (1 + np.exp(-logits))
+        result = np.exp(-np.logaddexp(0, -logits))  # 1 / (1 + exp(-logits)), without overflow
     else:
         raise Refused(
             'the model does not say how its logits become probabilities: activation: expected '

@@ -26,7 +26,8 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp('audioset')
     (folder / 'media').mkdir()
     rows = [['index', 'mid', 'display_name'], *([i, f'/m/{i}', x] for i, x in enumerate(NAMES))]
-    csv.writer((folder / 'classes.csv').open('w', newline='')).writerows(rows)
+    with (folder / 'classes.csv').open('w', newline='') as file:
+        csv.writer(file).writerows(rows)
     segments = {'train': [], 'validation': []}
     for i in range(7):
         video = np.full((50, 24, 32, 3), i / 7, np.float32)

@@ -87,22 +87,20 @@ def probabilities(logits: jax.Array | np.ndarray, activation: str | None) -> np.
       Probabilities `[..., K]`, float64. Only those of a softmax sum to 1.
 
     Raises:
-      Refused: The activation is another one, or a probability is not finite.
+      Refused: The activation is another one, or a logit is not finite.
     """
     logits = np.asarray(logits, np.float64)
+    if not np.isfinite(logits).all():
+        raise Refused('the model gives no finite logits: its weights may have diverged')
     if activation == 'softmax':
         odds = np.exp(logits - logits.max(-1, keepdims=True))
-        result = odds / odds.sum(-1, keepdims=True)
-    elif activation == 'sigmoid':
-        result = np.exp(-np.logaddexp(0, -logits))  # 1 / (1 + exp(-logits)), without overflow
-    else:
-        raise Refused(
-            'the model does not say how its logits become probabilities: activation: expected '
-            f"'softmax' or 'sigmoid', got {activation!r}"
-        )
-    if not np.isfinite(result).all():
-        raise Refused('the model gives no finite logits: its weights may have diverged')
-    return result
+        return odds / odds.sum(-1, keepdims=True)
+    if activation == 'sigmoid':
+        return np.exp(-np.logaddexp(0, -logits))  # 1 / (1 + exp(-logits)), without overflow
+    raise Refused(
+        'the model does not say how its logits become probabilities: activation: expected '
+        f"'softmax' or 'sigmoid', got {activation!r}"
+    )
 
 
 def best_classes(chances: np.ndarray, names: Sequence[str]) -> list[dict]:

@@ -170,14 +170,15 @@ class ImageNet:
     ) -> None:
         """Draws evaluation images, up to a third of them mistakes, beside what is attended to.
 
-        The heat map is the attention of the first cross-attend, averaged over the latents.
+        The heat map is the attention of the first cross-attend, averaged over the latents; a model
+        without one is drawn without it.
         """
         from experiments.pictures.panels import answers, choose_to_draw, image_grid
 
         def forward(images):
             with record_attention('encoder/cross_attend_1') as weights:
                 logits = self._forward(images, is_training=False)
-            return logits.argmax(-1), weights[0].mean((1, 2))
+            return logits.argmax(-1), weights[0].mean((1, 2)) if weights else None
 
         apply = jax.jit(hk.transform_with_state(forward).apply)
         params, state = jax.device_put((params, state))
@@ -189,14 +190,18 @@ class ImageNet:
             apply(params, state, None, images[i : i + NUM_AT_ONCE])[0]
             for i in range(0, len(images), NUM_AT_ONCE)
         ]
-        guesses, heat = (np.concatenate(x) for x in zip(*parts, strict=True))
+        guesses = np.concatenate([guess for guess, _ in parts])
+        heat = None
+        if parts[0][1] is not None:
+            heat = np.concatenate([heat for _, heat in parts])
+            heat = as_images(heat, self.config.model.inputs.get('permutation_seed'))
         names = self.eval_source.classes
         image_grid(
             subfigure,
             self._displayable(images),
             answers(names, guesses, labels),
             guesses == labels,
-            as_images(heat, self.config.model.inputs.get('permutation_seed')),
+            heat,
         )
 
     def _displayable(self, images: np.ndarray) -> np.ndarray:

@@ -152,7 +152,7 @@ class ModelNet40:
     ) -> None:
         """Draws the confusion matrix, and clouds, up to a third of them mistakes.
 
-        A point is the brighter the more the first cross-attend attends to it, over all latents.
+        A point is the brighter the more the first cross-attend, if there is one, attends to it.
         """
         from experiments.pictures.panels import (
             answers,
@@ -164,7 +164,7 @@ class ModelNet40:
         def attention(points):
             with record_attention('encoder/cross_attend_1') as weights:
                 self._forward(points, is_training=False)
-            return weights[0].mean((1, 2))
+            return weights[0].mean((1, 2)) if weights else None
 
         apply = jax.jit(hk.transform_with_state(attention).apply)
         drawn = choose_to_draw(predictions['label'] == predictions['guess'], NUM_DRAWN)
@@ -180,7 +180,7 @@ class ModelNet40:
             clouds,
             answers(names, guesses, labels),
             guesses == labels,
-            np.asarray(heat),
+            None if heat is None else np.asarray(heat),
         )
 
     def describe(self) -> dict[str, Any]:

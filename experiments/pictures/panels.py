@@ -111,7 +111,7 @@ def cloud_grid(
     clouds: np.ndarray,
     titles: Sequence[str],
     correct: Sequence[bool] | None,
-    heat: np.ndarray,
+    heat: np.ndarray | None = None,
 ) -> None:
     """Draws point clouds in a grid, seen obliquely from above, the titles as in `image_grid`.
 
@@ -122,6 +122,7 @@ def cloud_grid(
       correct: Whether the model is right about each cloud, n truth values. None: the titles are
         no predictions, and not coloured.
       heat: Values `[n, P]` that colour the points, from the lowest to the highest of each cloud.
+        None: the nearer a point, the brighter it is.
     """
     azimuth, elevation = np.radians((35, 25))
     right = np.array([np.cos(azimuth), np.sin(azimuth), 0])
@@ -129,8 +130,10 @@ def cloud_grid(
     back[2] = -np.sin(elevation)  # from the eye into the picture
     up = np.cross(right, back)
     cells = _cells(subfigure, len(clouds), aspect=1.0)
-    for i, (axes, cloud, values) in enumerate(zip(cells, clouds, heat, strict=True)):
-        order = np.argsort(-(cloud @ back))  # the nearest last, on top
+    for i, (axes, cloud) in enumerate(zip(cells, clouds, strict=True)):
+        nearness = -(cloud @ back)
+        order = np.argsort(nearness)  # the nearest last, on top
+        values = nearness if heat is None else heat[i]
         # A few points may get most of the attention: the differences of the others should be seen.
         low, high = np.percentile(values, (2, 98))
         axes.scatter(

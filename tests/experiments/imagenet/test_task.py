@@ -3,6 +3,7 @@ import json
 import math
 
 import cv2
+import haiku as hk
 import jax
 import numpy as np
 import pytest
@@ -154,3 +155,16 @@ def test_drawing_shows_digits_beside_their_attention():
     assert all(len(a.get_images()) == 2 for a in axes)
     # An untrained head guesses 0: mistakes come first, and name what was guessed and what is.
     assert axes[0].get_title().startswith('0, is ')
+
+
+def test_a_model_without_attention_is_drawn_without_heat():
+    task = ImageNet(get_config())
+    task._forward = lambda images, is_training: hk.Linear(10)(images.reshape(len(images), -1))
+    params, state = hk.transform_with_state(task._forward).init(
+        jax.random.key(0), np.zeros(task.image_shape), False
+    )
+    figure = Figure()
+    predictions = {'index': np.arange(360), 'top1': np.arange(360) % 10 == 0}
+    task.draw(figure.subfigures(), params, state, predictions)
+    axes = [a for a in figure.findobj(lambda a: hasattr(a, 'get_images')) if a.get_images()]
+    assert [len(a.get_images()) for a in axes] == [1] * 20

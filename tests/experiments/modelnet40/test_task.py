@@ -1,3 +1,4 @@
+import haiku as hk
 import jax
 import numpy as np
 import pytest
@@ -112,3 +113,17 @@ def test_the_model_of_a_run_takes_clouds_of_any_size():
     assert list(model.classes) == list(task.eval_source.classes)
     assert model.example(3)[0].shape == (3, 37, 3)
     assert model(np.zeros((2, 41, 3), np.float32)).shape == (2, 10)
+
+
+def test_a_model_without_attention_is_drawn_too():
+    task = ModelNet40(get_config())
+    task._forward = lambda points, is_training: hk.Linear(10)(points.reshape(len(points), -1))
+    params, state = hk.transform_with_state(task._forward).init(
+        jax.random.key(0), np.zeros(task.points_shape), False
+    )
+    labels = np.arange(500) % 10
+    predictions = {'index': np.arange(500), 'label': labels, 'guess': labels}
+    figure = Figure()
+    task.draw(figure.subfigures(), params, state, predictions)
+    _, *clouds = [a for a in figure.findobj(lambda a: hasattr(a, 'get_images'))]
+    assert len(clouds) == 12

@@ -64,6 +64,10 @@ def test_clouds_are_seen_from_the_front_and_above():
     assert right[0] > 0.5 and up[0] == pytest.approx(0, abs=1e-9) and up[1] > 0.5
     assert away[1] > 0 > near[1]  # what is farther away is higher: the eye is above
     assert axes.get_title() == 'cup' and axes.title.get_color() == style.RED
+    without_heat = Figure()
+    panels.cloud_grid(without_heat, cloud[None], ['cup'], [False])
+    nearness = without_heat.axes[0].collections[0].get_array()
+    assert (np.diff(nearness) > 0).all()  # drawn from far to near, the near ones brighter
 
 
 def test_the_confusion_matrix_shows_shares_of_each_class():

@@ -93,7 +93,8 @@ def attend(
     Args:
       query: `[B, T, H, F]`.
       key: `[B, S, H, F]`.
-      value: `[B, S, H, V]`; V may differ from F. None: the keys, as prepared, are the values.
+      value: `[B, S, H, V]`; V may differ from F. None, or the same array as `key`: the keys, as
+        prepared, are the values, and are read once.
       mask: Boolean or 0/1, broadcastable to `[B, T, S]`; true where a query attends to a key;
         None: everywhere.
       scale: Factor of the dot products; None: 1 / sqrt(F).
@@ -120,6 +121,8 @@ def attend(
     if chunk_size is not None and chunk_size < 1:
         raise Refused(f'chunk_size must be at least 1, not {chunk_size}.')
     scale = _scale(scale, query)
+    if value is key:
+        value = None
 
     def plain(query: Array, key: Array, value: Array | None) -> Array:
         query, key = prepared(query, prepare_query), prepared(key, prepare_key)

@@ -160,6 +160,17 @@ def test_the_fused_kernel_prepares_values_that_are_the_keys(gpu, monkeypatch):
     np.testing.assert_allclose(*(x.astype(np.float32) for x in (fused, expected)), atol=0.03)
 
 
+@pytest.mark.parametrize('implementation', ['plain', 'chunked'])
+def test_the_keys_are_the_values_where_none_or_the_same_array_is_given(implementation):
+    query, key = random(B, T, H, F), random(B, S, H, F)
+    how = dict(prepare_key=lambda x: x**3, implementation=implementation)
+    expected = attend(query, key**3, key**3, implementation='plain')
+    for value in (None, key):
+        np.testing.assert_allclose(attend(query, key, value, **how), expected, atol=1e-5)
+    copied = attend(query, key, jnp.array(key), **how)  # another array is not prepared
+    assert not np.allclose(copied, expected, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     'changes, message',
     [

@@ -9,7 +9,7 @@ from safetensors.numpy import save
 
 from configs import imagenet, modelnet40
 from experiments.open_model import load_workdir
-from experiments.tasks import TASKS
+from experiments.tasks import make_task
 from experiments.training.checkpointing import Checkpoints
 from experiments.training.checks import check_resumable
 from perceiver_jax import initialise, load
@@ -142,7 +142,7 @@ def test_a_run_from_before_is_resumed(tmp_path, configs):
 
 def test_a_run_from_before_is_a_model(tmp_path):
     config = imagenet.get_config('demo')
-    task = TASKS['imagenet'](config)
+    task = make_task(config)
     params, state = jax.tree.map(np.asarray, task.init(jax.random.key(0)))
     params['decoder/output']['w'] = np.random.default_rng(0).normal(size=(96, 10)).astype('f')
     written = config_before(config, ENCODERS_BEFORE[imagenet])

@@ -93,14 +93,14 @@ def test_sound_and_video_train_evaluate_and_draw(prepared, tmp_path):
 def run_predict(config, params=None):
     task = AudioSet(config)
     devices = parallel.make('jit')
-    initial, state = task.init(jax.random.key(0))
+    initial, state = jax.jit(task.init)(jax.random.key(0))
     on_devices = devices.replicate((initial if params is None else params, state))
     predict = evaluate.compile_predict(task, devices)
     return task, evaluate.evaluate(task, devices, predict, *on_devices)
 
 
 def random_head(config):
-    params, _ = AudioSet(config).init(jax.random.key(0))
+    params, _ = jax.jit(AudioSet(config).init)(jax.random.key(0))
     head = params['decoder/output']
     head['w'] = jax.random.normal(jax.random.key(1), head['w'].shape)
     return params
@@ -225,7 +225,7 @@ def test_a_labelled_folder_trains_and_is_saved(labelled, tmp_path, variant):
     result = loop.train(config, task, tmp_path / 'run', variant)
     assert result['metric'] == 'accuracy' and 0 <= result['value'] <= 1
     assert result['data'] == 'meta/esc50.csv (12 training, 3 evaluation clips)'
-    params, state = task.init(jax.random.key(0))
+    params, state = jax.jit(task.init)(jax.random.key(0))
     model = task.pretrained(jax.device_get(params), jax.device_get(state))
     assert list(model.classes) == sorted(NAMES)
     model.save(tmp_path / 'model')
@@ -259,7 +259,7 @@ def test_drawing_shows_clips_and_classes(prepared):
         'scores': np.array([[0.1, 0.8, 0.2], [0.7, 0.6, 0.1], [0.1, 0.2, 0.9]]),
         'labels': np.array([[0, 1, 0], [0, 1, 0], [0, 0, 1]]),
     }
-    params, state = task.init(jax.random.key(0))
+    params, state = jax.jit(task.init)(jax.random.key(0))
     task.draw(figure.subfigures(), params, state, predictions)
     axes = [a for a in figure.findobj(lambda a: hasattr(a, 'get_images')) if a.get_images()]
     assert len(axes) == 6  # frames and a spectrogram of each clip

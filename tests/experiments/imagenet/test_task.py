@@ -74,7 +74,7 @@ def test_evaluation_counts_each_digit_once():
     config = get_config()
     task = ImageNet(config)
     devices = parallel.make('jit')
-    params, state = devices.replicate(task.init(jax.random.key(0)))
+    params, state = devices.replicate(jax.jit(task.init)(jax.random.key(0)))
     predict = evaluate.compile_predict(task, devices)
     numbers, _ = evaluate.evaluate(task, devices, predict, params, state)
     # The head starts at zero: all classes tie, the first wins, and the loss is that of chance.
@@ -146,7 +146,7 @@ def test_an_unreadable_image_stops_the_run_and_is_named(broken_folder, tmp_path)
 
 def test_drawing_shows_digits_beside_their_attention():
     task = ImageNet(get_config())
-    params, state = task.init(jax.random.key(0))
+    params, state = jax.jit(task.init)(jax.random.key(0))
     figure = Figure()
     predictions = {'index': np.arange(360), 'top1': np.arange(360) % 10 == 0}
     task.draw(figure.subfigures(), params, state, predictions)

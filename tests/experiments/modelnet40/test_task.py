@@ -35,7 +35,7 @@ def test_the_demo_trains_and_evaluates_each_shape_once(tmp_path):
     assert result['data'] == 'generated shapes, 37 points (2,000 training, 500 validation shapes)'
     assert (tmp_path / 'report.png').exists()
     devices = parallel.make('jit')
-    weights = devices.replicate(task.init(jax.random.key(0)))
+    weights = devices.replicate(jax.jit(task.init)(jax.random.key(0)))
     numbers, predictions = evaluate.evaluate(
         task, devices, evaluate.compile_predict(task, devices), *weights
     )
@@ -88,7 +88,7 @@ def test_more_points_than_there_are_are_refused(tmp_path):
 
 def test_drawing_shows_the_confusion_and_clouds_in_the_colours_of_attention():
     task = ModelNet40(get_config())
-    params, state = task.init(jax.random.key(0))
+    params, state = jax.jit(task.init)(jax.random.key(0))
     labels = np.arange(500) % 10
     guesses = np.where(np.arange(500) % 20 == 3, 8, labels)  # half of the chairs are stairs
     predictions = {'index': np.arange(500), 'label': labels, 'guess': guesses}
@@ -107,7 +107,7 @@ def test_drawing_shows_the_confusion_and_clouds_in_the_colours_of_attention():
 
 def test_the_model_of_a_run_takes_clouds_of_any_size():
     task = ModelNet40(get_config())
-    params, state = task.init(jax.random.key(0))
+    params, state = jax.jit(task.init)(jax.random.key(0))
     params['decoder/output']['w'] = np.ones_like(params['decoder/output']['w'])
     model = task.pretrained(params, state)
     assert list(model.classes) == list(task.eval_source.classes)

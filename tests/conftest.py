@@ -6,7 +6,11 @@ import tempfile
 import pytest
 
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = '--xla_force_host_platform_device_count=8'
+# Tests compile much and run each program for a moment: without LLVM's optimizations they take two
+# thirds of the time.
+os.environ['XLA_FLAGS'] = (
+    '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+)
 
 # Shared with pytest-xdist's workers and the processes that tests start.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:

@@ -40,6 +40,7 @@ import tensorflow_datasets as tfds
 from experiments import command_line
 from experiments.audioset.sources import VERSION, data_folder
 from experiments.data.clip_files import KEPT, LEFT_OUT, encode_sound, read_clip
+from experiments.data.hidden import is_hidden
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import whole, write_whole
 
@@ -160,7 +161,9 @@ def find_media(folder: str | os.PathLike[str]) -> dict[str, list[tuple[float | N
         raise Refused(f'media are read from a folder, and there is none at {str(folder)!r}')
     media: dict[str, list[tuple[float | None, str]]] = {}
     for parent, _, names in sorted(os.walk(os.fspath(folder), followlinks=True)):
-        for name in sorted(names):
+        if is_hidden(os.path.relpath(parent, folder)):
+            continue
+        for name in sorted(x for x in names if not is_hidden(x)):
             match = re.match(r'Y?(?P<id>[\w-]{11})(?:_(?P<start>\d+(\.\d+)?)(?!\d).*)?\.\w+$', name)
             if match:
                 start = float(match['start']) if match['start'] else None

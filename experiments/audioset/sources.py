@@ -19,6 +19,7 @@ import numpy as np
 
 from experiments.audioset.sounds import Sounds
 from experiments.data import clip_files
+from experiments.data.hidden import is_hidden
 from experiments.data.pipeline import BrokenExample, Example, LabelledSource
 from experiments.data.prepared import TfdsRecords
 from perceiver_jax.errors import Refused
@@ -286,7 +287,7 @@ def _files_by_name(folder: Path) -> dict[str, str]:
     if not folder.is_dir():
         raise Refused(f'{folder}: there is no such folder of media')
     files: dict[str, str] = {}
-    for name in sorted(os.listdir(folder)):
+    for name in sorted(x for x in os.listdir(folder) if not is_hidden(x)):
         files.setdefault(Path(name).stem, str(folder / name))
         files[name] = str(folder / name)
     return files

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.data.hidden import visible
 from experiments.data.pipeline import Example
 from perceiver_jax.errors import Refused
 
@@ -72,7 +73,7 @@ class TfdsRecords:
         self._name = f'{folder}, split {split}'
         self._convert = convert
         for part in split.split('+'):
-            if not any(folder.glob(f'*-{part}.array_record-*')):
+            if not visible(folder, f'*-{part}.array_record-*'):
                 raise Refused(f'{folder} has no array_record files of the split {part!r}')
         builder = tfds.builder_from_directory(folder)
         labels = builder.info.features[label]

@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from experiments.data.hidden import visible
 from experiments.data.pipeline import Example
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.images import read_image
@@ -95,8 +96,8 @@ class MovingScenes:
         self._textures = []
         if textures:
             folder = Path(textures).expanduser()
-            files = folder.rglob('*') if folder.is_dir() else ()
-            self._textures = sorted(str(x) for x in files if x.suffix.lower() in _IMAGE_ENDINGS)
+            files = visible(folder, '**/*')
+            self._textures = [str(x) for x in files if x.suffix.lower() in _IMAGE_ENDINGS]
             if not self._textures:
                 raise Refused(f'textures: {folder} holds no images of {_IMAGE_ENDINGS}')
 

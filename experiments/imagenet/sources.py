@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.data.hidden import is_hidden, visible
 from experiments.data.pipeline import BrokenExample, Example, LabelledSource
 from experiments.data.prepared import TfdsRecords, version_folder
 from experiments.imagenet.digits import Digits
@@ -82,7 +83,7 @@ class _TFRecords:
 
         folder = version_folder(path, 'imagenet2012')
         self._name = f'{folder}, split {split}'
-        self._files = sorted(folder.glob(f'*-{split}.tfrecord-*-of-*'))
+        self._files = visible(folder, f'*-{split}.tfrecord-*-of-*')
         if not self._files:
             raise Refused(f'{folder} has no TFRecord files of the split {split!r}')
         num_files = int(self._files[0].name.rpartition('-of-')[-1])
@@ -134,7 +135,7 @@ class _Folder:
             if not (self._folder / name).is_dir():
                 continue
             for file in sorted(os.listdir(self._folder / name)):
-                if file.lower().endswith(_IMAGE_ENDINGS):
+                if file.lower().endswith(_IMAGE_ENDINGS) and not is_hidden(file):
                     names.append(os.fsencode(f'{name}/{file}'))
                     labels.append(label)
         if not names:
@@ -168,7 +169,7 @@ def _from_tfds(example: dict[str, Any]) -> Example:
 def _folders(path: Path) -> list[str]:
     with os.scandir(path) as entries:
         folders = [entry.name for entry in entries if entry.is_dir()]
-    return sorted(name for name in folders if not name.startswith('.'))
+    return sorted(name for name in folders if not is_hidden(name))
 
 
 def _record_index(files: list[Path]) -> np.ndarray:

@@ -100,7 +100,13 @@ def test_media_are_found_by_id_and_start(tmp_path):
     (tmp_path / 'deep').mkdir()
     for name in names:
         (tmp_path / name).write_bytes(b'')
+    for hidden in ('.Trashes', '.Trashes/more', 'deep/__MACOSX'):
+        (tmp_path / hidden).mkdir()
+        (tmp_path / hidden / 'aaaaaaaaaaa_40.000.mp4').write_bytes(b'')
+        (tmp_path / hidden / 'eeeeeeeeeee.mp4').write_bytes(b'')
+    (tmp_path / '._ddddddddddd.webm').write_bytes(b'')
     media = find_media(tmp_path)
+    assert all(len(files) == 1 for files in media.values())
     assert len(media) == 5
 
     def found(youtube_id, start):

@@ -67,6 +67,17 @@ def test_esc50_as_it_comes(esc50):
     assert pickle.loads(pickle.dumps(train))[1]['name'] == train[1]['name']
 
 
+def test_hidden_files_are_no_media(esc50):
+    name = next((esc50 / 'audio').glob('1-*.wav')).name
+    (esc50 / 'audio' / f'._{name}').write_bytes(b'of the Finder')
+    (esc50 / 'audio' / 'Thumbs.db').write_bytes(b'of Windows')
+    assert len(open_folder(esc50)) == 3
+    table = esc50 / 'meta' / 'esc50.csv'
+    table.write_text(table.read_text().replace(name, f'._{name}'))
+    with pytest.raises(ValueError, match=f"audio has no file '._{name}'"):
+        open_folder(esc50)
+
+
 def test_a_part_of_the_rows(esc50):
     source = open_folder(esc50, only='esc10=True')
     assert source.classes == ['dog', 'rain'] and len(source) == 2

@@ -113,7 +113,12 @@ def test_textures_come_from_a_folder(tmp_path):
     image[..., 2] = 200  # OpenCV's third channel is red
     (tmp_path / 'more').mkdir()
     cv2.imwrite(str(tmp_path / 'more' / 'a.png'), image)
-    frames = MovingScenes('train', **PLAIN, textures=str(tmp_path))[0]['frames']
+    for hidden in ('._a.png', '.trash/b.png', 'more/__MACOSX/c.png', 'more/Thumbs.db'):
+        (tmp_path / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / hidden).write_bytes(b'left by another program')
+    scenes = MovingScenes('train', **PLAIN, textures=str(tmp_path))
+    assert scenes._textures == [str(tmp_path / 'more' / 'a.png')]
+    frames = scenes[0]['frames']
     assert (frames[..., 0] > 150).all() and (frames[..., 1:] < 50).all()
 
 

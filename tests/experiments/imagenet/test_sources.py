@@ -136,6 +136,12 @@ def test_tfrecords(tfrecords, split):
     assert pickle.loads(pickle.dumps(source))[1] == source[1]
 
 
+def test_hidden_files_are_no_records(tfrecords):
+    for file in [*tfrecords.rglob('*.tfrecord-*')]:
+        file.with_name(f'._{file.name}').write_bytes(b'of the Finder')
+    assert_holds_imagenet2012(open_source('tfrecord', str(tfrecords), 'train'), 'train')
+
+
 def test_tfrecord_index_is_kept_until_the_files_change(tfrecords, monkeypatch):
     open_source('tfrecord', str(tfrecords), 'train')
     scans = []
@@ -196,6 +202,9 @@ def test_home_folder_is_expanded(folder, monkeypatch):
 
 def test_folder(folder):
     (folder / 'train' / '.ipynb_checkpoints').mkdir()
+    (folder / 'train' / '__MACOSX').mkdir()
+    for name in ('._a.JPEG', '.DS_Store', '.a.png', 'Thumbs.db'):
+        (folder / 'train' / CLASSES[0] / name).write_bytes(b'left by another program')
     source = open_source('folder', str(folder), 'train')
     names = [os.path.relpath(source[index]['name'], folder) for index in range(len(source))]
     assert names == [
@@ -207,7 +216,7 @@ def test_folder(folder):
     ]
     assert [source[index]['label'] for index in range(5)] == [0, 0, 1, 1, 2]
     assert source[1]['encoded'] == encoded(1)
-    assert source.classes == CLASSES  # a hidden folder, as notebooks leave them, is no class
+    assert source.classes == CLASSES  # hidden folders, as notebooks leave them, are no classes
     assert pickle.loads(pickle.dumps(source))[3] == source[3]
 
 

@@ -12,13 +12,16 @@ An example is a dictionary:
 import bisect
 import functools
 import itertools
+import logging
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.data.hidden import visible
 from experiments.data.pipeline import BrokenExample, Example, Source
 from experiments.flow.files import read_flow, write_flo, write_kitti_flow
 from experiments.flow.scenes import MovingScenes
@@ -226,12 +229,14 @@ def _check_size(file: str, got: tuple[int, int], expected: tuple[int, int]) -> N
         )
 
 
-# Each of these lists the pairs of a split in the folder of a data set.
+# Each of these lists the pairs of a split in the folder of a data set. Frames belong together by
+# their names and numbers: by their order, a missing frame would make a pair of two frames that the
+# flow does not connect.
 
 
 def _autoflow(folder: Path, split: str) -> list[Pair]:
     pairs = []
-    for flow in sorted(folder.rglob('forward.flo')):
+    for flow in visible(folder, '**/forward.flo'):
         first, second = (str(flow.with_name(name)) for name in ('im0.png', 'im1.png'))
         pairs.append(Pair(flow.parent.relative_to(folder).as_posix(), first, second, str(flow)))
     return pairs
@@ -241,9 +246,17 @@ def _sintel(folder: Path, split: str, *, rendering: str) -> list[Pair]:
     part = folder / ('test' if split == 'test' else 'training')
     if not part.is_dir() and split != 'test':
         part = folder
-    pairs = []
-    for sequence in _subfolders(part / rendering):
-        for first, second in itertools.pairwise(sorted(sequence.glob('frame_*.png'))):
+    pairs: list[Pair] = []
+    gaps: list[str] = []
+    for sequence in (x for x in visible(part / rendering, '*') if x.is_dir()):
+        frames = _by_number(sequence, 'frame_*.png')
+        flows = {} if split == 'test' else _by_number(part / 'flow' / sequence.name, 'frame_*.*')
+        needed = {number + 1 for number in [*frames][:-1]} | {*flows} | {n + 1 for n in flows}
+        gaps += [f'{sequence.name}/frame_{number:04}' for number in needed - frames.keys()]
+        for number, first in frames.items():
+            second = frames.get(number + 1)
+            if second is None:
+                continue
             name = f'{sequence.name}/{first.stem}'
             flow = occluded = invalid = ''
             if split != 'test':
@@ -254,6 +267,7 @@ def _sintel(folder: Path, split: str, *, rendering: str) -> list[Pair]:
             pairs.append(
                 Pair(name, str(first), str(second), flow, occluded=occluded, invalid=invalid)
             )
+    _tell_gaps(part / rendering, gaps)
     return pairs
 
 
@@ -263,8 +277,8 @@ def _kitti(folder: Path, split: str, *, images: Sequence[str]) -> list[Pair]:
     frames = next((part / name for name in images if (part / name).is_dir()), part / images[0])
     flows = part / 'flow_occ' if (part / 'flow_occ').is_dir() else part / 'flow'
     pairs = []
-    for first in sorted(frames.glob('*_10.png')):
-        second = first.with_name(first.name.replace('_10', '_11'))
+    for first in visible(frames, '*_10.png'):
+        second = first.with_name(first.name.removesuffix('_10.png') + '_11.png')
         flow = non_occluded = ''
         if split != 'test':
             flow = str(flows / first.name)
@@ -275,7 +289,7 @@ def _kitti(folder: Path, split: str, *, images: Sequence[str]) -> list[Pair]:
 
 def _named_pairs(folder: Path, split: str) -> list[Pair]:
     pairs = []
-    for flow in sorted(x for x in folder.rglob('*_flow.*') if x.suffix in _FLOW_ENDINGS):
+    for flow in (x for x in visible(folder, '**/*_flow.*') if x.suffix in _FLOW_ENDINGS):
         stem = flow.with_name(flow.stem.removesuffix('_flow'))
         first, second = (_with_ending(f'{stem}_img{i}', _IMAGE_ENDINGS) for i in (1, 2))
         pairs.append(Pair(stem.relative_to(folder).as_posix(), first, second, str(flow)))
@@ -284,37 +298,52 @@ def _named_pairs(folder: Path, split: str) -> list[Pair]:
 
 def _flyingchairs(folder: Path, split: str) -> list[Pair]:
     pairs = _named_pairs(folder, split)
-    for table in folder.rglob('FlyingChairs_train_val.txt'):
+    for table in visible(folder, '**/FlyingChairs_train_val.txt')[:1]:
         parts = table.read_text().split()
-        if len(parts) != len(pairs) or not set(parts) <= {'1', '2'}:
+        wanted = {'train': '1', 'evaluation': '2'}
+        numbered = {_number(Path(pair.name).name): pair for pair in pairs}
+        if (
+            len(numbered) != len(pairs)
+            or not numbered.keys() <= set(range(1, len(parts) + 1))
+            or not set(parts) <= {'1', '2'}
+        ):
             raise Refused(
                 f'{table}: expected 1 (training) or 2 (validation) for each of {len(pairs)} '
-                f'pairs, got {len(parts)} entries, of {sorted(set(parts))[:5]}'
+                f'pairs, got {len(parts)} entries, of {sorted(set(parts))[:5]}; pairs are named '
+                'by their place among the entries, from 1'
             )
-        wanted = {'train': '1', 'evaluation': '2'}
-        return [x for x, y in zip(pairs, parts, strict=True) if y == wanted.get(split)]
+        numbers = range(1, len(parts) + 1)
+        _tell_gaps(folder, [f'{number:05}' for number in numbers if number not in numbered])
+        return [x for n, x in numbered.items() if n and parts[n - 1] == wanted.get(split)]
     return pairs
 
 
 def _flyingthings(folder: Path, split: str, *, rendering: str) -> list[Pair]:
     part = 'TRAIN' if split == 'train' else 'TEST'
-    pairs = []
-    for flow in sorted((folder / 'optical_flow' / part).rglob('OpticalFlowInto*.pfm')):
+    pairs: list[Pair] = []
+    gaps: list[str] = []
+    for flow in visible(folder / 'optical_flow' / part, '**/OpticalFlowInto*.pfm'):
         scene = flow.parents[2].relative_to(folder / 'optical_flow')
         number = flow.stem.split('_')[1]
         step = 1 if flow.parents[1].name == 'into_future' else -1
         frames = folder / f'frames_{rendering}pass' / scene / flow.parent.name
         first = _with_ending(frames / number, _IMAGE_ENDINGS)
-        second = Path(first).with_stem(f'{int(number) + step:0{len(number)}}')
-        if second.exists():  # the first and last frame of a scene have flow to frames outside
+        second, beyond = (
+            Path(first).with_stem(f'{int(number) + steps * step:0{len(number)}}')
+            for steps in (1, 2)
+        )
+        if second.exists():
             name = flow.with_suffix('').relative_to(folder / 'optical_flow').as_posix()
             pairs.append(Pair(name, first, str(second), str(flow)))
+        elif beyond.exists():  # else a scene's first or last frame, whose flow leads outside
+            gaps.append(second.relative_to(folder).as_posix())
+    _tell_gaps(folder, gaps)
     return pairs
 
 
 def _middlebury(folder: Path, split: str) -> list[Pair]:
     pairs = []
-    for flow in sorted(x for x in folder.rglob('flow10.*') if x.suffix in _FLOW_ENDINGS):
+    for flow in (x for x in visible(folder, '**/flow10.*') if x.suffix in _FLOW_ENDINGS):
         name, beside = flow.parent.name, flow.parent.parent.parent / 'other-data'
         frames = flow.parent if (flow.parent / 'frame10.png').exists() else beside / name
         first, second = (str(frames / f'frame{i}.png') for i in (10, 11))
@@ -322,8 +351,25 @@ def _middlebury(folder: Path, split: str) -> list[Pair]:
     return pairs
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(x for x in folder.iterdir() if x.is_dir()) if folder.is_dir() else []
+def _number(stem: str) -> int | None:
+    """Returns the number at the end of a name such as 'frame_0001', None where there is none."""
+    found = re.search(r'(?<!\d)\d{1,9}$', stem)
+    return int(found[0]) if found else None
+
+
+def _by_number(folder: Path, pattern: str) -> dict[int, Path]:
+    """Returns the files of a pattern by the numbers in their names, in this order."""
+    numbered = [(_number(file.stem), file) for file in visible(folder, pattern)]
+    return dict(sorted((number, file) for number, file in numbered if number is not None))
+
+
+def _tell_gaps(folder: Path, missing: Sequence[str]) -> None:
+    """Tells in one line that files are missing, and their pairs left out."""
+    if missing := sorted(set(missing)):
+        more = f' and {len(missing) - 5} more' if len(missing) > 5 else ''
+        logging.warning(
+            '%s lacks %s%s: pairs that need them are left out', folder, ', '.join(missing[:5]), more
+        )
 
 
 def _if_there(file: Path) -> str:

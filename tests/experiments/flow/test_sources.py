@@ -1,6 +1,7 @@
 """Pairs of frames from archives laid out as the official ones, in small."""
 
 import pickle
+import shutil
 import struct
 
 import cv2
@@ -197,6 +198,108 @@ def test_middlebury(tmp_path):
     source = open_source('middlebury', tmp_path, 'evaluation')
     check(source[0], (FIRST, SECOND), FLOW, VALID)
     assert source[0]['name'] == 'RubberWhale'
+
+
+def save_sequence(root, numbers):
+    """Frames of Sintel whose colour is their number; flow k is k pixels long."""
+    part = root / 'sintel' / 'training'
+    for i in numbers:
+        save(part / 'clean' / 'alley_1' / f'frame_{i:04d}.png', np.full_like(FIRST, i))
+    for i in range(1, 9):
+        (part / 'flow' / 'alley_1').mkdir(parents=True, exist_ok=True)
+        files.write_flo(part / 'flow' / 'alley_1' / f'frame_{i:04d}.flo', np.full_like(FLOW, i))
+
+
+@pytest.mark.parametrize(
+    'numbers, first, told',
+    [
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 4, 5, 6, 7, 8], None),
+        ([1, 2, 4, 5, 6, 7, 8, 9], [1, 4, 5, 6, 7, 8], 'lacks alley_1/frame_0003: pairs'),
+        ([2, 3, 4, 5, 6, 7, 8, 9], [2, 3, 4, 5, 6, 7, 8], 'lacks alley_1/frame_0001: pairs'),
+        ([1, 2, 3, 4, 5, 6, 7, 8], [1, 2, 3, 4, 5, 6, 7], 'lacks alley_1/frame_0009: pairs'),
+        ([1, 2, 8, 9], [1, 8], 'frame_0005, alley_1/frame_0006, alley_1/frame_0007: pairs'),
+        ([1, 2], [1], 'alley_1/frame_0007 and 2 more: pairs'),
+    ],
+)
+def test_a_missing_frame_makes_no_pair_and_is_told(tmp_path, caplog, numbers, first, told):
+    save_sequence(tmp_path, numbers)
+    for split in ('train', 'evaluation'):
+        caplog.clear()
+        source = open_source('sintel_clean', tmp_path, split)
+        pairs = [source[i] for i in range(len(source))]
+        assert [x['name'] for x in pairs] == [f'alley_1/frame_{i:04d}' for i in first]
+        for number, pair in zip(first, pairs, strict=True):
+            assert (pair['frames'][0] == number).all() and (pair['frames'][1] == number + 1).all()
+            assert (pair['flow'] == number).all()
+        assert len(caplog.messages) == (told is not None)
+        assert told is None or told in caplog.text
+
+
+def test_a_missing_frame_of_the_test_part_makes_no_pair_either(tmp_path, caplog):
+    make_sintel(tmp_path)
+    folder = tmp_path / 'sintel' / 'test' / 'final' / 'cave_3'
+    (folder / 'frame_0003.png').rename(folder / 'frame_0010.png')
+    source = open_source('sintel_final', tmp_path, 'test')
+    assert [source[i]['name'] for i in range(len(source))] == ['cave_3/frame_0001']
+    assert 'sintel/test/final lacks cave_3/frame_0003: pairs that need them' in caplog.text
+
+
+def test_flyingchairs_are_split_by_their_numbers(tmp_path, caplog):
+    make_flyingchairs(tmp_path)
+    folder = tmp_path / 'flyingchairs'
+    for file in (folder / 'FlyingChairs_release' / 'data').glob('00001_*'):
+        file.unlink()
+    table = folder / 'FlyingChairs_train_val.txt'
+    table.write_text('2\n1\n2\n')  # of 1, 2 and 3
+    check(open_source('flyingchairs', tmp_path, 'train')[0], (FIRST, SECOND), 2 * FLOW)
+    check(open_source('flyingchairs', tmp_path, 'evaluation')[0], (FIRST, SECOND), 3 * FLOW)
+    assert caplog.messages == 2 * [f'{folder} lacks 00001: pairs that need them are left out']
+    table.write_text('2\n1\n')  # as many as there are pairs
+    with pytest.raises(
+        ValueError, match='train_val.txt: expected .* got 2 entries, .* their place'
+    ):
+        open_source('flyingchairs', tmp_path, 'train')
+
+
+def test_a_missing_frame_of_flyingthings_is_told(tmp_path, caplog):
+    make_flyingthings(tmp_path)
+    folder = tmp_path / 'flyingthings3d'
+    frames = folder / 'frames_cleanpass' / 'TRAIN' / 'A' / '0000' / 'left'
+    save(frames / '0008.png', THIRD)
+    (frames / '0007.png').unlink()
+    for file in folder.rglob('OpticalFlow*_0007_L.pfm'):
+        file.unlink()
+    with pytest.raises(ValueError, match='has no pairs'):
+        open_source('flyingthings_clean', tmp_path, 'train')
+    assert '/flyingthings3d lacks frames_cleanpass/TRAIN/A/0000/left/0007.png: ' in caplog.text
+
+
+@pytest.mark.parametrize(
+    'make, kind',
+    [
+        (make_autoflow, 'autoflow'),
+        (make_sintel, 'sintel_clean'),
+        (make_kitti, 'kitti2015'),
+        (make_flyingchairs, 'flyingchairs'),
+        (make_flyingthings, 'flyingthings_clean'),
+        (make_middlebury, 'middlebury'),
+    ],
+)
+def test_hidden_files_make_no_pairs(tmp_path, caplog, make, kind):
+    make(tmp_path)
+    if kind == 'flyingchairs':
+        (tmp_path / kind / 'FlyingChairs_train_val.txt').write_text('1\n1\n1\n')
+    source = open_source(kind, tmp_path, 'train')
+    names = [source[i]['name'] for i in range(len(source))]
+    for path in [x for x in tmp_path.rglob('*') if x.is_file()]:
+        path.with_name(f'._{path.name}').write_bytes(b'of the Finder')
+        for name in ('.DS_Store', 'Thumbs.db'):
+            path.with_name(name).write_bytes(b'of the system')
+    for path in [x for x in tmp_path.rglob('*') if x.is_dir()]:
+        shutil.copytree(path, path / '.Trashes')
+    source = open_source(kind, tmp_path, 'train')
+    assert [source[i]['name'] for i in range(len(source))] == names
+    assert not caplog.messages
 
 
 def test_any_folder_of_pairs_in_any_format(tmp_path):

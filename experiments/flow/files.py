@@ -18,7 +18,7 @@ _FLO_MAGIC = np.float32(202021.25)  # the bytes b'PIEH', where floats are little
 _FLO_LARGEST = 1e9  # a component beyond this, either way, marks unknown flow
 _FLO_UNKNOWN = 1e10
 _PFM_HEADER = re.compile(  # width, height, scale
-    rb'PF\s+(\d+)\s+(\d+)\s+([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s'
+    rb'PF\s+(\d{1,9})\s+(\d{1,9})\s+([-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)\s'
 )
 
 

@@ -103,6 +103,9 @@ def masked_tokens(text: bytes, length: int) -> np.ndarray:
     from perceiver_jax.front_ends import MASK, encode_text
 
     pieces = re.split(rb'\[MASK(?:\*(\d+))?\]', text)  # text, count or None, text, ...
+    digits = max((len(count or b'') for count in pieces[1::2]), default=0)
+    if digits > 18:
+        raise Refused(f'[MASK*n]: expected a number of bytes, got one of {digits:,} digits')
     texts, counts = pieces[::2], [int(count or 1) for count in pieces[1::2]]
     num_bytes = sum(map(len, texts)) + sum(counts)
     if num_bytes > length:

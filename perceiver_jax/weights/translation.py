@@ -267,9 +267,9 @@ _LAYOUTS: dict[tuple[str, Naming], tuple[int, tuple[int, ...] | None]] = {
 
 # What stands for the `*` of a row: `_self_attend_name` writes it, these patterns find it.
 _SELF_ATTENDS: dict[Naming, str] = {
-    'ours': r'(?<=/)self_attend_([1-9]\d*)(?=/)',
-    'deepmind': r'(?<=/)self_attention(?:_([1-9]\d*))?(?=/)',
-    'huggingface': r'(?<=\.)self_attends\.(0|[1-9]\d*)(?=\.)',
+    'ours': r'(?<=/)self_attend_([1-9]\d{0,8})(?=/)',
+    'deepmind': r'(?<=/)self_attention(?:_([1-9]\d{0,8}))?(?=/)',
+    'huggingface': r'(?<=\.)self_attends\.(0|[1-9]\d{0,8})(?=\.)',
 }
 
 

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.flow import files
+from perceiver_jax.errors import Refused
+from tests.toys.hanging import REPEATED, guard
 
 RNG = np.random.default_rng(0)
 FLOW = RNG.uniform(-400, 400, (5, 7, 2)).astype(np.float32)  # height 5, width 7
@@ -133,6 +135,28 @@ def test_no_pfm_file_is_an_error(tmp_path, content, message):
     (tmp_path / 'a.pfm').write_bytes(content)
     with pytest.raises(ValueError, match=f'a.pfm: .*{message}'):
         files.read_flow(tmp_path / 'a.pfm')
+
+
+@pytest.mark.parametrize('repeated', REPEATED)
+def test_nothing_hangs_the_readers(tmp_path, repeated):
+    starts = [
+        b'',
+        b'P',
+        b'PF',
+        b'PF ',
+        b'PF 7',
+        b'PF 7 5 ',
+        b'PF 7 5 -1',
+        b'PF 7 5 .',
+        b'PF 7 5 1.',
+    ]
+    with guard():
+        for start in (*starts, b'PF 7 5 1e', b'PIEH', b'PIEH' + bytes(4)):
+            for suffix in ('pfm', 'flo', 'png'):
+                for end in (b'', b'\n'):
+                    (tmp_path / f'a.{suffix}').write_bytes(start + repeated + end)
+                    with pytest.raises(Refused, match=f'a.{suffix}: '):
+                        files.read_flow(tmp_path / f'a.{suffix}')
 
 
 @pytest.mark.parametrize(

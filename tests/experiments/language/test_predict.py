@@ -7,6 +7,7 @@ from experiments.language.predict import characters, fill_in, mark_characters, m
 from experiments.predict import as_text
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.text import MASK
+from tests.toys.hanging import REPEATED, guard
 from tests.toys.known_model import KnownModel
 
 
@@ -28,6 +29,15 @@ def test_masks_stand_between_bytes(text, expected):
 def test_nothing_masked_is_an_error(text):
     with pytest.raises(ValueError, match=r'nothing is masked: expected \[MASK\]'):
         masked_tokens(text, 100)
+
+
+@pytest.mark.parametrize('repeated', REPEATED)
+def test_no_text_hangs_the_pattern(repeated):
+    with guard():
+        for start in (b'', b'[MASK', b'[MASK*', b'[MASK*6'):
+            for end in (b'', b']', b'[MASK]'):
+                with pytest.raises(Refused):
+                    masked_tokens(start + repeated + end, 100)
 
 
 def model_that_knows(answer: bytes, length=11):

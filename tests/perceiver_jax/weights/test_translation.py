@@ -8,6 +8,7 @@ import pytest
 from perceiver_jax.weights import translation
 from perceiver_jax.weights.trees import check_fit
 from tests.toys.foreign_weights import DECODERS, as_trees, assert_same, three_trees
+from tests.toys.hanging import REPEATED, guard
 
 
 @pytest.mark.parametrize('kind', DECODERS)
@@ -40,6 +41,16 @@ def test_a_kind_is_recognised_by_any_names(kind):
     for arrays in three_trees(kind):
         assert translation.recognise(arrays) == kind
         assert translation.recognise(iter(sorted(arrays)[3:])) == kind  # a few may be missing
+
+
+@pytest.mark.parametrize('naming', ['ours', 'deepmind', 'huggingface'])
+def test_no_name_hangs_the_patterns(naming):
+    with guard():
+        for repeated in (text.decode() for text in REPEATED):
+            for start in ('', 'a/self_attend_', 'a/self_attention_', 'a.self_attends.'):
+                for end in ('', '/b', '.b'):
+                    with pytest.raises(ValueError):
+                        translation.recognise([start + repeated + end], naming)
 
 
 def test_unknown_models_are_not_recognised():

@@ -15,7 +15,7 @@ FROM is one of
 Where neither folder, file nor `split` tells the split of a shape, its number does, as in
 airplane_0627. Unless the data names a validation split, it is a tenth of the training shapes of
 each class: the paper selected its results on the test set, and to select otherwise needs such a
-split. Points are stored in random order.
+split. Points are stored in random order, as float32 whose mean is 0.
 """
 
 import argparse
@@ -38,6 +38,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from experiments.command_line import one_line_errors
+from experiments.data.hidden import is_hidden, visible
 from experiments.modelnet40.files import read_cloud, some_points
 from experiments.modelnet40.sources import OFFICIAL
 from perceiver_jax.errors import Refused
@@ -116,6 +117,8 @@ class Modelnet40(tfds.core.GeneratorBasedBuilder):
         shapes = [shape for shape in self.shapes if shape.split == split]
         clouds = _read_all(shapes, self.num_points, self.seed)
         for shape, points in zip(shapes, clouds, strict=True):
+            # Only then cast: metres of a map leave float32 no digits for the shape.
+            points = (points - points.mean(0)).astype(np.float32)
             example = {'points': points, 'label': shape.label, 'name': shape.name}
             yield f'{shape.label}/{shape.name}', example
 
@@ -196,9 +199,9 @@ def carve_validation(shapes: Sequence[Shape]) -> list[Shape]:
 
 
 def _of_folder(folder: Path) -> list[Shape]:
-    if arrays := sorted(folder.rglob('ply_data_*.h5')):
+    if arrays := visible(folder, '**/ply_data_*.h5'):
         return [shape for file in arrays for shape in _of_hdf5(file)]
-    files = sorted(x.as_posix() for x in folder.rglob('*') if x.suffix.lower() in _ENDINGS)
+    files = [x.as_posix() for x in visible(folder, '**/*') if x.suffix.lower() in _ENDINGS]
     return _without_none(_of_file_name(file, file) for file in files)
 
 
@@ -206,7 +209,7 @@ def _of_zip(file: Path) -> list[Shape]:
     members = [
         member
         for member in sorted(_zip(str(file)).namelist())
-        if member.lower().endswith(_ENDINGS) and not member.startswith('__MACOSX/')
+        if member.lower().endswith(_ENDINGS) and not is_hidden(member)
     ]
     return _without_none(_of_file_name(member, str(file), member) for member in members)
 
@@ -248,8 +251,10 @@ def _of_hdf5(file: Path) -> Iterator[Shape]:
     if named.is_file():
         try:
             listed_files = json.loads(named.read_text())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise Refused(f'{named}: {error}') from error
+        if not isinstance(listed_files, list) or not all(isinstance(x, str) for x in listed_files):
+            raise Refused(f'{named}: expected a list of names')
         names = [Path(name).stem for name in listed_files]
         if len(names) != len(labels):
             raise Refused(f'{named} has {len(names)} names for {len(labels)} shapes')
@@ -296,7 +301,7 @@ def read_points(shape: Shape, num_points: int, seed: int) -> np.ndarray:
         name.
 
     Returns:
-      Points in random order, float32 `[P, 3]`, 1 <= P <= num_points.
+      Points in random order, in the file's coordinates, float64 `[P, 3]`, 1 <= P <= num_points.
 
     Raises:
       Refused: The shape cannot be read; names the file.

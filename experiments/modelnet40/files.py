@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,10 @@ from perceiver_jax.errors import Refused
 
 if TYPE_CHECKING:
     import trimesh
+
+# Files of colours or normals (COFF, NOFF) have them behind each vertex; other kinds, as 4OFF, have
+# other coordinates. In some of ModelNet40's files the counts follow on the line of OFF.
+_OFF_HEADER = re.compile(rb'(?:ST)?C?N?OFF\s*(\d{1,9})\s+(\d{1,9})(?!\S)')
 
 
 def read_cloud(encoded: bytes, num_points: int, rng: np.random.Generator, name: str) -> np.ndarray:
@@ -23,7 +28,7 @@ def read_cloud(encoded: bytes, num_points: int, rng: np.random.Generator, name: 
       name: Name of the file; its ending tells the format.
 
     Returns:
-      Points in random order, float32 `[P, 3]`, 1 <= P <= num_points.
+      Points in random order, in the file's coordinates, float64 `[P, 3]`, 1 <= P <= num_points.
 
     Raises:
       Refused: The file is damaged or of another format, or its points are not finite; the message
@@ -54,14 +59,17 @@ def some_points(
       name: Name of the cloud for error messages.
 
     Returns:
-      Points, float32 `[P, 3]`, 1 <= P <= num_points.
+      Points, float64 `[P, 3]`, 1 <= P <= num_points.
 
     Raises:
-      Refused: The array has another shape or no points, or chosen points are not finite.
+      Refused: The array has another shape or type or no points, or chosen points are not finite.
     """
+    if points.dtype.kind not in 'biuf':
+        raise Refused(f'{name}: expected points as real numbers, got {points.dtype}')
     if points.ndim != 2 or points.shape[1] < 3 or not len(points):
         raise Refused(f'{name}: expected points [P, 3 or more], got {points.shape}')
-    points = points[rng.permutation(len(points))[:num_points], :3].astype(np.float32)
+    # Far from the origin, as on a map, float32 would not tell neighbours apart.
+    points = points[rng.permutation(len(points))[:num_points], :3].astype(np.float64)
     if not np.isfinite(points).all():
         raise Refused(f'{name}: some of its coordinates are not finite')
     return points
@@ -71,29 +79,63 @@ def _read_mesh(off: bytes, name: str) -> 'trimesh.Trimesh':
     """Reads an .off file, also one of ModelNet40's in which the counts follow 'OFF' on its line."""
     import trimesh
 
-    counts = re.search(rb'OFF(?:\s|#.*)*?(\d+)\s+(\d+)', off)
-    if counts is None:
+    # trimesh is given no comments: it would take the counts for a vertex where some follow.
+    lines = [
+        line.partition(b'#')[0].strip() for line in off.removeprefix(b'\xef\xbb\xbf').splitlines()
+    ]
+    lines = [line for line in lines if line]
+    header = _OFF_HEADER.match(b'\n'.join(lines[:2]))
+    if header is None:
         raise Refused(f"{name}: expected 'OFF' and the numbers of vertices and faces")
-    expected = sum(map(int, counts.groups()))
-    # trimesh would read a file that ends early as a mesh of fewer faces.
-    lines = off[counts.end() :].split(b'\n')[1:]
-    found = sum(1 for line in lines if line.strip() and not line.lstrip().startswith(b'#'))
-    if found < expected:
-        raise Refused(f'{name}: it ends after {found} of {expected} vertices and faces')
+    num_vertices, num_faces = map(int, header.groups())
+    data = lines[1 + header[0].count(b'\n') :]
+    expected = num_vertices + num_faces
+    if len(data) < expected:
+        raise Refused(f'{name}: it ends after {len(data)} of {expected} vertices and faces')
+    if len(data) > expected:
+        raise Refused(
+            f'{name}: it counts {expected} vertices and faces, and goes on after them with '
+            f'{data[expected][:40]!r}'
+        )
+    text = b'\n'.join([b'OFF', b'%d %d 0' % (num_vertices, num_faces), *data])
+    if not text.isascii():
+        raise Refused(f'{name}: its vertices and faces are not numbers alone')
     try:
-        mesh = trimesh.load_mesh(io.BytesIO(off), file_type='off', process=False)
-        area = mesh.area
+        mesh = trimesh.load_mesh(io.BytesIO(text), file_type='off', process=False)
     except Exception as error:  # trimesh has no error class for a damaged file
         raise Refused(f'{name}: {error}') from error
-    if not area > 0:
+    _check_counts(mesh, data[:num_vertices], data[num_vertices:], name)
+    if not np.isfinite(mesh.vertices).all():
+        raise Refused(f'{name}: some of its coordinates are not finite')
+    if not (len(mesh.faces) and mesh.area > 0):  # trimesh knows no area of no faces
         raise Refused(f'{name}: a mesh of {len(mesh.faces)} faces without area')
     return mesh
+
+
+def _check_counts(
+    mesh: 'trimesh.Trimesh', vertices: Sequence[bytes], faces: Sequence[bytes], name: str
+) -> None:
+    """Refuses a mesh that is not what the file counts; trimesh takes a cut face for a smaller."""
+    widths = sorted({len(vertex.split()) for vertex in vertices})
+    if len(widths) > 1:  # a face among the vertices, where a count is wrong
+        raise Refused(f'{name}: expected as many numbers for each vertex, got {widths}')
+    num_triangles = 0
+    for face in faces:
+        corners, *listed = face.split()
+        if not 1 <= int(corners) <= len(listed):
+            raise Refused(f'{name}: a face of {int(corners)} corners lists {len(listed)}')
+        num_triangles += max(int(corners) - 2, 0)
+    if (len(mesh.vertices), len(mesh.faces)) != (len(vertices), num_triangles):
+        raise Refused(
+            f'{name}: {len(vertices)} vertices and {num_triangles} triangles were read as '
+            f'{len(mesh.vertices)} and {len(mesh.faces)}'
+        )
 
 
 def _read_array(encoded: bytes, ending: str, name: str) -> np.ndarray:
     try:
         if ending == 'npy':
-            return np.load(io.BytesIO(encoded))
+            return np.lib.format.read_array(io.BytesIO(encoded), allow_pickle=False)
         return np.loadtxt(io.StringIO(encoded.decode().replace(',', ' ')), ndmin=2)
     except Exception as error:  # NumPy has no error class for a damaged file
         raise Refused(f'{name}: {error}') from error

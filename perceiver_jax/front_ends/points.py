@@ -9,7 +9,8 @@ def prepare_points(points: np.ndarray, num_points: int | None = None) -> np.ndar
     """Takes some points of a cloud, moves their mean to 0 and scales them to the cube [-1, 1]^3.
 
     Args:
-      points: Coordinates in any unit, `[P, 3]`.
+      points: Coordinates in any unit, `[P, 3]`. Far from the origin, as on a map, float32 has no
+        digits left for the shape: give float64 there.
       num_points: Number of points to take, evenly spaced in their order in `points`; all are taken
         where there are fewer. None takes all.
 

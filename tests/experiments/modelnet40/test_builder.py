@@ -1,11 +1,16 @@
+import zipfile
+
 import numpy as np
 import pytest
 
 from experiments.modelnet40 import builder
 from experiments.modelnet40.sources import OFFICIAL, open_source
+from experiments.modelnet40.transforms import EvalTransform
+from tests.toys.hanging import REPEATED, guard
 from tests.toys.modelnet40_files import (
     NAMES,
     SPLITS,
+    cloud,
     hdf5,
     meshes,
     npz,
@@ -24,7 +29,7 @@ def test_every_format_gives_the_same_shapes(tmp_path, source):
     ]
     for number, shape in enumerate(shapes):
         points = builder.read_points(shape, num_points=23, seed=0)
-        assert points.shape == (23, 3) and points.dtype == np.float32
+        assert points.shape == (23, 3) and points.dtype == np.float64
         assert 10 * number <= points.min() and points.max() <= 10 * number + 9
         np.testing.assert_array_equal(points, builder.read_points(shape, num_points=23, seed=0))
         assert not np.array_equal(points, builder.read_points(shape, num_points=23, seed=1))
@@ -48,10 +53,47 @@ def test_prepared_shapes_are_read_back(tmp_path, capsys, source):
             if shape.split == split:
                 example = examples[shape.name]
                 expected = builder.read_points(shape, num_points=23, seed=3)
+                expected = (expected - expected.mean(0)).astype(np.float32)
                 np.testing.assert_array_equal(example['points'], expected)
                 assert source.classes[example['label']] == shape.label
     with pytest.raises(ValueError, match='exists already; remove it to prepare it again'):
         builder.prepare(path, tmp_path / 'tfds')
+
+
+def test_shapes_in_map_coordinates_are_prepared_as_those_at_the_origin(tmp_path):
+    clouds = np.stack([cloud(name).astype(np.float64) for name in NAMES])
+    prepared = []
+    for place, offset in (('here', 0), ('there', [700_000, 4_800_000, 200])):
+        (tmp_path / place).mkdir()
+        path = npz(tmp_path / place, points=clouds + offset)
+        builder.prepare(path, tmp_path / place / 'tfds', num_points=23)
+        source = open_source('tfds', str(tmp_path / place / 'tfds'), 'test')
+        prepared.append([EvalTransform(num_points=23)(source[i])['points'] for i in range(3)])
+    np.testing.assert_allclose(*prepared, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('source', [meshes, zipped_meshes, texts, hdf5])
+def test_hidden_files_are_no_shapes(tmp_path, source):
+    path = source(tmp_path)
+    expected = builder.find_shapes(path)
+    for hidden in ('.Trashes', '__MACOSX', 'cup/test/.git'):
+        for name in ('cup/test/cup_0080.off', 'cup/test/._cup_0080.off', 'ply_data_train0.h5'):
+            if path.is_dir():
+                write(path / hidden / name, b'left by another program')
+            else:
+                with zipfile.ZipFile(path, 'a') as file:
+                    file.writestr(f'ModelNet40/{hidden}/{name}', b'left by another program')
+    builder._zip.cache_clear()
+    assert builder.find_shapes(path) == expected
+
+
+def test_no_name_hangs_the_patterns():
+    with guard():
+        for repeated in (text.decode() for text in REPEATED):
+            for start in ('', 'cup/', 'cup/train/', 'cup/train/x.', 'cup/cup_', 'cup/cup_1.'):
+                for end in ('', '!', '.off', '/train/x.off', '/cup_1.txt!'):
+                    for pattern in (builder._FILE, builder._NAMED):
+                        pattern.fullmatch(start + repeated + end)
 
 
 @pytest.mark.parametrize('what, told', [('nowhere', 'does not exist'), ('.', 'holds no shapes')])
@@ -138,6 +180,11 @@ def garbled_names(root):
     return root / 'modelnet40_ply_hdf5_2048'
 
 
+def nested_names(root):
+    (hdf5(root) / 'ply_data_test_0_id2file.json').write_text(100_000 * '[')
+    return root / 'modelnet40_ply_hdf5_2048'
+
+
 def cut(root):
     path = hdf5(root) / 'ply_data_train0.h5'
     path.write_bytes(path.read_bytes()[:1000])
@@ -154,6 +201,7 @@ def cut(root):
         (twice, r'cup_0080.* and .*cup_0080.* are both the shape .cup_0080.'),
         (short_names, 'id2file.json has 1 names for 2 shapes'),
         (garbled_names, 'id2file.json: Expecting'),
+        (nested_names, 'id2file.json: '),
         (cut, 'ply_data_train0.h5: '),
         (lambda root: npz(root, classes=None), r"clouds.npz lacks \['classes'\]; it has"),
         (lambda root: npz(root, label=np.arange(5)), "'label' has 5 entries for 6 shapes"),

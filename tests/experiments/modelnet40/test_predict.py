@@ -2,11 +2,13 @@
 
 import cv2
 import numpy as np
+import pytest
 
 from experiments.modelnet40.predict import classify_shape
 from tests.toys.known_model import KnownModel
 
 RNG = np.random.default_rng(0)
+CORNERS = np.random.default_rng(1).uniform(-2, 2, (5, 3)).round(3)
 
 
 def test_a_shape_is_classified_by_points_of_its_surface(tmp_path):
@@ -28,3 +30,25 @@ def test_a_shape_is_classified_by_points_of_its_surface(tmp_path):
     result = classify_shape(model, f'{tmp_path}/a.off', tmp_path, ['cup', 'bowl'])
     assert [x['label'] for x in result['best']] == ['cup', 'bowl']
     assert cv2.imread(result['files'][0]).std() > 1
+
+
+@pytest.mark.parametrize('ending', ['off', 'txt'])
+def test_a_shape_in_map_coordinates_is_the_one_at_the_origin(tmp_path, ending):
+    seen = []
+
+    def logits(points):
+        seen.append(points)
+        return np.zeros((1, 2))
+
+    def attention(module, points):
+        return RNG.random((1, 1, 3, points.shape[1]))
+
+    for offset in (np.zeros(3), np.array([700_000, 4_800_000, 200])):
+        lines = [' '.join(map(str, x + offset)) for x in CORNERS]
+        if ending == 'off':
+            lines = ['OFF', '5 3 0', *lines, '3 0 1 2', '3 1 2 3', '3 0 3 4']
+        (tmp_path / f'a.{ending}').write_text('\n'.join(lines))
+        model = KnownModel(logits, {'num_points': 29}, attention=attention)
+        model.params = {'encoder/cross_attend_1/attention/query': {}}
+        classify_shape(model, f'{tmp_path}/a.{ending}', tmp_path, ['cup', 'bowl'])
+    np.testing.assert_allclose(*seen, rtol=0, atol=1e-6)

@@ -11,6 +11,12 @@ def test_points_are_centred_and_scaled_to_the_unit_cube():
     assert points.dtype == np.float32
 
 
+def test_points_in_map_coordinates_keep_their_shape():
+    cloud = np.random.default_rng(0).uniform(-1, 1, (50, 3))
+    there = prepare_points(cloud + [700_000, 4_800_000, 200])
+    np.testing.assert_allclose(there, prepare_points(cloud), rtol=0, atol=1e-6)
+
+
 def test_some_points_are_taken_at_equal_distances():
     cloud = np.stack([np.arange(11.0), np.zeros(11), np.zeros(11)], axis=1)
     points = prepare_points(cloud, num_points=3)

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from perceiver_jax.sharding import zeros_like_rows
+
 # Logits that exist at a time. On CPUs a tile that stays in the cache; elsewhere one that fills the
 # device and is small beside its memory (256 MiB; not measured).
 TILE_ELEMENTS = {'cpu': 2**20, 'other': 2**26}
@@ -181,7 +183,7 @@ class _Seen(NamedTuple):
 def _forward(operands: Operands, how: How) -> tuple[Array, _Saved]:
     values = operands.key if operands.value is None else operands.value
     shape = operands.query.shape[:3]
-    column = jnp.zeros((*shape, 1), jnp.float32)
+    column = zeros_like_rows((*shape, 1), jnp.float32, operands.query)
 
     def see_some_keys(start, size, before: _Seen) -> _Seen:
         new = _see(_some_keys(operands, start, size), how)
@@ -198,13 +200,13 @@ def _forward(operands: Operands, how: How) -> tuple[Array, _Saved]:
         return _put(whole[0], output, start), _put(whole[1], log_total, start)
 
     if how.axis == 'keys':
-        nothing = jnp.zeros((*shape, values.shape[-1]), jnp.float32)
+        nothing = zeros_like_rows((*shape, values.shape[-1]), jnp.float32, operands.query)
         seen = _Seen(nothing, jnp.full_like(column, MASKED_LOGIT), column)
         seen = _for_each_chunk(operands.key.shape[2], how.size, see_some_keys, seen)
         output, log_total = _finish(seen)
         output = output.astype(values.dtype)
     else:
-        empty = jnp.zeros((*shape, values.shape[-1]), values.dtype), column
+        empty = zeros_like_rows((*shape, values.shape[-1]), values.dtype, operands.query), column
         length = operands.query.shape[2]
         output, log_total = _for_each_chunk(length, how.size, finish_some_rows, empty)
     return output, _Saved(operands, output, log_total)
@@ -267,7 +269,9 @@ def _backward(how: How, saved: _Saved, gradient: Array) -> tuple[Operands]:
 
     # What is added up is float32; what a chunk writes once has the dtype of its result.
     def zeros(x, written_once):
-        return None if x is None else jnp.zeros(x.shape, x.dtype if written_once else jnp.float32)
+        if x is None:
+            return None
+        return zeros_like_rows(x.shape, x.dtype if written_once else jnp.float32, x)
 
     by_rows = how.axis == 'rows'
     total = Operands(

@@ -19,6 +19,7 @@ from perceiver_jax.errors import Refused
 from perceiver_jax.inputs import extract_patches
 from perceiver_jax.layers import Linear
 from perceiver_jax.recording import no_recording
+from perceiver_jax.sharding import for_each_example
 
 
 @dataclasses.dataclass
@@ -155,7 +156,7 @@ class ClassQueryDecoder(hk.Module):
         """
         init = hk.initializers.TruncatedNormal(self.query_init_std)
         query = hk.get_parameter('query', (1, self.query_channels), jnp.float32, init)
-        queries = jnp.broadcast_to(query.astype(latents.dtype), (latents.shape[0], *query.shape))
+        queries = for_each_example(query.astype(latents.dtype), latents)
         decoder = QueryDecoder(
             self.num_classes,
             cross_attend=self.cross_attend,
@@ -203,7 +204,8 @@ class FlowUpsample(hk.Module):
         flow = Linear(2, w_init, name='flow')(features)
         weights = Linear(9 * self.factor**2, name='weights')(features)
         weights = weights.reshape(batch, rows, columns, self.factor, self.factor, 9)
-        around = jnp.pad(flow, ((0, 0), (1, 1), (1, 1), (0, 0)), mode='edge')
+        around = jnp.concatenate([flow[:, :1], flow, flow[:, -1:]], axis=1)
+        around = jnp.concatenate([around[:, :, :1], around, around[:, :, -1:]], axis=2)
         around = extract_patches(around, 3)[:, 1:-1, 1:-1].reshape(batch, rows, columns, 9, 2)
         # Rows and columns of cells h, w; of pixels in a cell y, x; neighbours k.
         flow = jnp.einsum('bhwyxk,bhwkc->bhywxc', jax.nn.softmax(weights), around)

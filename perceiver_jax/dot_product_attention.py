@@ -23,6 +23,7 @@ from perceiver_jax.chunked_attention import (
     prepared,
 )
 from perceiver_jax.errors import Refused
+from perceiver_jax.sharding import laid_out_alike
 
 IMPLEMENTATIONS = ('auto', 'plain', 'chunked', 'fused')
 FUSED_CHANNELS = 128  # the most per head that cuDNN's kernel takes on every GPU it runs on
@@ -60,6 +61,7 @@ def attention_weights(
     """
     _check_shapes(query, key, None, mask, key_bias)
     scale = _scale(scale, query)
+    query, key, mask, key_bias = laid_out_alike(query, key, mask, key_bias)
     query, key = prepared(query, prepare_query), prepared(key, prepare_key)
     query, key, _, bias, mask = heads_first(query, key, None, key_bias, mask)
     weights = jax.nn.softmax(masked_logits(query, key, bias=bias, mask=mask, scale=scale))
@@ -123,6 +125,7 @@ def attend(
     scale = _scale(scale, query)
     if value is key:
         value = None
+    query, key, value, mask, key_bias = laid_out_alike(query, key, value, mask, key_bias)
 
     def plain(query: Array, key: Array, value: Array | None) -> Array:
         query, key = prepared(query, prepare_query), prepared(key, prepare_key)

@@ -18,6 +18,7 @@ from jax import Array
 from perceiver_jax.attention import CrossAttend, SelfAttend, check_fields
 from perceiver_jax.errors import Refused
 from perceiver_jax.recording import is_recording
+from perceiver_jax.sharding import for_each_example
 
 Step = tuple[str, int]  # 'cross_attend' or 'block', and its number: what has its own weights
 
@@ -252,7 +253,7 @@ class Encoder(hk.Module):
         init = hk.initializers.TruncatedNormal(self.latent_init_std)
         shape = (self.num_latents, self.latent_channels)
         latents = hk.get_parameter('latents', shape, jnp.float32, init).astype(inputs.dtype)
-        latents = jnp.broadcast_to(latents, (inputs.shape[0], *shape))
+        latents = for_each_example(latents, inputs)
 
         def apply(step: Step, latents: Array) -> Array:
             is_block = step[0] == 'block'

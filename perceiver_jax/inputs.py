@@ -23,6 +23,14 @@ from perceiver_jax.position_encoding import (
     fourier_features,
     grid_fourier_features,
 )
+from perceiver_jax.sharding import (
+    for_each_example,
+    laid_out_alike,
+    reshape_examples,
+    sharding_like,
+    varying_like,
+    with_examples,
+)
 
 _T = TypeVar('_T')
 
@@ -164,9 +172,8 @@ def with_positions(contents: Array, positions: Array) -> Array:
     Returns:
       `[B, M, C + P]` in the dtype of `contents`.
     """
-    batch, channels = contents.shape[0], contents.shape[-1]
-    contents = contents.reshape(batch, -1, channels)
-    positions = jnp.broadcast_to(positions, (batch, *positions.shape))
+    contents = reshape_examples(contents, -1, contents.shape[-1])
+    positions = for_each_example(positions, contents)
     return jnp.concatenate([contents, positions.astype(contents.dtype)], axis=-1)
 
 
@@ -223,14 +230,14 @@ def space_to_depth(video: Array, patch: Sequence[int]) -> Array:
     Raises:
       Refused: The patches do not divide the video.
     """
-    batch, *sizes, channels = video.shape
+    _, *sizes, channels = video.shape
     if any(size % p for size, p in zip(sizes, patch, strict=True)):
         raise Refused(f'Patches of {tuple(patch)} do not divide a video of {tuple(sizes)}.')
     dt, dh, dw = patch
     frames, rows, columns = sizes[0] // dt, sizes[1] // dh, sizes[2] // dw
-    cut = video.reshape(batch, frames, dt, rows, dh, columns, dw, channels)
+    cut = reshape_examples(video, frames, dt, rows, dh, columns, dw, channels)
     cut = cut.transpose(0, 1, 3, 5, 2, 4, 6, 7)
-    return cut.reshape(batch, frames, rows, columns, dt * dh * dw * channels)
+    return reshape_examples(cut, frames, rows, columns, dt * dh * dw * channels)
 
 
 @dataclasses.dataclass
@@ -322,7 +329,7 @@ class FlowInputs(hk.Module):
         else:
             patches = extract_patches(images, self.patch_size)
             contents = Linear(self.channels, name='projection')(join(patches))
-        contents = contents.reshape(batch, -1, self.channels)
+        contents = contents.reshape(batch, *grid, self.channels)
         return with_positions(
             contents, grid_fourier_features(grid, self.num_bands, self.max_resolution)
         )
@@ -372,10 +379,10 @@ def audio_elements(
 
     Source: Perceiver, section 4.2; Perceiver IO, section 4.3.
     """
-    batch, samples, channels = audio.shape
+    _, samples, channels = audio.shape
     if samples % samples_per_patch:
         raise Refused(f'Patches of {samples_per_patch} samples do not divide {samples}.')
-    patches = audio.reshape(batch, -1, samples_per_patch * channels)
+    patches = reshape_examples(audio, -1, samples_per_patch * channels)
     grid = patches.shape[1:2]
     return with_positions(patches, grid_fourier_features(grid, num_bands, max_resolution))
 
@@ -429,7 +436,7 @@ def spectrogram_elements(
         )
     patches = space_to_depth(spectrogram[:, None, :, :, None], (1, *patch))[:, 0]
     if len(max_resolution) == 1:
-        patches = patches.reshape(patches.shape[0], -1, patches.shape[-1])
+        patches = reshape_examples(patches, -1, patches.shape[-1])
     grid = patches.shape[1:-1]
     return with_positions(patches, grid_fourier_features(grid, num_bands, max_resolution))
 
@@ -480,7 +487,12 @@ class TextInputs(hk.Module):
         vectors = (
             jnp.asarray(embeddings)
             .at[tokens]
-            .get(mode='fill', fill_value=jnp.nan, wrap_negative_indices=False)
+            .get(
+                mode='fill',
+                fill_value=jnp.nan,
+                wrap_negative_indices=False,
+                out_sharding=sharding_like(tokens, 3),
+            )
         )
         return (vectors + positions[: tokens.shape[1]]).astype(dtype), embeddings
 
@@ -528,12 +540,14 @@ class JoinModalities(hk.Module):
             raise Refused(f'hidden names {sorted(unknown)}; there is {list(modalities)}.')
         width = max(x.shape[-1] for x in modalities.values()) + self.min_padding
         joined = []
-        for modality, x in modalities.items():
+        alike = laid_out_alike(*modalities.values())
+        for modality, x in zip(modalities, alike, strict=True):
             x = self.pad(modality, x, width)
             if self.mask_tokens:
                 token = self._vector(f'{modality}_mask_token', width).astype(x.dtype)
                 if modality in hidden:
-                    x = jnp.where(hidden[modality][..., None], token, x)
+                    is_hidden = with_examples(jnp.asarray(hidden[modality]), x)[..., None]
+                    x = jnp.where(is_hidden, token, x)
             elif modality in hidden:
                 raise Refused(f'{modality} cannot be hidden without mask_tokens.')
             joined.append(x)
@@ -553,7 +567,9 @@ class JoinModalities(hk.Module):
         """
         missing = width - x.shape[-1]
         padding = self._vector(f'{modality}_padding', missing).astype(x.dtype)
-        padding = jnp.broadcast_to(padding, (*x.shape[:-1], missing))
+        sharding = sharding_like(x, x.ndim, leading=x.ndim - 1)
+        padding = varying_like(padding, x)
+        padding = jnp.broadcast_to(padding, (*x.shape[:-1], missing), out_sharding=sharding)
         return jnp.concatenate([x, padding], axis=-1)
 
     @hk.name_like('__call__')

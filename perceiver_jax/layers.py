@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from perceiver_jax.errors import Refused
+from perceiver_jax.sharding import sharding_like
+
 LAYER_NORM_EPSILON = 1e-5
 # Attention and MLP layers: standard deviation 1/sqrt(in) after the truncation at two of them.
 LECUN_NORMAL = hk.initializers.VarianceScaling(1.0, 'fan_in', 'truncated_normal')
@@ -171,10 +174,18 @@ def dropout(x: Array, rate: float, is_training: bool) -> Array:
 
     Returns:
       An array like `x`.
+
+    Raises:
+      Refused: There is no such rate.
     """
     if rate == 0 or not is_training:
         return x
-    return hk.dropout(hk.next_rng_key(), rate, x)
+    if not 0 < rate < 1:
+        raise Refused(f'A dropout rate is in [0, 1), not {rate}.')
+    # What Haiku's dropout does, which draws for whole arrays on every device of an explicit mesh.
+    sharding = sharding_like(x, x.ndim, leading=x.ndim)
+    keep = jax.random.bernoulli(hk.next_rng_key(), 1 - rate, x.shape, out_sharding=sharding)
+    return keep * x / (1 - rate)
 
 
 _gelu = jax.checkpoint(functools.partial(jax.nn.gelu, approximate=True))

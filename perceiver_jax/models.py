@@ -33,6 +33,7 @@ from perceiver_jax.inputs import (
 )
 from perceiver_jax.layers import Linear
 from perceiver_jax.position_encoding import LearnedPositions, grid_fourier_features
+from perceiver_jax.sharding import for_each_example, reshape_examples
 
 
 def image_classifier(
@@ -264,7 +265,7 @@ def masked_language_model(
     queries = LearnedPositions(embed.max_length, channels=embed.channels, name='output_queries')()
     queries = queries[: tokens.shape[1]].astype(dtype)  # [M, C]
     outputs = QueryDecoder(None, **decoder, implementation=implementation, name='decoder')(
-        jnp.broadcast_to(queries, (tokens.shape[0], *queries.shape)),
+        for_each_example(queries, tokens),
         latents,
         input_mask if query_mask is None else query_mask,
         is_training=is_training,
@@ -381,7 +382,7 @@ def video_autoencoder(
                 endpoint=queries['endpoint'],
             )
         query = pad(modality, query, widest + queries['min_padding']).astype(dtype)
-        query = jnp.broadcast_to(query, (batch, *query.shape))
+        query = for_each_example(query, latents)
         return outputs[modality](decode_queries(query, latents, is_training=is_training))
 
     decoded = {}
@@ -394,10 +395,10 @@ def video_autoencoder(
                 decode_modality, num_queries=math.prod(grid), chunk_size=chunk_size
             )
             if modality == 'video':
-                decoded[modality] = decoded[modality].reshape(video.shape)
+                decoded[modality] = reshape_examples(decoded[modality], *video.shape[1:])
     return {
         'video': decoded['video'],
-        'audio': decoded['audio'].reshape(batch, -1, 1),
+        'audio': reshape_examples(decoded['audio'], -1, 1),
         'label': decoded['label'][:, 0],
     }
 

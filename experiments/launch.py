@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 
 from configs.common import near_misses
 from experiments import run_config
-from experiments.command_line import fail, one_line_errors, quiet_libraries
+from experiments.command_line import fail, local_path, one_line_errors, quiet_libraries
 from perceiver_jax.errors import Refused
 
 # Grain's workers import this file again, and no mode needs what the others import: what is slow to
@@ -54,6 +54,7 @@ def main(argv: list[str]) -> None:
         raise Refused(f'unexpected argument {argv[1]!r}: flags are written --name=value')
     if MODE.value != 'describe' and not WORKDIR.value:
         raise Refused(f'--mode={MODE.value} needs --workdir')
+    flags.FLAGS['workdir'].value = local_path(WORKDIR.value, '--workdir')
     quiet_libraries()
     config, overrides = CONFIG.value, config_flags.get_override_values(flags.FLAGS['config'])
     path = config_flags.get_config_filename(flags.FLAGS['config'])
@@ -169,17 +170,36 @@ def parse_flags(argv: list[str]) -> list[str]:
     for name in ('mode', 'workdir', 'config'):
         early.add_argument(f'-{name}', f'--{name}', nargs='?')
     given, others = early.parse_known_args(argv[1:])
+    if given.config is not None:
+        path = local_path(given.config, '--config')
+        check_config_file(path)
+        forms = {flag + given.config: flag + path for flag in ('', '-config=', '--config=')}
+        argv = [forms.get(x, x) for x in argv]
     if given.mode != 'eval':
         return parse_config_flags(flags.FLAGS, argv)
     if not given.workdir:
         raise Refused('--mode=eval needs --workdir')
-    run = f'--config={run_config.__file__}:{given.workdir}'
+    workdir = local_path(given.workdir, '--workdir')
+    run = f'--config={run_config.__file__}:{workdir}'
     rest = parse_config_flags(
-        flags.FLAGS, [argv[0], run, '--mode=eval', f'--workdir={given.workdir}', *others]
+        flags.FLAGS, [argv[0], run, '--mode=eval', f'--workdir={workdir}', *others]
     )
     if given.config:
-        tell_differences(given.config)
+        tell_differences(local_path(given.config, '--config'))
     return rest
+
+
+def check_config_file(config: str) -> None:
+    """Raises Refused if there is no such config file.
+
+    Args:
+      config: The value of --config.
+    """
+    path, _, _ = config.partition(':')
+    if not Path(path).is_file():
+        configs = Path(__file__).resolve().parent.parent / 'configs'
+        known = [x.stem for x in sorted(configs.glob('[!_]*.py')) if x.stem != 'common']
+        raise Refused(f'No config file {path!r}. {near_misses(Path(path).stem, known)}')
 
 
 def tell_differences(path: str) -> None:
@@ -189,7 +209,7 @@ def tell_differences(path: str) -> None:
       path: The value of --config.
 
     Raises:
-      Refused: There is no such file, or it refuses its variant.
+      Refused: The file refuses its variant.
     """
     from experiments.training.checks import differences  # slow to import
 
@@ -243,11 +263,6 @@ def parse_config_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
         raise Refused(f'Unknown key {key!r} in {flag}.{suggestion}') from None
     except ValueError as error:  # ml_collections: keys below one that holds no keys
         raise Refused(str(error)) from None
-    path, _, _ = config_flags.get_config_filename(values['config']).partition(':')
-    if not Path(path).is_file():
-        configs = Path(__file__).resolve().parent.parent / 'configs'
-        known = [x.stem for x in sorted(configs.glob('[!_]*.py')) if x.stem != 'common']
-        raise Refused(f'No config file {path!r}. {near_misses(Path(path).stem, known)}')
     return rest
 
 

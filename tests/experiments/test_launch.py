@@ -39,6 +39,10 @@ def run(*arguments):
             "No config file 'configs/imagnet.py'. Did you mean imagenet?",
         ),
         (
+            ['--config=configs/imagnet.py:demo', '--config.seed=1'],
+            "No config file 'configs/imagnet.py'. Did you mean imagenet?",
+        ),
+        (
             [DEMO, '--config.train.steps=few', '--workdir=x'],
             "flag --config.train.steps=few: invalid literal for int() with base 10: 'few'",
         ),

@@ -1,13 +1,38 @@
-"""What commands share: errors in one line, a progress line, and quiet libraries."""
+"""What commands share: their paths, errors in one line, a progress line, and quiet libraries."""
 
 import contextlib
 import logging
+import os
+import re
 import sys
 import time
 from collections.abc import Iterator
 from typing import NoReturn
 
-from perceiver_jax.errors import Refused
+# perceiver_jax is slow to import: jax comes with it. It is imported where something is refused.
+
+
+def local_path(path: str, argument: str) -> str:
+    """Returns a path of the command line with the home folder for '~'.
+
+    Args:
+      path: The path; what does not begin with '~' is returned as it is.
+      argument: What the path was given for, such as '--out', for the message.
+
+    Raises:
+      Refused: The path is an address, such as 'gs://bucket/run', or there is no such home folder.
+    """
+    expanded = os.path.expanduser(path)
+    if re.match('[A-Za-z][A-Za-z0-9+.-]*://', path):
+        problem = 'is an address; only files and folders of this machine can be used'
+    elif expanded.startswith('~') and not os.path.exists(expanded):
+        problem = f'names no home folder; a file of that name is ./{path}'
+    else:
+        return expanded
+
+    from perceiver_jax.errors import Refused
+
+    raise Refused(f'{argument}: {path} {problem}')
 
 
 @contextlib.contextmanager
@@ -25,7 +50,11 @@ def one_line_errors(interrupted: str = 'interrupted') -> Iterator[None]:
     """
     try:
         yield
-    except Refused as error:
+    except ValueError as error:
+        from perceiver_jax.errors import Refused
+
+        if not isinstance(error, Refused):
+            raise
         fail(error, 2)
     except FloatingPointError as error:
         fail(error, 1)

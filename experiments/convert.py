@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.command_line import one_line_errors
+from experiments.command_line import local_path, one_line_errors
 from perceiver_jax.errors import Refused
 
 FORMATS = {
@@ -44,8 +44,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     with one_line_errors():
-        convert(args.source, Path(args.target), best=args.best, conv_kernel=args.conv_kernel)
-    print(f'wrote {args.target}')
+        source, target = local_path(args.source, 'source'), local_path(args.target, 'target')
+        convert(source, Path(target), best=args.best, conv_kernel=args.conv_kernel)
+    print(f'wrote {target}')
 
 
 def convert(

@@ -3,12 +3,16 @@
     python -m experiments.launch --config=configs/imagenet.py:demo --workdir=runs/demo
 
 Any key can be set, as in --config.optimizer.learning_rate=1e-3. The same command again resumes.
+--mode=eval takes the run's own config from its folder: --workdir is enough, and only the keys that
+are set here change it.
 On several machines, run it on each of them: SLURM, Open MPI and TPU pods need nothing else,
 otherwise give --coordinator=<host>:<port> --num_processes=<n> --process_id=<0..n-1>.
 """
 
+import argparse
 import json
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,8 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from configs.common import near_misses
-from experiments.command_line import fail, one_line_errors, quiet_libraries
+from experiments import run_config
+from experiments.command_line import fail, local_path, one_line_errors, quiet_libraries
 from perceiver_jax.errors import Refused
 
 # Grain's workers import this file again, and no mode needs what the others import: what is slow to
@@ -49,16 +54,24 @@ def main(argv: list[str]) -> None:
         raise Refused(f'unexpected argument {argv[1]!r}: flags are written --name=value')
     if MODE.value != 'describe' and not WORKDIR.value:
         raise Refused(f'--mode={MODE.value} needs --workdir')
+    flags.FLAGS['workdir'].value = local_path(WORKDIR.value, '--workdir')
     quiet_libraries()
     config, overrides = CONFIG.value, config_flags.get_override_values(flags.FLAGS['config'])
-    name = config_name(config_flags.get_config_filename(flags.FLAGS['config']), overrides)
+    path = config_flags.get_config_filename(flags.FLAGS['config'])
+    name = config_name(evaluated_name() if MODE.value == 'eval' else path, overrides)
     replace_length(config, overrides)
 
     from experiments.tasks import make_task
     from experiments.training import parallel
 
     parallel.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    task = make_task(config)
+    try:
+        task = make_task(config)
+    except AttributeError as error:
+        if MODE.value != 'eval':
+            raise
+        path = Path(WORKDIR.value) / 'config.json'  # keys are missing: of another version
+        raise Refused(f'{path} is not the config of a run: {error!r}') from None
     if MODE.value == 'describe':
         describe(task)
     elif MODE.value == 'eval':
@@ -98,11 +111,26 @@ def train(config: ConfigDict, task: Any, name: str) -> None:
     parallel.say(f'The curves and sample predictions are in {Path(WORKDIR.value, "report.png")}')
 
 
+def evaluated_name() -> str:
+    """Returns what the run in --workdir is called: as in its result, or else by its config.json."""
+    workdir = Path(WORKDIR.value)
+    try:
+        name = json.loads((workdir / 'result.json').read_text())['config']
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+    ):  # not finished, or damaged: it is only a name
+        name = None
+    return name if isinstance(name, str) else str(workdir / 'config.json')
+
+
 def config_name(path: str, overrides: Mapping[str, Any]) -> str:
     """Returns what a run is called: its config, and the keys that the command line set.
 
     Args:
-      path: The value of --config, such as 'configs/imagenet.py:demo'.
+      path: The value of --config, such as 'configs/imagenet.py:demo', or the name of a run.
       overrides: Keys below --config, and their values.
     """
     return ' '.join([path, *(f'--config.{key}={value}' for key, value in overrides.items())])
@@ -122,7 +150,9 @@ def replace_length(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line and evaluates the config file that it names.
+    """Parses the command line, and evaluates the config file that it names.
+
+    To evaluate, the config of the run stands where that of the file would.
 
     Args:
       argv: The command line, the program's name first.
@@ -132,12 +162,90 @@ def parse_flags(argv: list[str]) -> list[str]:
 
     Raises:
       Refused: The config file raised ValueError, as configs do for what they do not know; or there
-        is no such file, or it has no such key.
+        is no such file, or it has no such key; or no run's folder is given to evaluate.
+      flags.Error: A flag is unknown, or its value is not of its type.
+      Exception: Whatever else a config file raised: a bug in it.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ('mode', 'workdir', 'config'):
+        early.add_argument(f'-{name}', f'--{name}', nargs='?')
+    given, others = early.parse_known_args(argv[1:])
+    if given.config is not None:
+        path = local_path(given.config, '--config')
+        check_config_file(path)
+        forms = {flag + given.config: flag + path for flag in ('', '-config=', '--config=')}
+        argv = [forms.get(x, x) for x in argv]
+    if given.mode != 'eval':
+        return parse_config_flags(flags.FLAGS, argv)
+    if not given.workdir:
+        raise Refused('--mode=eval needs --workdir')
+    workdir = local_path(given.workdir, '--workdir')
+    run = f'--config={run_config.__file__}:{workdir}'
+    rest = parse_config_flags(
+        flags.FLAGS, [argv[0], run, '--mode=eval', f'--workdir={workdir}', *others]
+    )
+    if given.config:
+        tell_differences(local_path(given.config, '--config'))
+    return rest
+
+
+def check_config_file(config: str) -> None:
+    """Raises Refused if there is no such config file.
+
+    Args:
+      config: The value of --config.
+    """
+    path, _, _ = config.partition(':')
+    if not Path(path).is_file():
+        configs = Path(__file__).resolve().parent.parent / 'configs'
+        known = [x.stem for x in sorted(configs.glob('[!_]*.py')) if x.stem != 'common']
+        raise Refused(f'No config file {path!r}. {near_misses(Path(path).stem, known)}')
+
+
+def tell_differences(path: str) -> None:
+    """Tells how the config file differs from the config of the run, which counts.
+
+    Args:
+      path: The value of --config.
+
+    Raises:
+      Refused: The file refuses its variant.
+    """
+    from experiments.training.checks import differences  # slow to import
+
+    alone = flags.FlagValues()
+    file = config_flags.DEFINE_config_file('config', flag_values=alone, sys_argv=[])
+    parse_config_flags(alone, ['', f'--config={path}'])
+    overrides = config_flags.get_override_values(flags.FLAGS['config'])
+    replace_length(file.value, overrides)
+    replace_length(CONFIG.value, overrides)
+    differing = differences(CONFIG.value.to_dict(), file.value.to_dict())
+    for key, (ours, theirs) in differing.items():
+        if not any(f'{key}.'.startswith(f'{override}.') for override in overrides):
+            print(
+                f'config.{key} is {ours!r} in {Path(WORKDIR.value) / "config.json"}, which counts, '
+                f'and {theirs!r} in {path}',
+                file=sys.stderr,
+            )
+
+
+def parse_config_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
+    """Parses flags of which one is --config.
+
+    Args:
+      values: The flags.
+      argv: The command line, the program's name first.
+
+    Returns:
+      What is left of it without the flags.
+
+    Raises:
+      Refused: As `parse_flags` does.
       flags.Error: A flag is unknown, or its value is not of its type.
       Exception: Whatever else a config file raised: a bug in it.
     """
     try:
-        rest = flags.FLAGS(argv)
+        rest = values(argv)
     except flags.IllegalFlagValueError as error:
         if 'Error whilst parsing config file' not in str(error):
             raise
@@ -155,11 +263,6 @@ def parse_flags(argv: list[str]) -> list[str]:
         raise Refused(f'Unknown key {key!r} in {flag}.{suggestion}') from None
     except ValueError as error:  # ml_collections: keys below one that holds no keys
         raise Refused(str(error)) from None
-    path, _, _ = config_flags.get_config_filename(flags.FLAGS['config']).partition(':')
-    if not Path(path).is_file():
-        configs = Path(__file__).resolve().parent.parent / 'configs'
-        known = [x.stem for x in sorted(configs.glob('[!_]*.py')) if x.stem != 'common']
-        raise Refused(f'No config file {path!r}. {near_misses(Path(path).stem, known)}')
     return rest
 
 

@@ -1,17 +1,15 @@
 """Opens weights as a model to call: those of a run, or whatever `perceiver_jax.load` takes."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
-import ml_collections
 
 from experiments.command_line import quiet_libraries
+from experiments.run_config import get_config
 from perceiver_jax.errors import Refused
 from perceiver_jax.weights.pretrained import Pretrained, load
 from perceiver_jax.weights.trees import check_fit
-from perceiver_jax.weights.upgrade import upgrade_arguments
 
 
 def open_model(path: str | Path, *, best: bool = False, conv_kernel: str = 'hub') -> Pretrained:
@@ -55,15 +53,11 @@ def load_workdir(workdir: str | Path, best: bool = False) -> Pretrained:
     from experiments.tasks import make_task  # slow to import, like Orbax: only for a run
     from experiments.training.checkpointing import load_params
 
-    path = Path(workdir) / 'config.json'
-    try:
-        saved = json.loads(path.read_text())
-        config = ml_collections.ConfigDict({**saved, 'model': upgrade_arguments(saved['model'])})
-    except (OSError, ValueError, TypeError, KeyError) as error:  # missing, not JSON, not a config
-        raise Refused(f'{path} is not the config of a run: {error!r}') from None
+    config = get_config(workdir)
     try:
         task = make_task(config)
     except (Refused, AttributeError) as error:  # keys are missing, or of another version
+        path = Path(workdir) / 'config.json'
         raise Refused(f'{path} is not the config of a run: {error!r}') from None
     params, state, step = load_params(workdir, best)
     expected_params, expected_state = jax.eval_shape(task.init, jax.random.key(0))

@@ -34,6 +34,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
+from experiments.command_line import local_path, one_line_errors
+
 # Nothing slow is imported here, not even perceiver_jax: a mistake on the command line and --help
 # are told at once.
 
@@ -137,6 +139,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'with transformers',
     )
     arguments = parser.parse_args(argv)
+    with one_line_errors():
+        arguments.model = local_path(arguments.model, 'MODEL')
+        arguments.inputs = [local_path(path, 'INPUT') for path in arguments.inputs]
+        for option in ('out', 'classes', 'ground_truth'):
+            if getattr(arguments, option) is not None:
+                setattr(arguments, option, local_path(getattr(arguments, option), f'--{option}'))
     for path in (*arguments.inputs, arguments.classes, arguments.ground_truth):
         if path not in (None, '-') and not Path(path).is_file():
             parser.exit(2, f'error: {path}: there is no such file\n')
@@ -179,9 +187,6 @@ def run() -> None:
         sys.stdout.reconfigure(errors='backslashreplace')
     warnings.showwarning = lambda message, *_: print(f'warning: {message}', file=sys.stderr)
     arguments = parse()
-
-    from experiments.command_line import one_line_errors
-
     with one_line_errors():
         main(arguments)
 

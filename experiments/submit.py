@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.command_line import Progress, one_line_errors
+from experiments.command_line import Progress, local_path, one_line_errors
 from experiments.flow.sources import SUBMISSIONS, open_source, write_submission
 from experiments.open_model import open_model
 from perceiver_jax.errors import Refused
@@ -42,13 +42,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--tiles', choices=['even', 'deepmind'], default='even')
     parser.add_argument('--best', action='store_true', help="a run's best checkpoint, not its last")
     arguments = parser.parse_args(argv)
+    weights = local_path(arguments.model, 'MODEL')
+    data, out = local_path(arguments.data, '--data'), local_path(arguments.out, '--out')
 
-    source = open_source(arguments.benchmark, arguments.data, 'test')
-    model = open_model(arguments.model, best=arguments.best)
+    source = open_source(arguments.benchmark, data, 'test')
+    model = open_model(weights, best=arguments.best)
     if model.function != 'optical_flow':
-        raise Refused(f'{arguments.model} is a model for {model.function}, not for flow')
-    submit(model, source, arguments.benchmark, arguments.out, arguments.tiles)
-    print(f'{len(source):,} files are in {arguments.out}')
+        raise Refused(f'{weights} is a model for {model.function}, not for flow')
+    submit(model, source, arguments.benchmark, out, arguments.tiles)
+    print(f'{len(source):,} files are in {out}')
 
 
 def submit(model: Any, source: Any, benchmark: str, out: str | Path, tiles: str = 'even') -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.command_line import one_line_errors
+from experiments.command_line import local_path, one_line_errors
 from experiments.pictures.units import metric_text
 from perceiver_jax.errors import Refused
 
@@ -195,11 +195,11 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
     parser = argparse.ArgumentParser(prog='python -m experiments.table', description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument('--add', type=Path, metavar='RESULT', help="a finished run's result.json")
+    mode.add_argument('--add', metavar='RESULT', help="a finished run's result.json")
     mode.add_argument('--check', action='store_true', help='write nothing')
     options = parser.parse_args(arguments)
     if options.add:
-        result = load_result(options.add)
+        result = load_result(Path(local_path(options.add, '--add')))
         added = root / 'results' / f'{run_name(result)}.json'
         if added.exists() and load_result(added) != result:
             raise Refused(f'{added} holds another run; remove it, or rename it, to add this one')

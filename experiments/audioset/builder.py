@@ -500,17 +500,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     beam_options = arguments.beam_options
     if beam_options is not None:  # given without dashes, or argparse would take them for its own
         beam_options = [f'--{option.lstrip("-")}' for option in beam_options]
+    local_path = command_line.local_path
     with command_line.one_line_errors('interrupted; the same command continues'):
+        out = local_path(arguments.out, '--out')
         report = prepare(
-            classes=arguments.classes,
-            segments={'train': arguments.train, 'validation': arguments.validation},
-            media=arguments.media,
-            out=arguments.out,
+            classes=local_path(arguments.classes, '--classes'),
+            segments={
+                'train': [local_path(x, '--train') for x in arguments.train],
+                'validation': [local_path(x, '--validation') for x in arguments.validation],
+            },
+            media=local_path(arguments.media, '--media'),
+            out=out,
             kind=arguments.kind,
             num_workers=arguments.num_workers,
             beam_options=beam_options,
         )
-    folder = data_folder(Path(arguments.out).expanduser(), arguments.kind)
+    folder = data_folder(Path(out), arguments.kind)
     print(f'{report_text(report)}\nThe clips are listed in {folder / "problems.csv"}')
 
 

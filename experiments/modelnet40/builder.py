@@ -37,7 +37,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from experiments.command_line import one_line_errors
+from experiments.command_line import local_path, one_line_errors
 from experiments.data.hidden import is_hidden, visible
 from experiments.modelnet40.files import read_cloud, some_points
 from experiments.modelnet40.sources import OFFICIAL
@@ -404,8 +404,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('path', type=Path, metavar='FROM')
-    parser.add_argument('data_dir', type=Path, metavar='TO', help="TFDS's data folder")
+    parser.add_argument('path', metavar='FROM')
+    parser.add_argument('data_dir', metavar='TO', help="TFDS's data folder")
     parser.add_argument(
         '--num_points',
         type=int,
@@ -416,9 +416,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         '--seed', type=int, default=0, help='seed of the choice of points (default: %(default)s)'
     )
     options = parser.parse_args(arguments)
-    path, data_dir = options.path.expanduser(), options.data_dir.expanduser()
     with one_line_errors():
-        print(prepare(path, data_dir, options.num_points, options.seed))
+        path, data_dir = local_path(options.path, 'FROM'), local_path(options.data_dir, 'TO')
+        print(prepare(Path(path), Path(data_dir), options.num_points, options.seed))
 
 
 if __name__ == '__main__':

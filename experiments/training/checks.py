@@ -1,7 +1,9 @@
 """Finds what cannot be run before anything is compiled: one `Refused` that names the key."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -99,18 +101,38 @@ def check_resumable(workdir: Path, config: ConfigDict) -> None:
         raise Refused(f'{path} is damaged ({error}); {remedy}') from None
     if not isinstance(saved, dict):
         raise Refused(f'{path} is damaged (not a JSON object); {remedy}')
-    before = _leaves({**saved, 'model': upgrade_arguments(saved.get('model', {}))})
-    now = _leaves(json.loads(json.dumps(config.to_dict())))  # tuples as lists
+    before = {**saved, 'model': upgrade_arguments(saved.get('model', {}))}
     differing = [
-        f'{key} was {before.get(key)!r} and is {now.get(key)!r}'
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key not in FREE_KEYS
+        f'{key} was {was!r} and is {now!r}'
+        for key, (was, now) in differences(before, config.to_dict()).items()
+        if key not in FREE_KEYS
     ]
     if differing:
         raise Refused(
             f'{workdir} holds a run with another config: {"; ".join(differing)}. '
             'Resume it with its own config, or choose another workdir'
         )
+
+
+def differences(
+    one: Mapping[str, Any], other: Mapping[str, Any]
+) -> dict[str, tuple[object, object]]:
+    """Compares two configs.
+
+    Args:
+      one: A config as nested dictionaries.
+      other: Another one.
+
+    Returns:
+      The keys that differ, such as 'train.steps', sorted, with both values; None where there is
+      none. Tuples are lists, as in JSON.
+    """
+    ours, theirs = (_leaves(json.loads(json.dumps(x))) for x in (one, other))
+    return {
+        key: (ours.get(key), theirs.get(key))
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key)
+    }
 
 
 def _leaves(tree: dict, prefix: str = '') -> dict[str, object]:

@@ -1,11 +1,15 @@
 """What a person at the command line sees."""
 
+import importlib
+import os
+import subprocess
 import sys
 
 import pytest
 
 from experiments import command_line
 from experiments.training import parallel
+from perceiver_jax.errors import Refused
 
 
 def test_progress_is_a_line_in_a_terminal_and_nothing_elsewhere(monkeypatch, capsys):
@@ -28,3 +32,92 @@ def test_what_is_refused_is_one_line_and_a_bug_keeps_its_traceback(capsys):
     assert capsys.readouterr().err.startswith("error: config.parallel is 'pjit'")
     with pytest.raises(ValueError, match='length 1; 2 is required'), command_line.one_line_errors():
         dict([(1,)])
+
+
+@pytest.mark.parametrize('path', ['runs/x', '/a~/b', '-', '', './~x', 'hub/name', 'a:b', 'a//b'])
+def test_other_paths_are_returned_as_they_are(path):
+    assert command_line.local_path(path, '--out') == path
+
+
+def test_home_is_expanded(monkeypatch, tmp_path):
+    monkeypatch.setenv('HOME', '/home/me')
+    assert command_line.local_path('~/runs/x', '--out') == '/home/me/runs/x'
+    assert command_line.local_path('~', '--out') == '/home/me'
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / '~nobody.png').touch()
+    assert command_line.local_path('~nobody.png', 'INPUT') == '~nobody.png'
+    with pytest.raises(
+        Refused, match='--out: ~no_such_user/x names no home folder; .* is ./~no_such_user/x'
+    ):
+        command_line.local_path('~no_such_user/x', '--out')
+
+
+@pytest.mark.parametrize('path', ['gs://b/x', 's3://b', 'https://a.b/c.npz', 'file:///x'])
+def test_addresses_are_refused(path):
+    with pytest.raises(Refused, match=f'--out: {path} is an address; only files and folders'):
+        command_line.local_path(path, '--out')
+
+
+COMMANDS = {  # arguments, with one that holds {} for a path, and what its message names
+    'predict': [
+        ('MODEL', ['{}']),
+        ('INPUT', ['model', '{}']),
+        ('--out', ['model', '--out={}']),
+        ('--classes', ['model', '--classes={}']),
+        ('--ground_truth', ['model', '--ground_truth={}']),
+    ],
+    'convert': [('source', ['{}', 'x']), ('target', ['x', '{}'])],
+    'submit': [
+        ('MODEL', ['{}', 'kitti2015']),
+        ('--data', ['x', 'kitti2015', '--data={}']),
+        ('--out', ['x', 'kitti2015', '--out={}']),
+    ],
+    'table': [('--add', ['--add={}'])],
+    'modelnet40.builder': [('FROM', ['{}', 'x']), ('TO', ['x', '{}'])],
+    'audioset.builder': [
+        (name, [f'{x}={{}}' if x == name else f'{x}=x' for x in options])
+        for options in [('--classes', '--train', '--validation', '--media', '--out')]
+        for name in options
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ('command', 'name', 'arguments'),
+    [(command, *case) for command, cases in COMMANDS.items() for case in cases],
+)
+def test_every_path_of_every_command_is_a_local_path(
+    monkeypatch, capsys, tmp_path, command, name, arguments
+):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(f'experiments.{command}')
+    run = module.parse if command == 'predict' else module.main
+    seen = []
+    local_path = command_line.local_path
+    owner = command_line if command == 'audioset.builder' else module
+    monkeypatch.setattr(
+        owner, 'local_path', lambda path, name: seen.append((path, name)) or local_path(path, name)
+    )
+    with pytest.raises(SystemExit) as ended, command_line.one_line_errors():
+        run([x.format('gs://b/x') for x in arguments])
+    assert ended.value.code == 2
+    assert seen[-1] == ('gs://b/x', name)
+    assert capsys.readouterr().err.startswith(f'error: {name}: gs://b/x is an address')
+    assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['config', 'workdir'])
+def test_paths_of_launch_are_local_paths(tmp_path, name):
+    paths = dict(config='configs/imagenet.py:demo', workdir=str(tmp_path / 'x'))
+    for path, message in (
+        ('gs://b/x', f'error: --{name}: gs://b/x is an address'),
+        ('~/nowhere.py', f'{tmp_path}/nowhere.py'),
+    ):
+        command = [sys.executable, '-m', 'experiments.launch', '--config.train.batch_size=0']
+        command[3:3] = [f'--{key}={value}' for key, value in {**paths, name: path}.items()]
+        if name == 'workdir':
+            command.append('--mode=eval')  # names the folder
+        environment = {**os.environ, 'HOME': str(tmp_path)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 2
+        assert message in done.stderr and done.stderr.count('\n') == 1

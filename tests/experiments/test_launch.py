@@ -6,6 +6,7 @@ import pytest
 
 from experiments import launch
 from perceiver_jax.errors import Refused
+from tests.toys.demo_run import write_demo_run
 
 DEMO = '--config=configs/imagenet.py:demo'
 
@@ -38,16 +39,67 @@ def run(*arguments):
             "No config file 'configs/imagnet.py'. Did you mean imagenet?",
         ),
         (
+            ['--config=configs/imagnet.py:demo', '--config.seed=1'],
+            "No config file 'configs/imagnet.py'. Did you mean imagenet?",
+        ),
+        (
             [DEMO, '--config.train.steps=few', '--workdir=x'],
             "flag --config.train.steps=few: invalid literal for int() with base 10: 'few'",
         ),
         ([DEMO], '--mode=train needs --workdir'),
+        (['--mode=eval'], '--mode=eval needs --workdir'),
+        (
+            ['--mode=eval', '--workdir=no run'],
+            'no run/config.json is not the config of a run: there is no such file',
+        ),
+        (['--workdir=x'], 'flag --config=None: Flag --config must have a value other than None.'),
     ],
     ids=lambda x: x[-1] if isinstance(x, list) else '',
 )
 def test_mistakes_get_one_line(arguments, message):
     code, out, err = run(*arguments)
     assert (code, out, err.rstrip('\n')) == (2, '', f'error: {message}')
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+    """A run of the demo with another model; its config.json does not hold what the file says."""
+    workdir = tmp_path_factory.mktemp('run')
+    write_demo_run(workdir)
+    return workdir
+
+
+def test_a_run_is_evaluated_with_its_own_config(workdir):
+    code, out, err = run('--mode=eval', f'--workdir={workdir}')
+    assert (code, err) == (0, '')
+    own = json.loads((workdir / 'evaluation.json').read_text())
+    assert out == f'top1 {own["value"]:.4f} at step 5\n'
+    assert own['config'] == f'{workdir}/config.json'  # the run has no result yet
+
+    (workdir / 'result.json').write_text(json.dumps({'config': f'{DEMO[9:]} --config.x=1'}))
+    keys = ['--config.images.mean=(0.9,)', '--config.train.steps', '9']
+    code, _, err = run(*keys, DEMO, '--mode', 'eval', '--workdir', str(workdir))
+    assert code == 2 and 'was specified' in err and err.count('\n') == 1  # the order, as ever
+    code, _, err = run(DEMO, *keys, '--mode', 'eval', '--workdir', str(workdir))
+    assert code == 0
+    assert err == (
+        f'config.model.decoder.query_channels is 7 in {workdir}/config.json, which counts, '
+        'and None in configs/imagenet.py:demo\n'
+        f'config.model.encoder.num_cross_attends is 1 in {workdir}/config.json, which counts, '
+        'and 2 in configs/imagenet.py:demo\n'
+    )
+    changed = json.loads((workdir / 'evaluation.json').read_text())
+    assert changed['config'] == (
+        'configs/imagenet.py:demo --config.x=1 --config.images.mean=(0.9,) --config.train.steps=9'
+    )
+    assert changed['metrics']['loss'] != own['metrics']['loss']
+
+
+def test_unknown_keys_of_a_run_get_one_line(workdir):
+    key = '--config.model.decoder.query_chanels=9'
+    code, out, err = run('--mode=eval', f'--workdir={workdir}', key)
+    assert (code, out) == (2, '')
+    assert err == f"error: Unknown key 'query_chanels' in {key}. Did you mean query_channels?\n"
 
 
 def test_an_unknown_task_gets_one_line():

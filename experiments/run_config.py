@@ -1,0 +1,58 @@
+"""The config of a run, read back from the config.json in its folder.
+
+`launch` gives this file to ml_collections as a config file, 'run_config.py:<workdir>', so that keys
+of a run's config are set on the command line as those of any other.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from perceiver_jax.errors import Refused
+from perceiver_jax.weights.upgrade import upgrade_arguments
+
+SECTIONS = ('task', 'seed', 'parallel', 'data', 'model', 'optimizer', 'train', 'evaluation')
+
+
+def get_config(workdir: str | Path) -> ConfigDict:
+    """Reads the config of a run, in the words of today.
+
+    Args:
+      workdir: The run's folder.
+
+    Returns:
+      The config as its config file made it: with tuples for JSON's lists, and with placeholders,
+      which take any value, for null.
+
+    Raises:
+      Refused: `config.json` is missing, or is not the config of a run.
+    """
+    path = Path(workdir) / 'config.json'
+    try:
+        saved = json.loads(path.read_text('utf-8'))
+    except FileNotFoundError:
+        raise Refused(f'{path} is not the config of a run: there is no such file') from None
+    except (OSError, ValueError) as error:  # cannot be read; not JSON, or not text
+        raise Refused(f'{path} is not the config of a run: {error}') from None
+    if not isinstance(saved, dict):
+        raise Refused(f'{path} is not the config of a run: it is no JSON object')
+    if missing := [key for key in SECTIONS if key not in saved]:
+        raise Refused(f'{path} is not the config of a run: it lacks {", ".join(missing)}')
+    for key in SECTIONS[3:]:
+        if not isinstance(saved[key], dict):
+            raise Refused(f'{path} is not the config of a run: {key} is {saved[key]!r}')
+    config = _from_json({**saved, 'model': upgrade_arguments(saved['model'])})
+    for key, kind in (('steps', int), ('epochs', float)):  # one of them is null in every run
+        if saved['train'].get(key) is None:
+            config['train'][key] = config_dict.placeholder(kind)
+    return ConfigDict(config)
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _from_json(x) for key, x in value.items()}
+    if isinstance(value, list):
+        return tuple(_from_json(x) for x in value)
+    return config_dict.placeholder(object) if value is None else value

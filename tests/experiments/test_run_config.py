@@ -1,0 +1,48 @@
+import json
+
+import pytest
+
+from configs.imagenet import get_config
+from experiments import run_config
+from perceiver_jax.errors import Refused
+
+
+def test_a_config_comes_back_as_its_file_made_it(tmp_path):
+    config = get_config('demo')
+    (tmp_path / 'config.json').write_text(json.dumps(config.to_dict()))
+    read = run_config.get_config(tmp_path)
+    assert read.to_dict() == config.to_dict()
+    read.augmentation.crop_area = (0.1, 1.0)  # null was saved
+    assert read.augmentation.crop_area == (0.1, 1.0)
+
+
+def test_the_config_of_an_old_run_is_in_the_words_of_today(tmp_path):
+    saved = get_config('demo').to_dict()
+    saved['model']['encoder']['num_self_attend_heads'] = 4
+    del saved['model']['encoder']['self_attend']
+    (tmp_path / 'config.json').write_text(json.dumps(saved))
+    assert run_config.get_config(tmp_path).to_dict() == get_config('demo').to_dict()
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        (None, 'there is no such file'),
+        (b'{"task": "imag', 'Unterminated string'),
+        (b'\xff\xfe', "can't decode byte 0xff"),
+        (b'[1]', 'no JSON object'),
+        (b'{"task": "imagenet", "model": {}}', 'it lacks seed, parallel, data, optimizer, train,'),
+    ],
+)
+def test_what_is_not_the_config_of_a_run_is_refused(tmp_path, text, message):
+    if text is not None:
+        (tmp_path / 'config.json').write_bytes(text)
+    with pytest.raises(Refused, match=f'config.json is not the config of a run: .*{message}'):
+        run_config.get_config(tmp_path)
+
+
+def test_a_section_holds_keys(tmp_path):
+    saved = get_config('demo').to_dict() | {'model': None}
+    (tmp_path / 'config.json').write_text(json.dumps(saved))
+    with pytest.raises(Refused, match='model is None'):
+        run_config.get_config(tmp_path)

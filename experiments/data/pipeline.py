@@ -9,16 +9,12 @@ Workers are spawned: `source` and `transform` must pickle, and a script that ask
 guard its entry with `if __name__ == '__main__'`.
 """
 
-import concurrent.futures
 import dataclasses
 import functools
-import itertools
 import logging
-import multiprocessing.resource_tracker
 import pickle
-import signal
 import traceback
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -282,25 +278,9 @@ def _batches(items: 'grain.MapDataset', rows: int, num_workers: int) -> Batches:
         pieces = pieces.to_iter_dataset(in_thread)
     iterator = iter(pieces.batch(rows // piece, drop_remainder=True, batch_fn=_join))
     try:
-        if num_workers:
-            starter = concurrent.futures.ThreadPoolExecutor(1)
-            first = starter.submit(_next_without_ctrl_c, iterator)
-            starter.shutdown(wait=False)
-            yield from first.result()
         yield from iterator
     finally:
         iterator.close()
-
-
-def _next_without_ctrl_c(batches: Iterator[Batch]) -> list[Batch]:
-    """Returns the first batch, if there is one; the workers are started with it.
-
-    What a thread starts inherits which signals are blocked. Ctrl-C in a terminal goes to all
-    processes: the workers must go on, for the updates up to the checkpoint.
-    """
-    multiprocessing.resource_tracker.ensure_running()  # when it starts, it unblocks the signal
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    return list(itertools.islice(batches, 1))
 
 
 def _join(pieces: list[Batch]) -> Batch:

@@ -49,7 +49,6 @@ def train(
     Raises:
       Refused: The config, or what is in the folder, cannot be run; before compilation.
       FloatingPointError: The loss, the gradients or the parameters are no longer finite.
-      KeyboardInterrupt: Ctrl-C stopped the run, after a checkpoint; or a second Ctrl-C, without.
     """
     # Orbax and matplotlib are slow to import.
     from experiments.pictures.report import write_report
@@ -87,7 +86,7 @@ def train(
 
     with contextlib.ExitStack() as stack:
         should_stop = stack.enter_context(parallel.preemption())
-        if step:  # from here on SIGTERM and Ctrl-C end with a checkpoint
+        if step:  # from here on SIGTERM ends with a checkpoint
             parallel.say(f'Resuming after step {step:,}.')
         stack.callback(checkpoints.close)
         metrics = Metrics(workdir, step=step, total_steps=total_steps, batch_size=batch_size)

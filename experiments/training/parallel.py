@@ -8,7 +8,6 @@ a run, what a process asks about the others, and stopping together.
 
 import collections
 import contextlib
-import functools
 import os
 import signal
 import threading
@@ -251,64 +250,22 @@ def device_name() -> str:
 
 @contextlib.contextmanager
 def preemption() -> Iterator[Callable[[int], bool]]:
-    """Turns SIGTERM and Ctrl-C into a question that the loop asks after every step.
-
-    Ctrl-C ends at once before the first question, when nothing new is there to be saved, and when
-    it comes for the second time. In several processes the first Ctrl-C is passed on as SIGTERM, of
-    which jax tells the others: they stop at the same step, as they do when each gets its own.
+    """Turns SIGTERM into a question that the loop asks after every step.
 
     Yields:
       `should_stop(step) -> bool`, which turns true at the same step in all processes.
-
-    Raises:
-      KeyboardInterrupt: At the end, in a process that Ctrl-C has stopped.
     """
-    if threading.current_thread() is not threading.main_thread():  # it alone may set handlers
-        several = jax.process_count() > 1
-        yield multihost_utils.reached_preemption_sync_point if several else lambda step: False
-        return
-    with contextlib.ExitStack() as handlers:
-
-        def handle(number: int, handler: Callable) -> None:
-            handlers.callback(signal.signal, number, signal.signal(number, handler))
-
-        if jax.process_count() > 1:  # jax's own handler tells all and finds the common step
-
-            def asked(step: int) -> bool:
-                return multihost_utils.reached_preemption_sync_point(step)
-
-            def stop() -> None:
-                os.kill(os.getpid(), signal.SIGTERM)
-        else:
-            noticed = threading.Event()
-
-            def asked(step: int) -> bool:
-                return noticed.is_set()
-
-            def stop() -> None:
-                noticed.set()
-
-            handle(signal.SIGTERM, lambda *_: stop())
-        interrupted = False
-
-        def interrupt(*_: Any) -> None:
-            nonlocal interrupted
-            interrupted = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            stop()
-
-        @functools.cache
-        def take_ctrl_c() -> None:  # unless it is ignored, as in the background of a script
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-                handle(signal.SIGINT, interrupt)
-
-        def should_stop(step: int) -> bool:
-            take_ctrl_c()
-            return asked(step)
-
-        yield should_stop
-    if interrupted:
-        raise KeyboardInterrupt
+    if jax.process_count() > 1:  # jax's own handler tells all processes and finds the common step
+        yield multihost_utils.reached_preemption_sync_point
+    elif threading.current_thread() is threading.main_thread():
+        noticed = threading.Event()
+        previous = signal.signal(signal.SIGTERM, lambda *_: noticed.set())
+        try:
+            yield lambda step: noticed.is_set()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+    else:  # only the main thread may set handlers
+        yield lambda step: False
 
 
 def _several_announced(environment: Mapping[str, str]) -> bool:

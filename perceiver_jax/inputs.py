@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import haiku as hk
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from perceiver_jax.convolution import ConvDownsample
 from perceiver_jax.errors import Refused
-from perceiver_jax.layers import Linear
+from perceiver_jax.layers import Linear, check_floating
 from perceiver_jax.position_encoding import (
     LearnedPositions,
     fourier_features,
@@ -98,8 +99,9 @@ class ImageInputs(hk.Module):
           permutation); C channels, contents before positions.
 
         Raises:
-          Refused: If `images` have another number of axes.
+          Refused: If `images` have another number of axes, or another dtype.
         """
+        check_floating('ImageInputs', images=images)
         if images.ndim != 4:
             raise Refused(f'Images are [B, height, width, channels]; got {images.shape}.')
         if self.contents == 'conv7x7':
@@ -158,14 +160,19 @@ def with_positions(contents: Array, positions: Array) -> Array:
     """Flattens the elements of a grid and appends to each its position.
 
     Args:
-      contents: `[B, ..., C]`, with as many elements on the axes between as there are positions.
+      contents: `[B, ..., C]`, of any floating-point dtype, with as many elements on the axes
+        between as there are positions.
       positions: `[M, P]`, cast to the dtype of `contents`.
 
     Returns:
       `[B, M, C + P]` in the dtype of `contents`.
+
+    Raises:
+      Refused: The contents are of another dtype.
     """
-    batch, channels = contents.shape[0], contents.shape[-1]
-    contents = contents.reshape(batch, -1, channels)
+    check_floating('with_positions', contents=contents)
+    batch, *grid, channels = contents.shape
+    contents = contents.reshape(batch, math.prod(grid), channels)
     positions = jnp.broadcast_to(positions, (batch, *positions.shape))
     return jnp.concatenate([contents, positions.astype(contents.dtype)], axis=-1)
 
@@ -299,8 +306,9 @@ class FlowInputs(hk.Module):
           before positions.
 
         Raises:
-          Refused: If `frames` are no pairs of images.
+          Refused: If `frames` are no pairs of images, or of another dtype.
         """
+        check_floating('FlowInputs', frames=frames)
         if frames.ndim != 5 or frames.shape[1] != 2:
             raise Refused(f'Frames are [B, 2, height, width, channels]; got {frames.shape}.')
         batch, _, height, width, channels = frames.shape
@@ -322,7 +330,7 @@ class FlowInputs(hk.Module):
         else:
             patches = extract_patches(images, self.patch_size)
             contents = Linear(self.channels, name='projection')(join(patches))
-        contents = contents.reshape(batch, -1, self.channels)
+        contents = contents.reshape(batch, math.prod(grid), self.channels)
         return with_positions(
             contents, grid_fourier_features(grid, self.num_bands, self.max_resolution)
         )
@@ -334,7 +342,7 @@ def video_elements(
     """Cuts a video into patches with Fourier positions in time, height and width.
 
     Args:
-      video: `[B, frames, height, width, C]`.
+      video: `[B, frames, height, width, C]`, of any floating-point dtype.
       patch: Frames, rows and columns of a patch, `(dt, dh, dw)`.
       num_bands: K, frequencies along each axis.
       max_resolution: Twice the highest frequency along each axis, in patches.
@@ -343,10 +351,11 @@ def video_elements(
       `[B, M, dt * dh * dw * C + 3 (2 K + 1)]` in the dtype of `video`.
 
     Raises:
-      Refused: The patches do not divide the video.
+      Refused: The patches do not divide the video, or it is of another dtype.
 
     Source: Perceiver, section 4.2; Perceiver IO, section 4.3.
     """
+    check_floating('video_elements', video=video)
     patches = space_to_depth(video, patch)
     grid = patches.shape[1:4]
     return with_positions(patches, grid_fourier_features(grid, num_bands, max_resolution))
@@ -358,7 +367,7 @@ def audio_elements(
     """Cuts raw sound into stretches with Fourier positions in time.
 
     Args:
-      audio: `[B, samples, channels]`.
+      audio: `[B, samples, channels]`, of any floating-point dtype.
       samples_per_patch: Samples of one element.
       num_bands: K, frequencies.
       max_resolution: Twice the highest frequency, a single entry.
@@ -368,14 +377,15 @@ def audio_elements(
       `audio`.
 
     Raises:
-      Refused: The patches do not divide the sound.
+      Refused: The patches do not divide the sound, or it is of another dtype.
 
     Source: Perceiver, section 4.2; Perceiver IO, section 4.3.
     """
+    check_floating('audio_elements', audio=audio)
     batch, samples, channels = audio.shape
     if samples % samples_per_patch:
         raise Refused(f'Patches of {samples_per_patch} samples do not divide {samples}.')
-    patches = audio.reshape(batch, -1, samples_per_patch * channels)
+    patches = audio.reshape(batch, samples // samples_per_patch, samples_per_patch * channels)
     grid = patches.shape[1:2]
     return with_positions(patches, grid_fourier_features(grid, num_bands, max_resolution))
 
@@ -384,7 +394,8 @@ def point_elements(points: Array, *, num_bands: int, max_resolution: Sequence[in
     """Makes an input element of each point: its contents are where it is.
 
     Args:
-      points: `[B, M, A]`, coordinates in [-1, 1], 3 of them for a cloud in space.
+      points: `[B, M, A]`, coordinates in [-1, 1], 3 of them for a cloud in space, of any
+        floating-point dtype.
       num_bands: K, frequencies along each axis.
       max_resolution: Twice the highest frequency along each axis.
 
@@ -393,10 +404,12 @@ def point_elements(points: Array, *, num_bands: int, max_resolution: Sequence[in
       float32 could not tell apart points that the higher frequencies do.
 
     Raises:
-      Refused: If `points` are no batch of clouds, or `max_resolution` does not have A entries.
+      Refused: If `points` are no batch of clouds or of another dtype, or `max_resolution` does not
+        have A entries.
 
     Source: Perceiver, section 4.3.
     """
+    check_floating('point_elements', points=points)
     if points.ndim != 3:
         raise Refused(f'Points are [B, M, coordinates]; got {points.shape}.')
     return jnp.asarray(fourier_features(jnp.asarray(points), num_bands, max_resolution))
@@ -408,7 +421,7 @@ def spectrogram_elements(
     """Cuts a spectrogram into patches with Fourier positions.
 
     Args:
-      spectrogram: `[B, frames, bins]`.
+      spectrogram: `[B, frames, bins]`, of any floating-point dtype.
       patch: Frames and bins of a patch; (1, 1): each value is an element.
       num_bands: K, frequencies along each axis.
       max_resolution: Twice the highest frequency, in patches: two entries for positions in time
@@ -419,17 +432,20 @@ def spectrogram_elements(
       `max_resolution`.
 
     Raises:
-      Refused: The patches do not divide the spectrogram, or A is not 1 or 2.
+      Refused: The patches do not divide the spectrogram, it is of another dtype, or A is not 1 or
+        2.
 
     Source: Perceiver, section 4.2; Perceiver IO, table 6 (one axis).
     """
+    check_floating('spectrogram_elements', spectrogram=spectrogram)
     if any(size % p for size, p in zip(spectrogram.shape[1:], patch, strict=True)):
         raise Refused(
             f'Patches of {tuple(patch)} do not divide a spectrogram of {spectrogram.shape[1:]}.'
         )
     patches = space_to_depth(spectrogram[:, None, :, :, None], (1, *patch))[:, 0]
     if len(max_resolution) == 1:
-        patches = patches.reshape(patches.shape[0], -1, patches.shape[-1])
+        batch, *sizes, values = patches.shape
+        patches = patches.reshape(batch, math.prod(sizes), values)
     grid = patches.shape[1:-1]
     return with_positions(patches, grid_fourier_features(grid, num_bands, max_resolution))
 
@@ -466,8 +482,10 @@ class TextInputs(hk.Module):
           Elements `[B, M, C]` in `dtype`, and the embeddings `[vocabulary_size, C]` float32.
 
         Raises:
-          Refused: There are more tokens than positions.
+          Refused: There are more tokens than positions, or they are no integers.
         """
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise Refused(f'TextInputs takes tokens of an integer dtype, not {tokens.dtype}.')
         if tokens.ndim != 2 or tokens.shape[1] > self.max_length:
             raise Refused(f'Tokens are [B, at most {self.max_length}]; got {tokens.shape}.')
         shape = (self.vocabulary_size, self.channels)
@@ -482,7 +500,7 @@ class TextInputs(hk.Module):
             .at[tokens]
             .get(mode='fill', fill_value=jnp.nan, wrap_negative_indices=False)
         )
-        return (vectors + positions[: tokens.shape[1]]).astype(dtype), embeddings
+        return (vectors + positions[None, : tokens.shape[1]]).astype(dtype), embeddings
 
 
 @dataclasses.dataclass
@@ -513,7 +531,8 @@ class JoinModalities(hk.Module):
         """Pads and concatenates the modalities.
 
         Args:
-          modalities: Name -> elements `[B, M, C]`, M and C those of the modality.
+          modalities: Name -> elements `[B, M, C]`, M and C those of the modality, of any
+            floating-point dtype.
           hidden: Name -> boolean `[B, M]`, true for elements that the mask token replaces; None or
             a name that is left out: nothing is hidden.
 
@@ -521,7 +540,8 @@ class JoinModalities(hk.Module):
           `[B, sum of M, largest C + min_padding]`, in the order of `modalities`.
 
         Raises:
-          Refused: If `hidden` names a modality that is not there, or there are no mask tokens.
+          Refused: If `hidden` names a modality that is not there, there are no mask tokens, or
+            elements are of another dtype.
         """
         hidden = hidden or {}
         if unknown := hidden.keys() - modalities.keys():
@@ -533,6 +553,7 @@ class JoinModalities(hk.Module):
             if self.mask_tokens:
                 token = self._vector(f'{modality}_mask_token', width).astype(x.dtype)
                 if modality in hidden:
+                    token = jax.lax.broadcast_to_rank(token, x.ndim)
                     x = jnp.where(hidden[modality][..., None], token, x)
             elif modality in hidden:
                 raise Refused(f'{modality} cannot be hidden without mask_tokens.')
@@ -550,7 +571,11 @@ class JoinModalities(hk.Module):
 
         Returns:
           `[..., width]` in the dtype of `x`.
+
+        Raises:
+          Refused: `x` is not of a floating-point dtype.
         """
+        check_floating('JoinModalities', **{modality: x})
         missing = width - x.shape[-1]
         padding = self._vector(f'{modality}_padding', missing).astype(x.dtype)
         padding = jnp.broadcast_to(padding, (*x.shape[:-1], missing))

@@ -24,7 +24,7 @@ from jax import Array
 from perceiver_jax import folding
 from perceiver_jax.dot_product_attention import attend
 from perceiver_jax.errors import Refused
-from perceiver_jax.layers import LECUN_NORMAL, LayerNorm, Linear, Mlp, dropout
+from perceiver_jax.layers import LECUN_NORMAL, LayerNorm, Linear, Mlp, check_floating, dropout
 from perceiver_jax.recording import record
 
 
@@ -82,8 +82,10 @@ class Attention(hk.Module):
           bias of `output`.
 
         Raises:
-          Refused: The heads do not divide the channels, or the shapes do not fit together.
+          Refused: The heads do not divide the channels, or the shapes do not fit together,
+            or an array is not of a floating-point dtype.
         """
+        check_floating(self.module_name, inputs_q=inputs_q, inputs_kv=inputs_kv)
         for what, channels in (('qk', self.qk_channels), ('v', self.v_channels)):
             if channels % self.num_heads:
                 raise Refused(
@@ -130,7 +132,7 @@ class Attention(hk.Module):
                 self._split_heads(value(inputs_kv)),
                 mask,
             )
-            result = output(average.reshape(*average.shape[:2], -1))
+            result = output(average.reshape(*average.shape[:2], self.v_channels))
         return dropout(result, self.dropout_rate, is_training)
 
     def _fold(self, inputs_q: Array, inputs_kv: Array) -> str | None:
@@ -147,7 +149,7 @@ class Attention(hk.Module):
         )
 
     def _split_heads(self, x: Array) -> Array:
-        return x.reshape(*x.shape[:-1], self.num_heads, -1)
+        return x.reshape(*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
 
     def _attend(
         self, query: Array, key: Array, value: Array | None, mask: Array | None, **how: Any
@@ -204,8 +206,10 @@ class CrossAttend(hk.Module):
           `[B, T, Cq]` in the dtype of the queries.
 
         Raises:
-          Refused: The heads do not divide the channels, or the shapes do not fit together.
+          Refused: The heads do not divide the channels, or the shapes do not fit together,
+            or an array is not of a floating-point dtype.
         """
+        check_floating(self.module_name, queries=queries, inputs=inputs)
         qk_channels = self.qk_channels or inputs.shape[-1]
         attention = Attention(
             self.num_heads,
@@ -268,8 +272,9 @@ class SelfAttend(hk.Module):
           `[B, N, D]` in the dtype of `x`.
 
         Raises:
-          Refused: The heads do not divide the channels.
+          Refused: The heads do not divide the channels, or `x` is not of a floating-point dtype.
         """
+        check_floating(self.module_name, x=x)
         qk_channels = self.qk_channels or x.shape[-1]
         attention = Attention(
             self.num_heads,

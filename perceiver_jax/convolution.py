@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from perceiver_jax.layers import check_floating
+
 
 @dataclasses.dataclass
 class ConvDownsample(hk.Module):
@@ -36,7 +38,11 @@ class ConvDownsample(hk.Module):
 
         Returns:
           `[B, ceil(height / 4), ceil(width / 4), channels]` in the dtype of `images`.
+
+        Raises:
+          Refused: `images` are of another dtype.
         """
+        check_floating('ConvDownsample', images=images)
         shape = (7, 7, images.shape[-1], self.channels)
         init = hk.initializers.TruncatedNormal(1 / np.sqrt(np.prod(shape[:-1])))
         kernel = hk.get_parameter('w', shape, jnp.float32, init)
@@ -82,11 +88,16 @@ class BatchNorm(hk.Module):
         Args:
           x: `[..., C]`, of any floating-point dtype.
           is_training: Whether the statistics are those of the batch, which then update the running
-            averages; otherwise they are the running averages.
+            averages; otherwise they are the running averages. An empty batch has no statistics:
+            it is taken as in evaluation.
 
         Returns:
           `[..., C]` in the dtype of `x`.
+
+        Raises:
+          Refused: `x` is of another dtype.
         """
+        check_floating('BatchNorm', x=x)
         channels = x.shape[-1:]
         scale = hk.get_parameter('scale', channels, jnp.float32, jnp.ones)
         offset = hk.get_parameter('offset', channels, jnp.float32, jnp.zeros)
@@ -100,7 +111,7 @@ class BatchNorm(hk.Module):
             for name in average
         }
         wide = x.astype(jnp.float32)
-        if is_training:
+        if is_training and 0 not in x.shape:
             axes = tuple(range(x.ndim - 1))
             mean, square = wide.mean(axes), jnp.square(wide).mean(axes)
             if self.cross_replica_axis is not None and not hk.running_init():
@@ -113,5 +124,9 @@ class BatchNorm(hk.Module):
                 hk.set_state(name, value / (1 - self.decay ** (counter + 1)))
         else:
             batch = average
-        normal = (wide - batch['mean']) * jax.lax.rsqrt(batch['variance'] + self.epsilon)
+        mean, variance, scale, offset = (
+            jax.lax.broadcast_to_rank(of_channels, x.ndim)
+            for of_channels in (batch['mean'], batch['variance'], scale, offset)
+        )
+        normal = (wide - mean) * jax.lax.rsqrt(variance + self.epsilon)
         return (normal * scale + offset).astype(x.dtype)

@@ -17,7 +17,7 @@ from jax import Array
 from perceiver_jax.attention import CrossAttend, check_fields
 from perceiver_jax.errors import Refused
 from perceiver_jax.inputs import extract_patches
-from perceiver_jax.layers import Linear
+from perceiver_jax.layers import Linear, check_floating
 from perceiver_jax.recording import no_recording
 from perceiver_jax.sharding import for_each_example
 
@@ -44,7 +44,11 @@ class AverageDecoder(hk.Module):
 
         Returns:
           `[B, output_channels]` float32.
+
+        Raises:
+          Refused: The latents are not of a floating-point dtype.
         """
+        check_floating('AverageDecoder', latents=latents)
         average = latents.mean(axis=1, dtype=jnp.float32)
         return Linear(self.output_channels, jnp.zeros, name='output')(average)
 
@@ -99,8 +103,10 @@ class QueryDecoder(hk.Module):
           queries.
 
         Raises:
-          Refused: The heads do not divide the channels, or the shapes do not fit together.
+          Refused: The heads do not divide the channels, the shapes do not fit together, or an array
+            is not of a floating-point dtype.
         """
+        check_floating('QueryDecoder', queries=queries, latents=latents)
         mask = None if query_mask is None else query_mask[:, :, None]
         cross_attend = CrossAttend(
             **self.cross_attend, implementation=self.implementation, name='cross_attend'
@@ -152,8 +158,10 @@ class ClassQueryDecoder(hk.Module):
           Logits `[B, num_classes]` float32.
 
         Raises:
-          Refused: The heads do not divide the channels.
+          Refused: The heads do not divide the channels, or the latents are not of a floating-point
+            dtype.
         """
+        check_floating('ClassQueryDecoder', latents=latents)
         init = hk.initializers.TruncatedNormal(self.query_init_std)
         query = hk.get_parameter('query', (1, self.query_channels), jnp.float32, init)
         queries = for_each_example(query.astype(latents.dtype), latents)
@@ -198,7 +206,11 @@ class FlowUpsample(hk.Module):
 
         Returns:
           `[B, rows * factor, columns * factor, 2]` in the dtype of `features`.
+
+        Raises:
+          Refused: The features are not of a floating-point dtype.
         """
+        check_floating('FlowUpsample', features=features)
         batch, rows, columns, _ = features.shape
         w_init = jnp.zeros if self.zero_init_output else None
         flow = Linear(2, w_init, name='flow')(features)
@@ -241,4 +253,5 @@ def decode_in_chunks(
     with no_recording():
         outputs = hk.map(decode, queries.reshape(-1, chunk_size))  # [chunks, B, chunk_size, E]
     outputs = jnp.moveaxis(outputs, 0, 1)
-    return outputs.reshape(outputs.shape[0], -1, outputs.shape[-1])[:, :num_queries]
+    batch, chunks, _, channels = outputs.shape
+    return outputs.reshape(batch, chunks * chunk_size, channels)[:, :num_queries]

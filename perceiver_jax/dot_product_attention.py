@@ -23,6 +23,7 @@ from perceiver_jax.chunked_attention import (
     prepared,
 )
 from perceiver_jax.errors import Refused
+from perceiver_jax.layers import check_floating
 from perceiver_jax.sharding import laid_out_alike
 
 IMPLEMENTATIONS = ('auto', 'plain', 'chunked', 'fused')
@@ -55,11 +56,11 @@ def attention_weights(
       `[B, H, T, S]` float32; every row sums to one, but that of a fully masked query is zero.
 
     Raises:
-      Refused: The shapes do not fit together.
+      Refused: The shapes do not fit together, or an array is not of a floating-point dtype.
 
     Source: Perceiver IO, equation 3.
     """
-    _check_shapes(query, key, None, mask, key_bias)
+    _check_operands(query, key, None, mask, key_bias)
     scale = _scale(scale, query)
     query, key, mask, key_bias = laid_out_alike(query, key, mask, key_bias)
     query, key = prepared(query, prepare_query), prepared(key, prepare_key)
@@ -110,14 +111,16 @@ def attend(
       chunk_size: Keys of a chunk where S is larger than T, else rows; None: from the shapes.
 
     Returns:
-      `[B, T, H, V]` in the dtype of the values; zeros for a fully masked query.
+      `[B, T, H, V]` in the dtype of the values; zeros for a fully masked query, and where
+      there are no keys.
 
     Raises:
-      Refused: The shapes do not fit together, or the implementation does not fit them.
+      Refused: The shapes do not fit together, the implementation does not fit them, or an array is
+        not of a floating-point dtype.
 
     Source: Perceiver IO, equations 2-3; masks as in DeepMind's release.
     """
-    _check_shapes(query, key, value, mask, key_bias)
+    _check_operands(query, key, value, mask, key_bias)
     if implementation not in IMPLEMENTATIONS:
         raise Refused(f'implementation must be one of {IMPLEMENTATIONS}, not {implementation!r}.')
     if chunk_size is not None and chunk_size < 1:
@@ -150,9 +153,11 @@ def attend(
     if implementation == 'plain':
         return plain(query, key, value)
     reason = _not_fusable(query, key if value is None else value, mask, key_bias)
+    if implementation == 'fused' and reason:
+        raise Refused(f"implementation 'fused' takes {reason}.")
+    if 0 in (*query.shape, *key.shape):  # nothing to walk: the definition takes no memory either
+        return plain(query, key, value)
     if implementation == 'fused':
-        if reason:
-            raise Refused(f"implementation 'fused' takes {reason}.")
         return fused(query, key, value)
     if implementation == 'auto' and not reason and jax.default_backend() == 'gpu':
         # A program that is exported for several platforms holds both.
@@ -177,10 +182,11 @@ def _not_fusable(
     return None
 
 
-def _check_shapes(
+def _check_operands(
     query: Array, key: Array, value: Array | None, mask: Array | None, key_bias: Array | None
 ) -> None:
     value = key if value is None else value
+    check_floating('attend', query=query, key=key, value=value)
     shapes = f'query {query.shape}, key {key.shape}, value {value.shape}'
     if not query.ndim == key.ndim == value.ndim == 4:
         raise Refused(f'attend expects [B, T, H, F], [B, S, H, F], [B, S, H, V]; got {shapes}.')

@@ -17,6 +17,7 @@ from jax import Array
 
 from perceiver_jax.attention import CrossAttend, SelfAttend, check_fields
 from perceiver_jax.errors import Refused
+from perceiver_jax.layers import check_floating
 from perceiver_jax.recording import is_recording
 from perceiver_jax.sharding import for_each_example
 
@@ -148,8 +149,10 @@ class Block(hk.Module):
           `[B, N, D]` in the dtype of `latents`.
 
         Raises:
-          Refused: The heads do not divide the channels.
+          Refused: The heads do not divide the channels, or the latents are not of a floating-point
+            dtype.
         """
+        check_floating('Block', latents=latents)
         for i in range(1, self.num_self_attends + 1):
             layer = SelfAttend(
                 **self.self_attend, implementation=self.implementation, name=f'self_attend_{i}'
@@ -233,9 +236,10 @@ class Encoder(hk.Module):
           Latents `[B, N, D]` in the dtype of `inputs`.
 
         Raises:
-          Refused: The shapes do not fit together, the heads do not divide the channels, or
-            there is no such schedule.
+          Refused: The shapes do not fit together, the heads do not divide the channels, the inputs
+            are not of a floating-point dtype, or there is no such schedule.
         """
+        check_floating('Encoder', inputs=inputs)
         if inputs.ndim != 3:
             raise Refused(f'Inputs are [B, M, C]; got {inputs.shape}.')
         if input_mask is not None and input_mask.shape != inputs.shape[:2]:

@@ -118,7 +118,7 @@ def attend_with_folded_keys(
     queries = query(inputs_q)
     w, _ = key.parameters(channels)  # a bias shifts all logits of a row alike
     average = attend(
-        product(queries, affine.scale * w.T)[:, :, None],  # [B, T, 1, Ckv]
+        product(queries, affine.scale[None] * w.T)[:, :, None],  # [B, T, 1, Ckv]
         inputs_kv[:, :, None],
         None,
         mask,
@@ -169,11 +169,11 @@ def attend_with_folded_queries(
     bias = scale * (keys.astype(jnp.float32) @ (affine.offset @ w + b))  # [B, S]
     average = attend(
         inputs_q[:, :, None],
-        product(keys, affine.scale * w.T)[:, :, None],  # [B, S, 1, Cq]
+        product(keys, affine.scale[None] * w.T)[:, :, None],  # [B, S, 1, Cq]
         product(values, w_output)[:, :, None],
         mask,
         scale=scale,
         key_bias=bias[:, :, None],
         prepare_query=None if norm_q is None else normalise,
     )
-    return average[:, :, 0] + b_output.astype(average.dtype)
+    return average[:, :, 0] + b_output.astype(average.dtype)[None, None]

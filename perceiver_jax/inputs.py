@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import haiku as hk
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from perceiver_jax.convolution import ConvDownsample
 from perceiver_jax.errors import Refused
-from perceiver_jax.layers import Linear
+from perceiver_jax.layers import Linear, check_floating
 from perceiver_jax.position_encoding import (
     LearnedPositions,
     fourier_features,
@@ -106,8 +107,9 @@ class ImageInputs(hk.Module):
           permutation); C channels, contents before positions.
 
         Raises:
-          Refused: If `images` have another number of axes.
+          Refused: If `images` have another number of axes, or another dtype.
         """
+        check_floating('ImageInputs', images=images)
         if images.ndim != 4:
             raise Refused(f'Images are [B, height, width, channels]; got {images.shape}.')
         if self.contents == 'conv7x7':
@@ -166,12 +168,17 @@ def with_positions(contents: Array, positions: Array) -> Array:
     """Flattens the elements of a grid and appends to each its position.
 
     Args:
-      contents: `[B, ..., C]`, with as many elements on the axes between as there are positions.
+      contents: `[B, ..., C]`, of any floating-point dtype, with as many elements on the axes
+        between as there are positions.
       positions: `[M, P]`, cast to the dtype of `contents`.
 
     Returns:
       `[B, M, C + P]` in the dtype of `contents`.
+
+    Raises:
+      Refused: The contents are of another dtype.
     """
+    check_floating('with_positions', contents=contents)
     contents = reshape_examples(contents, -1, contents.shape[-1])
     positions = for_each_example(positions, contents)
     return jnp.concatenate([contents, positions.astype(contents.dtype)], axis=-1)
@@ -306,8 +313,9 @@ class FlowInputs(hk.Module):
           before positions.
 
         Raises:
-          Refused: If `frames` are no pairs of images.
+          Refused: If `frames` are no pairs of images, or of another dtype.
         """
+        check_floating('FlowInputs', frames=frames)
         if frames.ndim != 5 or frames.shape[1] != 2:
             raise Refused(f'Frames are [B, 2, height, width, channels]; got {frames.shape}.')
         batch, _, height, width, channels = frames.shape
@@ -341,7 +349,7 @@ def video_elements(
     """Cuts a video into patches with Fourier positions in time, height and width.
 
     Args:
-      video: `[B, frames, height, width, C]`.
+      video: `[B, frames, height, width, C]`, of any floating-point dtype.
       patch: Frames, rows and columns of a patch, `(dt, dh, dw)`.
       num_bands: K, frequencies along each axis.
       max_resolution: Twice the highest frequency along each axis, in patches.
@@ -350,10 +358,11 @@ def video_elements(
       `[B, M, dt * dh * dw * C + 3 (2 K + 1)]` in the dtype of `video`.
 
     Raises:
-      Refused: The patches do not divide the video.
+      Refused: The patches do not divide the video, or it is of another dtype.
 
     Source: Perceiver, section 4.2; Perceiver IO, section 4.3.
     """
+    check_floating('video_elements', video=video)
     patches = space_to_depth(video, patch)
     grid = patches.shape[1:4]
     return with_positions(patches, grid_fourier_features(grid, num_bands, max_resolution))
@@ -365,7 +374,7 @@ def audio_elements(
     """Cuts raw sound into stretches with Fourier positions in time.
 
     Args:
-      audio: `[B, samples, channels]`.
+      audio: `[B, samples, channels]`, of any floating-point dtype.
       samples_per_patch: Samples of one element.
       num_bands: K, frequencies.
       max_resolution: Twice the highest frequency, a single entry.
@@ -375,10 +384,11 @@ def audio_elements(
       `audio`.
 
     Raises:
-      Refused: The patches do not divide the sound.
+      Refused: The patches do not divide the sound, or it is of another dtype.
 
     Source: Perceiver, section 4.2; Perceiver IO, section 4.3.
     """
+    check_floating('audio_elements', audio=audio)
     _, samples, channels = audio.shape
     if samples % samples_per_patch:
         raise Refused(f'Patches of {samples_per_patch} samples do not divide {samples}.')
@@ -391,7 +401,8 @@ def point_elements(points: Array, *, num_bands: int, max_resolution: Sequence[in
     """Makes an input element of each point: its contents are where it is.
 
     Args:
-      points: `[B, M, A]`, coordinates in [-1, 1], 3 of them for a cloud in space.
+      points: `[B, M, A]`, coordinates in [-1, 1], 3 of them for a cloud in space, of any
+        floating-point dtype.
       num_bands: K, frequencies along each axis.
       max_resolution: Twice the highest frequency along each axis.
 
@@ -400,10 +411,12 @@ def point_elements(points: Array, *, num_bands: int, max_resolution: Sequence[in
       float32 could not tell apart points that the higher frequencies do.
 
     Raises:
-      Refused: If `points` are no batch of clouds, or `max_resolution` does not have A entries.
+      Refused: If `points` are no batch of clouds or of another dtype, or `max_resolution` does not
+        have A entries.
 
     Source: Perceiver, section 4.3.
     """
+    check_floating('point_elements', points=points)
     if points.ndim != 3:
         raise Refused(f'Points are [B, M, coordinates]; got {points.shape}.')
     return jnp.asarray(fourier_features(jnp.asarray(points), num_bands, max_resolution))
@@ -415,7 +428,7 @@ def spectrogram_elements(
     """Cuts a spectrogram into patches with Fourier positions.
 
     Args:
-      spectrogram: `[B, frames, bins]`.
+      spectrogram: `[B, frames, bins]`, of any floating-point dtype.
       patch: Frames and bins of a patch; (1, 1): each value is an element.
       num_bands: K, frequencies along each axis.
       max_resolution: Twice the highest frequency, in patches: two entries for positions in time
@@ -426,10 +439,12 @@ def spectrogram_elements(
       `max_resolution`.
 
     Raises:
-      Refused: The patches do not divide the spectrogram, or A is not 1 or 2.
+      Refused: The patches do not divide the spectrogram, it is of another dtype, or A is not 1 or
+        2.
 
     Source: Perceiver, section 4.2; Perceiver IO, table 6 (one axis).
     """
+    check_floating('spectrogram_elements', spectrogram=spectrogram)
     if any(size % p for size, p in zip(spectrogram.shape[1:], patch, strict=True)):
         raise Refused(
             f'Patches of {tuple(patch)} do not divide a spectrogram of {spectrogram.shape[1:]}.'
@@ -473,8 +488,10 @@ class TextInputs(hk.Module):
           Elements `[B, M, C]` in `dtype`, and the embeddings `[vocabulary_size, C]` float32.
 
         Raises:
-          Refused: There are more tokens than positions.
+          Refused: There are more tokens than positions, or they are no integers.
         """
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise Refused(f'TextInputs takes tokens of an integer dtype, not {tokens.dtype}.')
         if tokens.ndim != 2 or tokens.shape[1] > self.max_length:
             raise Refused(f'Tokens are [B, at most {self.max_length}]; got {tokens.shape}.')
         shape = (self.vocabulary_size, self.channels)
@@ -494,7 +511,7 @@ class TextInputs(hk.Module):
                 out_sharding=sharding_like(tokens, 3),
             )
         )
-        return (vectors + positions[: tokens.shape[1]]).astype(dtype), embeddings
+        return (vectors + positions[None, : tokens.shape[1]]).astype(dtype), embeddings
 
 
 @dataclasses.dataclass
@@ -525,7 +542,8 @@ class JoinModalities(hk.Module):
         """Pads and concatenates the modalities.
 
         Args:
-          modalities: Name -> elements `[B, M, C]`, M and C those of the modality.
+          modalities: Name -> elements `[B, M, C]`, M and C those of the modality, of any
+            floating-point dtype.
           hidden: Name -> boolean `[B, M]`, true for elements that the mask token replaces; None or
             a name that is left out: nothing is hidden.
 
@@ -533,7 +551,8 @@ class JoinModalities(hk.Module):
           `[B, sum of M, largest C + min_padding]`, in the order of `modalities`.
 
         Raises:
-          Refused: If `hidden` names a modality that is not there, or there are no mask tokens.
+          Refused: If `hidden` names a modality that is not there, there are no mask tokens, or
+            elements are of another dtype.
         """
         hidden = hidden or {}
         if unknown := hidden.keys() - modalities.keys():
@@ -547,7 +566,7 @@ class JoinModalities(hk.Module):
                 token = self._vector(f'{modality}_mask_token', width).astype(x.dtype)
                 if modality in hidden:
                     is_hidden = with_examples(jnp.asarray(hidden[modality]), x)[..., None]
-                    x = jnp.where(is_hidden, token, x)
+                    x = jnp.where(is_hidden, jax.lax.broadcast_to_rank(token, x.ndim), x)
             elif modality in hidden:
                 raise Refused(f'{modality} cannot be hidden without mask_tokens.')
             joined.append(x)
@@ -564,7 +583,11 @@ class JoinModalities(hk.Module):
 
         Returns:
           `[..., width]` in the dtype of `x`.
+
+        Raises:
+          Refused: `x` is not of a floating-point dtype.
         """
+        check_floating('JoinModalities', **{modality: x})
         missing = width - x.shape[-1]
         padding = self._vector(f'{modality}_padding', missing).astype(x.dtype)
         sharding = sharding_like(x, x.ndim, leading=x.ndim - 1)

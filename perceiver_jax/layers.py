@@ -12,6 +12,7 @@ from typing import NamedTuple
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from perceiver_jax.errors import Refused
@@ -20,6 +21,26 @@ from perceiver_jax.sharding import sharding_like
 LAYER_NORM_EPSILON = 1e-5
 # Attention and MLP layers: standard deviation 1/sqrt(in) after the truncation at two of them.
 LECUN_NORMAL = hk.initializers.VarianceScaling(1.0, 'fan_in', 'truncated_normal')
+
+
+def check_floating(where: str, **arrays: Array | np.ndarray) -> None:
+    """Checks that arrays have a dtype that parameters can be cast to.
+
+    Cast to integers, latents of 0.02 would be zeros, and the output would not depend on the input.
+
+    Args:
+      where: What takes the arrays, such as 'Encoder'.
+      **arrays: Name of an argument -> what was given.
+
+    Raises:
+      Refused: One of them is not of a floating-point dtype.
+    """
+    for name, array in arrays.items():
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise Refused(
+                f'{where} takes {name} of a floating-point dtype, such as float32 or bfloat16, '
+                f'not {array.dtype}: cast them first.'
+            )
 
 
 @dataclasses.dataclass
@@ -47,9 +68,13 @@ class Linear(hk.Module):
 
         Returns:
           `[..., channels]` in the dtype of `x`.
+
+        Raises:
+          Refused: `x` is of another dtype.
         """
+        check_floating(f'Linear {self.module_name}', x=x)
         w, b = self.parameters(x.shape[-1])
-        return product(x, w) + b.astype(x.dtype)
+        return product(x, w) + jax.lax.broadcast_to_rank(b.astype(x.dtype), x.ndim)
 
     def parameters(self, in_channels: int) -> tuple[Array, Array]:
         """Returns the parameters, for those who apply them in another order.
@@ -109,7 +134,8 @@ class Affine(NamedTuple):
         Returns:
           `[..., C]` in the dtype of `x`.
         """
-        return (x * self.scale + self.offset).astype(x.dtype)
+        scale, offset = (jax.lax.broadcast_to_rank(p, x.ndim) for p in self)
+        return (x * scale + offset).astype(x.dtype)
 
 
 class LayerNorm(hk.Module):
@@ -127,7 +153,11 @@ class LayerNorm(hk.Module):
 
         Returns:
           `[..., C]` in the dtype of `x`.
+
+        Raises:
+          Refused: `x` is of another dtype.
         """
+        check_floating(f'LayerNorm {self.module_name}', x=x)
         return self.affine(x.shape[-1])(_normalise(x)).astype(x.dtype)
 
     def affine(self, channels: int) -> Affine:

@@ -125,6 +125,7 @@ def point_classifier(
     Source: Perceiver, section 4.3.
     """
     _check_dtype(dtype)
+    points = points.astype(jnp.float32)  # positions are, whatever `dtype` is
     elements = point_elements(points, **inputs).astype(dtype)  # [B, M, C]
     latents = Encoder(**encoder, implementation=implementation, name='encoder')(
         elements, input_mask, is_training=is_training
@@ -278,7 +279,7 @@ class _TiedOutput(hk.Module):
 
     def __call__(self, outputs: Array, embeddings: Array) -> Array:
         b = hk.get_parameter('b', embeddings.shape[:1], jnp.float32, jnp.zeros)
-        return outputs @ embeddings.T + b
+        return outputs @ embeddings.T + b[None, None]
 
 
 def video_autoencoder(

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from perceiver_jax.errors import Refused
-from perceiver_jax.layers import Linear
+from perceiver_jax.layers import Linear, check_floating
 
 
 def grid_positions(shape: Sequence[int]) -> np.ndarray:
@@ -47,7 +47,7 @@ def fourier_features(
     where they are, in float32 whatever their dtype.
 
     Args:
-      positions: `[..., A]` coordinates within [-1, 1].
+      positions: `[..., A]` coordinates within [-1, 1], of any floating-point dtype.
       num_bands: K, the frequencies along each axis.
       max_resolution: A resolution mu for each axis, in samples along [-1, 1]; the highest
         frequency is mu / 2.
@@ -59,10 +59,12 @@ def fourier_features(
       positions, then sin(pi f x) for every axis and within it every band, then all the cosines.
 
     Raises:
-      Refused: If `max_resolution` does not have one entry for each axis.
+      Refused: If `max_resolution` does not have one entry for each axis, or the positions are of
+        another dtype.
 
     Source: Perceiver, section 3.2; channel order of DeepMind's release.
     """
+    check_floating('fourier_features', positions=positions)
     num_axes = positions.shape[-1]
     if len(max_resolution) != num_axes:
         raise Refused(
@@ -72,7 +74,8 @@ def fourier_features(
     xp = np if isinstance(positions, np.ndarray) else jnp
     positions = positions.astype(np.float64 if xp is np else np.float32)
     frequencies = np.stack([np.linspace(1.0, mu / 2, num_bands) for mu in max_resolution])
-    angles = positions[..., None] * frequencies.astype(positions.dtype)  # [..., A, K]
+    frequencies = np.expand_dims(frequencies, tuple(range(positions.ndim - 1)))  # [..., A, K]
+    angles = positions[..., None] * frequencies.astype(positions.dtype)
     angles = np.pi * angles.reshape(*positions.shape[:-1], num_axes * num_bands)
     features = [positions] if concat_positions else []
     features.append(xp.sin(angles))
@@ -186,8 +189,10 @@ def resample_positions(
       elements. Our choice: no paper states how.
 
     Raises:
-      Refused: There are not as many positions as the grid has, or the axes differ in number.
+      Refused: There are not as many positions as the grid has, the axes differ in number, or the
+        positions are not of a floating-point dtype.
     """
+    check_floating('resample_positions', positions=positions)
     if positions.shape[0] != np.prod(grid) or len(grid) != len(new_grid):
         raise Refused(
             f'{positions.shape[0]} positions of the grid {tuple(grid)} cannot be resampled to '

@@ -8,6 +8,7 @@ compiler chooses.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -100,13 +101,16 @@ def reshape_examples(x: Array, *shape: int) -> Array:
     """Reshapes all axes but the first, which may be divided.
 
     Args:
-      x: `[B, ...]`.
-      *shape: The axes behind B; one of them may be -1.
+      x: `[B, ...]`, also without any example.
+      *shape: The axes behind B; one of them may be -1, what is left for it.
 
     Returns:
       `[B, *shape]`.
     """
-    return jnp.reshape(x, (x.shape[0], *shape), out_sharding=sharding_like(x, 1 + len(shape)))
+    known = math.prod(size for size in shape if size != -1)
+    left = math.prod(x.shape[1:]) // max(known, 1)
+    sizes = [left if size == -1 else size for size in shape]
+    return jnp.reshape(x, (x.shape[0], *sizes), out_sharding=sharding_like(x, 1 + len(sizes)))
 
 
 def laid_out_alike(*arrays: Array | None) -> list[Any]:

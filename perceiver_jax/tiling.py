@@ -122,10 +122,11 @@ def flow_of_tiles(
     missing = -corners.shape[1] % tiles_at_once
     corners = jnp.pad(corners, ((0, 0), (0, missing), (0, 0)), mode='edge')
     is_tile = jnp.pad(is_tile, ((0, 0), (0, missing)))
-    weights = jnp.asarray(_distance_to_edge(*tile)[..., None], jnp.float32)
+    weights = jnp.asarray(_distance_to_edge(*tile)[None, None, ..., None], jnp.float32)
 
     def in_groups(x):  # [B, T, ...] -> [groups, B, tiles_at_once, ...]
-        return jnp.moveaxis(x.reshape(batch, -1, tiles_at_once, *x.shape[2:]), 1, 0)
+        groups = x.shape[1] // tiles_at_once
+        return jnp.moveaxis(x.reshape(batch, groups, tiles_at_once, *x.shape[2:]), 1, 0)
 
     def cut(frames, corner):  # [2, H, W, 3], [2] -> [2, h, w, 3]
         return jax.lax.dynamic_slice(frames, (0, *corner, 0), (2, *tile, channels))
@@ -138,7 +139,8 @@ def flow_of_tiles(
     def add_group(total, group):  # total [B, H, W, 3]: u, v and the weights
         corners, counts = group
         tiles = jax.vmap(jax.vmap(cut, (None, 0)))(frames, corners)
-        flow = function(tiles.reshape(-1, *tiles.shape[2:])).reshape(*tiles.shape[:2], *tile, 2)
+        flow = function(tiles.reshape(batch * tiles_at_once, *tiles.shape[2:]))
+        flow = flow.reshape(*tiles.shape[:2], *tile, 2)
         ones = jnp.ones((*flow.shape[:-1], 1), flow.dtype)
         parts = jnp.concatenate([flow, ones], -1) * weights * counts[..., None, None, None]
         for i in range(tiles_at_once):

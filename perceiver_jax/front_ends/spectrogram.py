@@ -3,6 +3,7 @@
 Source: Perceiver, section 4.2, which uses mel spectrograms; the papers do not state the settings.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -65,7 +66,8 @@ def log_mel(
     starts = np.arange(samples // hop) * hop
     frames = padded[..., starts[:, None] + np.arange(window)]  # [..., frames, window]
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
-    spectrum = jnp.fft.rfft(frames * (hann / (hann.sum() / 2)).astype(np.float32))
+    taper = jax.lax.broadcast_to_rank((hann / (hann.sum() / 2)).astype(np.float32), frames.ndim)
+    spectrum = jnp.fft.rfft(frames * taper)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)  # a sine's peak: amplitude ** 2
     mel = jnp.maximum(power @ filters, FLOOR)
     return (10 * jnp.log10(mel) - mean_db) / std_db

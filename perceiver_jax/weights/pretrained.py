@@ -75,6 +75,10 @@ class Pretrained:
         if self.activation not in ('softmax', 'sigmoid', None):
             raise Refused(f"activation is 'softmax', 'sigmoid' or None, not {self.activation!r}")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what is pickled and copied: the fields, not what calls compiled of them."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """Runs the forward pass in evaluation mode, compiled once for each shape of its inputs.
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from perceiver_jax.attention import Attention, CrossAttend, SelfAttend
+from perceiver_jax.errors import Refused
 from tests.toys.modules import random, run, shapes
 
 B, T, S, H, F, V = 2, 5, 7, 3, 11, 13
@@ -107,3 +108,36 @@ def test_dropout_needs_a_key_only_where_it_drops():
     assert np.abs(apply(0.5, True, jax.random.key(1)) - evaluated).max() > 0.01
     with pytest.raises(ValueError, match='PRNGKey'):
         apply(0.5, True, None)
+
+
+@pytest.mark.parametrize('num_heads', [1, 2])
+@pytest.mark.parametrize('implementation', ['auto', 'plain', 'chunked'])
+def test_without_inputs_queries_are_as_if_all_inputs_were_masked(num_heads, implementation):
+    queries, inputs = random(2, 5, 8), random(2, 7, 4)
+    model = hk.transform(
+        lambda inputs, mask=None: CrossAttend(num_heads, implementation=implementation)(
+            queries, inputs, mask, is_training=False
+        )
+    )
+    params = jax.tree.map(lambda x: x + 0.3, model.init(jax.random.key(0), inputs))
+    output = model.apply(params, None, inputs[:, :0])
+    expected = model.apply(params, None, inputs, np.zeros((2, 1, 7), bool))
+    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('integer', [0, 1])
+def test_integer_inputs_are_refused(integer):
+    arrays = [random(2, 5, 8), random(2, 7, 4)]
+    arrays[integer] = arrays[integer].astype(np.int32)
+    name = ('queries', 'inputs')[integer]
+    with pytest.raises(Refused, match=f'cross_attend takes {name} of a floating-point .* int32'):
+        run(CrossAttend, *arrays, is_training=False)
+    name = ('inputs_q', 'inputs_kv')[integer]
+    with pytest.raises(Refused, match=f'attention takes {name} of a floating-point .* int32'):
+        run(
+            lambda: Attention(2, qk_channels=4, v_channels=4, output_channels=8),
+            *arrays,
+            is_training=False,
+        )
+    with pytest.raises(Refused, match='self_attend takes x of a floating-point'):
+        run(SelfAttend, np.ones((2, 5, 8), int), is_training=False)

@@ -1,8 +1,10 @@
 import haiku as hk
 import jax
 import numpy as np
+import pytest
 
-from perceiver_jax.convolution import BatchNorm
+from perceiver_jax.convolution import BatchNorm, ConvDownsample
+from perceiver_jax.errors import Refused
 
 
 def images(batch=2, height=7, width=5, seed=0):
@@ -44,3 +46,22 @@ def test_batch_norm_across_a_mapped_axis_equals_the_whole_batch():
         x.reshape(3, 2, *x.shape[1:])
     )
     np.testing.assert_allclose(parts.reshape(x.shape), normalise(None, x), atol=1e-5)
+
+
+@pytest.mark.parametrize('module', [lambda: ConvDownsample(4), BatchNorm])
+def test_integer_images_are_refused(module):
+    model = hk.transform_with_state(lambda x: module()(x, is_training=False))
+    with pytest.raises(Refused, match='floating-point dtype, .* not uint8'):
+        model.init(jax.random.key(0), np.ones((2, 7, 5, 3), np.uint8))
+
+
+@pytest.mark.parametrize('is_training', [False, True])
+def test_no_images_give_no_outputs_and_leave_the_averages(is_training):
+    model = hk.transform_with_state(
+        lambda x, is_training: ConvDownsample(4)(x, is_training=is_training)
+    )
+    params, state = model.init(jax.random.key(0), images(), True)
+    _, state = model.apply(params, state, None, images(), True)
+    output, after = model.apply(params, state, None, images(batch=0), is_training)
+    assert output.shape == (0, 2, 2, 4)
+    jax.tree.map(np.testing.assert_array_equal, after, state)

@@ -125,3 +125,43 @@ def test_flow_is_upsampled_by_weights_over_nine_cells():
         around = flow[1, row : row + 3, column : column + 3].reshape(9, 2)
         expected = (weights / weights.sum()) @ around
         np.testing.assert_allclose(full[1, 2 * row + y, 2 * column + x], expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    'make, arrays, name',
+    [
+        (lambda: AverageDecoder(7), (LATENTS.astype(int),), 'AverageDecoder takes latents'),
+        (lambda: ClassQueryDecoder(7), (LATENTS.astype(int),), 'ClassQueryDecoder takes latents'),
+        (lambda: QueryDecoder(7), (QUERIES, LATENTS.astype(int)), 'QueryDecoder takes latents'),
+        (lambda: QueryDecoder(7), (QUERIES.astype(int), LATENTS), 'QueryDecoder takes queries'),
+        (lambda: FlowUpsample(2), (np.ones((1, 3, 4, 5), int),), 'FlowUpsample takes features'),
+    ],
+)
+def test_integers_are_refused(make, arrays, name):
+    how = {} if name.startswith(('Average', 'Flow')) else dict(is_training=False)
+    with pytest.raises(Refused, match=f'{name} of a floating-point dtype, .* not int'):
+        hk.transform(lambda *x: make()(*x, **how)).init(jax.random.key(0), *arrays)
+
+
+@pytest.mark.parametrize('chunk_size', [None, 2])
+def test_an_empty_batch_gives_empty_outputs(chunk_size):
+    def forward(latents):
+        decoder = QueryDecoder(7, name='decoder')
+
+        def decode(which):
+            queries = jnp.asarray(QUERIES)[:1, which]
+            queries = jnp.broadcast_to(queries, (len(latents), len(which), E))
+            return decoder(queries, latents, is_training=False)
+
+        cells = jnp.broadcast_to(latents[:, :1, None], (len(latents), 3, 4, D))
+        return (
+            decode_in_chunks(decode, NUM_QUERIES, chunk_size),
+            AverageDecoder(7)(latents),
+            ClassQueryDecoder(7)(latents, is_training=False),
+            FlowUpsample(2)(cells),
+        )
+
+    model = hk.transform(forward)
+    params = model.init(jax.random.key(0), LATENTS)
+    outputs = model.apply(params, None, LATENTS[:0])
+    assert [x.shape for x in outputs] == [(0, NUM_QUERIES, 7), (0, 7), (0, 7), (0, 6, 8, 2)]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from perceiver_jax.dot_product_attention import attend, attention_weights
+from perceiver_jax.errors import Refused
 from perceiver_jax.layers import normalise
 from tests.toys.modules import random
 
@@ -226,3 +227,58 @@ def test_the_softmax_is_float32_in_bfloat16():
     weights = attention_weights(query, key)
     assert weights.dtype == jnp.float32
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize('implementation', ['auto', 'plain', 'chunked'])
+@pytest.mark.parametrize('mask_shape', [None, (B, T, 0), (B, T, 1)])
+@pytest.mark.parametrize('options', [{}, dict(chunk_size=3, prepare_key=normalise)])
+def test_without_keys_outputs_and_gradients_are_zeros(implementation, mask_shape, options):
+    query, key, value = random(B, T, H, F), random(B, 0, H, F), random(B, 0, H, V)
+    mask = None if mask_shape is None else jnp.ones(mask_shape, bool)
+
+    def total(*qkv):
+        output = attend(*qkv, mask, implementation=implementation, **options)
+        return output.sum(), output
+
+    gradients, output = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(query, key, value)
+    np.testing.assert_array_equal(output, np.zeros((B, T, H, V)))
+    np.testing.assert_array_equal(gradients[0], np.zeros_like(query))
+    assert [g.shape for g in gradients[1:]] == [key.shape, value.shape]
+
+
+@pytest.mark.parametrize('value', [True, False])
+def test_the_fused_kernel_is_not_asked_about_no_keys(monkeypatch, value):
+    def fused(*args, **kwargs):
+        raise AssertionError('the kernel was called')
+
+    monkeypatch.setattr(jax.nn, 'dot_product_attention', fused)
+    query, key = jnp.ones((B, T, H, 16), 'bfloat16'), jnp.ones((B, 0, H, 16), 'bfloat16')
+    output = attend(query, key, key + 1 if value else None, implementation='fused')
+    assert output.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(output, np.zeros(query.shape))
+
+
+@pytest.mark.parametrize('implementation', ['auto', 'plain', 'chunked'])
+@pytest.mark.parametrize('batch, rows, keys', [(0, T, S), (B, 0, S), (0, 0, 0)])
+def test_nothing_that_asks_gives_nothing(implementation, batch, rows, keys):
+    query, key, value = (
+        np.ones(x, 'f') for x in ((batch, rows, H, F), (batch, keys, H, F), (batch, keys, H, V))
+    )
+
+    def total(*qkv):
+        output = attend(*qkv, implementation=implementation)
+        return output.sum(), output.shape
+
+    gradients, shape = jax.grad(total, argnums=(0, 1, 2), has_aux=True)(query, key, value)
+    assert shape == (batch, rows, H, V)
+    for gradient, x in zip(gradients, (query, key, value), strict=True):
+        np.testing.assert_array_equal(gradient, np.zeros_like(x))
+
+
+@pytest.mark.parametrize('implementation', ['auto', 'plain', 'chunked', 'fused'])
+@pytest.mark.parametrize('integer', ['query', 'key', 'value'])
+def test_integers_are_refused(implementation, integer):
+    arrays = {name: np.ones((B, S, H, F), np.float32) for name in ('query', 'key', 'value')}
+    arrays[integer] = arrays[integer].astype(np.int32)
+    with pytest.raises(Refused, match=f'attend takes {integer} of a floating-point .* not int32'):
+        attend(**arrays, implementation=implementation)

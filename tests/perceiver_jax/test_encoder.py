@@ -222,3 +222,36 @@ def test_unknown_fields_of_attention_are_named(fields, message):
     if 'self_attend' in fields:
         with pytest.raises(Refused, match=message):
             hk.transform(lambda: Block(1, **fields)).init(None)
+
+
+@pytest.mark.parametrize('dtype', ['uint8', 'int16', 'int32', 'bool'])
+def test_integer_inputs_are_refused(dtype):
+    """Latents of 0.02, cast to their dtype, would be zeros."""
+    model = build()
+    params = model.init(jax.random.key(0), inputs())
+    with pytest.raises(Refused, match=f'Encoder takes inputs of a floating-point .* not {dtype}'):
+        model.apply(params, None, inputs().astype(dtype))
+    with pytest.raises(Refused, match='Block takes latents'):
+        hk.transform(lambda x: Block(1)(x, is_training=False)).init(
+            jax.random.key(0), np.ones((2, 3, 8), dtype)
+        )
+
+
+@pytest.mark.parametrize('implementation', ['auto', 'plain', 'chunked'])
+@pytest.mark.parametrize('fields', [{}, dict(num_cross_attends=2), dict(remat_blocks=True)])
+def test_an_empty_batch_gives_empty_latents(implementation, fields):
+    model = build(implementation=implementation, **fields)
+    params = model.init(jax.random.key(0), inputs())
+    assert model.apply(params, None, inputs()[:0]).shape == (0, N, D)
+    gradients = jax.grad(lambda p: model.apply(p, None, inputs()[:0]).sum())(params)
+    assert not any(np.asarray(g).any() for g in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize('implementation', ['auto', 'plain', 'chunked'])
+def test_no_inputs_are_as_if_all_were_masked(implementation):
+    model = build(implementation=implementation)
+    params = model.init(jax.random.key(0), inputs())
+    expected = model.apply(params, None, inputs(), np.zeros((B, M), bool))
+    np.testing.assert_allclose(
+        model.apply(params, None, inputs()[:, :0]), expected, rtol=1e-5, atol=1e-5
+    )

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from perceiver_jax.errors import Refused
 from perceiver_jax.inputs import (
     FlowInputs,
     ImageInputs,
@@ -347,3 +348,81 @@ def test_spectrogram_values_with_positions_along_one_axis():
     np.testing.assert_allclose(elements[1, :, 1:], positions, atol=1e-6)
     with pytest.raises(ValueError, match=r'Patches of \(4, 1\) do not divide a spectrogram'):
         spectrogram_elements(x, patch=(4, 1), num_bands=3, max_resolution=(30,))
+
+
+ELEMENTS = [  # what makes elements, the shape it takes, and the name of what it takes
+    (lambda x: ImageInputs(**FOURIER)(x, is_training=False), (2, 4, 4, 3), 'images'),
+    (
+        lambda x: ImageInputs(contents='conv1x1', contents_channels=2, **FOURIER)(
+            x, is_training=False
+        ),
+        (2, 4, 4, 3),
+        'images',
+    ),
+    (
+        lambda x: ImageInputs(contents='conv7x7', contents_channels=2, **FOURIER)(
+            x, is_training=True
+        ),
+        (2, 4, 4, 3),
+        'images',
+    ),
+    (
+        lambda x: ImageInputs(positions='learned', position_channels=2, position_init_std=0.02)(
+            x, is_training=False
+        ),
+        (2, 4, 4, 3),
+        'images',
+    ),
+    (lambda x: FlowInputs(num_bands=2)(x, is_training=False), (2, 2, 4, 5, 3), 'frames'),
+    (
+        lambda x: FlowInputs(
+            num_bands=2, contents='conv7x7', concatenate_frames=False, max_resolution=(2, 4, 5)
+        )(x, is_training=False),
+        (2, 2, 4, 5, 3),
+        'frames',
+    ),
+    (
+        lambda x: video_elements(x, patch=(1, 2, 2), num_bands=2, max_resolution=(2, 2, 2)),
+        (2, 2, 4, 4, 3),
+        'video',
+    ),
+    (
+        lambda x: audio_elements(x, samples_per_patch=2, num_bands=2, max_resolution=(2,)),
+        (2, 8, 1),
+        'audio',
+    ),
+    (
+        lambda x: spectrogram_elements(x, patch=(1, 2), num_bands=2, max_resolution=(2,)),
+        (2, 3, 4),
+        'spectrogram',
+    ),
+    (lambda x: point_elements(x, num_bands=2, max_resolution=(4, 4, 4)), (2, 9, 3), 'points'),
+    (lambda x: JoinModalities(2)({'touch': x}), (2, 9, 3), 'touch'),
+]
+
+
+@pytest.mark.parametrize('make, shape, name', ELEMENTS)
+@pytest.mark.parametrize('dtype', ['uint8', 'int16', 'bool'])
+def test_integers_are_refused(make, shape, name, dtype):
+    """Positions and paddings, cast to their dtype, would be rounded to zero."""
+    model = hk.transform_with_state(make)
+    with pytest.raises(Refused, match=f'takes {name} of a floating-point dtype, .* not {dtype}'):
+        model.init(jax.random.key(0), np.ones(shape, dtype))
+
+
+@pytest.mark.parametrize('make, shape, name', ELEMENTS)
+def test_an_empty_batch_gives_no_elements(make, shape, name):
+    model = hk.transform_with_state(make)
+    params, state = model.init(jax.random.key(0), np.ones(shape, np.float32))
+    whole, _ = model.apply(params, state, None, np.ones(shape, np.float32))
+    empty, _ = model.apply(params, state, None, np.ones((0, *shape[1:]), np.float32))
+    assert empty.shape == (0, *whole.shape[1:])
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bool'])
+def test_tokens_are_integers(dtype):
+    model = hk.transform(lambda x: TextInputs(channels=4)(x, 'float32'))
+    with pytest.raises(Refused, match=f'tokens of an integer dtype, not {dtype}'):
+        model.init(jax.random.key(0), np.ones((2, 5), dtype))
+    params = model.init(jax.random.key(0), np.ones((2, 5), np.uint8))
+    assert model.apply(params, None, np.ones((0, 5), np.int32))[0].shape == (0, 5, 4)

@@ -1,8 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from perceiver_jax import layers
+from perceiver_jax.errors import Refused
 from perceiver_jax.layers import LayerNorm, Mlp, normalise
 from tests.toys.modules import random, run
 
@@ -54,3 +56,12 @@ def test_the_gradient_of_a_norm_equals_a_difference():
     step = 1e-2 * random(5, 17, seed=1)
     moved = [(np.asarray(normalise(x + sign * step), float) ** 3).sum() for sign in (1, -1)]
     np.testing.assert_allclose((pull(1.0)[0] * step).sum(), (moved[0] - moved[1]) / 2, rtol=1e-2)
+
+
+@pytest.mark.parametrize('dtype', ['uint8', 'int32', 'bool', 'complex64'])
+@pytest.mark.parametrize(
+    'layer, name', [(lambda: layers.Linear(3), 'linear'), (LayerNorm, 'layer_norm')]
+)
+def test_a_layer_takes_floating_point_numbers_alone(layer, name, dtype):
+    with pytest.raises(Refused, match=f'{name} takes x of a floating-point .* not {dtype}'):
+        run(layer, np.ones((2, 5), dtype))

@@ -469,3 +469,43 @@ def test_a_modality_that_is_not_the_models_is_named():
     model = hk.transform(lambda x: audio_visual_classifier(x, is_training=False, **AUDIO_VISUAL))
     with pytest.raises(ValueError, match=r"are \['video'\], and the model takes \['audio'"):
         model.init(jax.random.key(0), {'video': CLIPS['video']})
+
+
+def empty(x):
+    return jax.tree.map(lambda x: x[:0], x)
+
+
+def classify_clouds(points):
+    return point_classifier(points, is_training=False, **SMALL_CLOUDS)
+
+
+@pytest.mark.parametrize(
+    'model, inputs',
+    [
+        (jitted(lambda x: classify(x, 'float32')), (IMAGES,)),
+        (
+            jitted(lambda x: estimate_flow(x, 'float32')),
+            (np.random.default_rng(0).normal(size=(1, 2, 6, 8, 3)).astype('f'),),
+        ),
+        (jitted(lambda x: fill_in(x, 'float32')), (np.arange(10).reshape(2, 5),)),
+        (jitted(classify_clouds), (POINTS,)),
+        (autoencode(), CLIP),
+        (
+            jitted(lambda x: audio_visual_classifier(x, is_training=False, **AUDIO_VISUAL)),
+            (CLIPS,),
+        ),
+    ],
+)
+def test_an_empty_batch_gives_empty_outputs(model, inputs):
+    params = model.init(jax.random.key(0), *inputs)
+    whole = jax.eval_shape(model.apply, params, None, *inputs)
+    outputs = model.apply(params, None, *empty(inputs))
+    jax.tree.map(lambda x, like: (x.shape == (0, *like.shape[1:])) or pytest.fail(), outputs, whole)
+
+
+def test_integer_clouds_are_cast_as_integer_images_are():
+    corners = np.array([[[-1, -1, -1], [1, 1, -1], [0, 1, 0]]])
+    model = jitted(classify_clouds)
+    params = with_random_head(model.init(jax.random.key(0), corners.astype(np.float32)))
+    outputs = [model.apply(params, None, corners.astype(dtype)) for dtype in (int, np.float32)]
+    np.testing.assert_array_equal(*outputs)

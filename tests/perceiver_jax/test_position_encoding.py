@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from perceiver_jax.errors import Refused
 from perceiver_jax.position_encoding import (
     LearnedPositions,
     fourier_features,
@@ -121,3 +122,11 @@ def test_learned_positions_and_their_projection():
     expected = params['positions']['positions'] @ params['positions/projection']['w']
     np.testing.assert_allclose(model.apply(params, None, 5), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(model.apply(params, None, None), params['positions']['positions'])
+
+
+def test_integer_positions_are_refused():
+    for array in (np.ones((5, 3), int), jnp.ones((5, 3), jnp.int32)):
+        with pytest.raises(Refused, match='fourier_features takes positions of a floating-point'):
+            fourier_features(array, 2, (4, 4, 4))
+        with pytest.raises(Refused, match='resample_positions takes positions of a floating-point'):
+            resample_positions(array, grid=(5,), new_grid=(7,))

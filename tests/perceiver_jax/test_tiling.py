@@ -154,8 +154,11 @@ def test_frames_of_several_sizes_in_one_compiled_function(tiles_at_once):
     pairs = [rng.normal(size=(2, *size, 3)).astype(np.float32) for size in sizes]
 
     def flow(frames):  # depends on all of the tile, and on where in it a pixel is
-        ramp = jnp.linspace(0, 1, tile[1])[:, None] * jnp.linspace(1, 2, tile[0])[:, None, None]
-        return frames[:, 0, ..., :2] * ramp + frames[:, 1].mean((1, 2, 3))[:, None, None, None]
+        ramp = jnp.linspace(0, 1, tile[1])[None] * jnp.linspace(1, 2, tile[0])[:, None]
+        return (
+            frames[:, 0, ..., :2] * ramp[None, ..., None]
+            + frames[:, 1].mean((1, 2, 3))[:, None, None, None]
+        )
 
     corners = [tile_corners(size, tile) for size in sizes]
     count = len(tile_corners(largest, tile))
@@ -175,3 +178,15 @@ def test_frames_of_several_sizes_in_one_compiled_function(tiles_at_once):
             got[i, :height, :width], tiled(flow, pair, tile), rtol=1e-5, atol=1e-5
         )
         assert not np.asarray(got[i, height:]).any() and not np.asarray(got[i, :, width:]).any()
+
+
+def test_no_frames_have_no_flow():
+    got = flow_of_tiles(
+        lambda frames: frames[:, 0, ..., :2],
+        np.zeros((0, 2, 11, 13, 3), np.float32),
+        np.zeros((0, 3, 2), int),
+        np.zeros((0, 3), bool),
+        (5, 7),
+        2,
+    )
+    assert got.shape == (0, 11, 13, 2)

@@ -1,6 +1,8 @@
+import copy
 import dataclasses
 import hashlib
 import json
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -56,6 +58,22 @@ def test_it_can_first_be_called_while_jax_traces():
     model = image_model()
     inside = jax.jit(lambda x: model(x))(IMAGES)
     np.testing.assert_allclose(model(IMAGES), inside, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'copied', [copy.copy, copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))]
+)
+def test_a_model_that_was_called_can_be_copied_and_pickled(copied):
+    model = image_model()
+    size = len(pickle.dumps(model))
+    logits = model(IMAGES)
+    model.attention('encoder/cross_attend_1', IMAGES)
+    assert len(pickle.dumps(model)) == size  # what was compiled, and copied to the device, is not
+    other = copied(model)
+    np.testing.assert_array_equal(other(IMAGES), logits)
+    assert other.front_end == model.front_end and other.activation == model.activation
+    again = dataclasses.replace(copied(other), description='once more')
+    np.testing.assert_array_equal(again(IMAGES), logits)
 
 
 def test_it_is_shown_without_its_weights_and_called_with_arrays(model):

@@ -1,7 +1,8 @@
 """What the predictions of several classifiers share: names, probabilities, the best classes."""
 
+import argparse
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -33,6 +34,33 @@ def some_inputs(paths: Sequence[str], what: str) -> Sequence[str]:
         if stems.count(stem) > 1:
             raise Refused(f'INPUT: {stems.count(stem)} are called {stem!r}; run them apart')
     return paths
+
+
+def classify_each(
+    classify: Callable[[Pretrained, str, str, Sequence[str]], dict],
+    model: Pretrained,
+    arguments: argparse.Namespace,
+    what: str,
+) -> Iterator[dict]:
+    """Classifies the inputs of a command line, one after the other.
+
+    Args:
+      classify: Function of the model, the path of an input, the folder of the pictures and the
+        names of the classes.
+      model: A classifier.
+      arguments: The command line: `inputs`, `classes`, `out`.
+      what: What the inputs are, such as 'images', for the error where there are none.
+
+    Yields:
+      What `classify` returns for each input.
+
+    Raises:
+      Refused: There are no inputs, or `classify` refuses one.
+    """
+    paths = some_inputs(arguments.inputs, what)
+    names = class_names(model, arguments.classes)
+    for path in paths:
+        yield classify(model, path, arguments.out, names)
 
 
 def class_names(model: Pretrained, path: str | None) -> list[str]:

@@ -116,12 +116,7 @@ def evaluated_name() -> str:
     workdir = Path(WORKDIR.value)
     try:
         name = json.loads((workdir / 'result.json').read_text())['config']
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-    ):  # not finished, or damaged: it is only a name
+    except (OSError, ValueError, TypeError, KeyError):  # not finished, or damaged
         name = None
     return name if isinstance(name, str) else str(workdir / 'config.json')
 

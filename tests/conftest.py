@@ -24,7 +24,7 @@ os.environ['PYTHONPATH'] = os.pathsep.join(  # for the processes that tests star
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def no_rank_promotion():
     """Arrays of different ranks do not broadcast: [B] losses times [B, K] weights are an error."""
     import jax  # after the environment is set

@@ -8,10 +8,9 @@ import numpy as np
 
 from experiments.classes import (
     best_classes,
-    class_names,
+    classify_each,
     cross_attends,
     probabilities,
-    some_inputs,
     title_of,
 )
 from perceiver_jax.weights.pretrained import Pretrained
@@ -20,22 +19,8 @@ OPTIONS = ('classes',)  # of the command line
 
 
 def predict(model: Pretrained, arguments: argparse.Namespace) -> Iterator[dict]:
-    """Classifies each input.
-
-    Args:
-      model: A point classifier.
-      arguments: The command line: `inputs`, `classes`, `out`.
-
-    Yields:
-      What `classify_shape` returns for each input.
-
-    Raises:
-      Refused: There are no inputs, or `classify_shape` refuses one.
-    """
-    paths = some_inputs(arguments.inputs, 'shapes')
-    names = class_names(model, arguments.classes)
-    for path in paths:
-        yield classify_shape(model, path, arguments.out, names)
+    """Classifies each input; see `classify_each` and `classify_shape`."""
+    return classify_each(classify_shape, model, arguments, 'shapes')
 
 
 def classify_shape(model: Pretrained, path: str, out: str, names: Sequence[str]) -> dict:

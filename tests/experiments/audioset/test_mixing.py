@@ -5,6 +5,8 @@ import pytest
 
 from experiments.audioset import mixing
 
+pytestmark = pytest.mark.usefixtures('no_rank_promotion')
+
 RNG = jax.random.key(3)
 
 # Compiled whole, as in training: each operation by itself would take much longer to compile.
@@ -12,12 +14,6 @@ MASKS = ('time_masks', 'time_width', 'frequency_masks', 'frequency_width')
 drop_examples = jax.jit(mixing.drop_examples)
 mix_sounds = jax.jit(mixing.mix_sounds)
 spec_augment = jax.jit(mixing.spec_augment, static_argnames=MASKS)
-
-
-@pytest.fixture(autouse=True)
-def no_rank_promotion():
-    with jax.numpy_rank_promotion('raise'):
-        yield
 
 
 def test_mixed_sounds_and_labels_have_the_same_weights():

@@ -7,6 +7,8 @@ import pytest
 from experiments.flow import metrics as flow_metrics
 from experiments.flow.metrics import end_point_error, summarise
 
+pytestmark = pytest.mark.usefixtures('no_rank_promotion')
+
 measure = jax.jit(flow_metrics.measure)
 
 RNG = np.random.default_rng(0)
@@ -16,12 +18,6 @@ FLOW = TRUTH + RNG.normal(0, 4, (*SHAPE, 2)).astype(np.float32)
 VALID = RNG.random(SHAPE) < 0.7
 MATCHED = VALID & (RNG.random(SHAPE) < 0.6)
 DATA = np.array([0, 1, 0, 1, 1])
-
-
-@pytest.fixture(autouse=True)
-def no_rank_promotion():
-    with jax.numpy_rank_promotion('raise'):
-        yield
 
 
 def metrics(flow=FLOW, matched=MATCHED, unmatched=VALID & ~MATCHED):

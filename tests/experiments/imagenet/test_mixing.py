@@ -5,17 +5,13 @@ import pytest
 
 from experiments.imagenet.mixing import mixup_cutmix
 
+pytestmark = pytest.mark.usefixtures('no_rank_promotion')
+
 H, W, C, K = 17, 23, 3, 7
 B = 512
 
 
 mix = jax.jit(mixup_cutmix, static_argnames='num_classes')
-
-
-@pytest.fixture(scope='module', autouse=True)
-def no_rank_promotion():
-    with jax.numpy_rank_promotion('raise'):
-        yield
 
 
 def pairs():

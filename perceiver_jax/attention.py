@@ -19,10 +19,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import haiku as hk
+import jax.numpy as jnp
 from jax import Array
 
 from perceiver_jax import folding
-from perceiver_jax.dot_product_attention import attend
+from perceiver_jax.dot_product_attention import attend, check_mask
 from perceiver_jax.errors import Refused
 from perceiver_jax.layers import LECUN_NORMAL, LayerNorm, Linear, Mlp, check_floating, dropout
 from perceiver_jax.recording import record
@@ -43,7 +44,7 @@ class Attention(hk.Module):
       output_channels: Channels of the result.
       dropout_rate: Dropout of the result, in training, before a residual is added.
       implementation: Implementation of `attend`: 'auto', 'chunked', 'fused', or 'plain', which
-        moves no projection either.
+        moves no projection either; forward-mode differentiation needs 'plain'.
       name: Name of the module.
     """
 
@@ -72,7 +73,7 @@ class Attention(hk.Module):
           inputs_q: `[B, T, Cq]`, what queries are made of.
           inputs_kv: `[B, S, Ckv]`, what keys and values are made of.
           mask: Boolean or 0/1, broadcastable to `[B, T, S]`; true where a query attends to a key;
-            None: everywhere.
+            None: everywhere. Inputs that no query attends to may hold anything, also NaN.
           norm_q: Normalisation to apply to `inputs_q`; None: none.
           norm_kv: Normalisation to apply to `inputs_kv`; None: none.
           is_training: Whether dropout is applied.
@@ -92,6 +93,7 @@ class Attention(hk.Module):
                     f'{what}_channels ({channels}) must be divisible by num_heads '
                     f'({self.num_heads}) in {self.module_name}.'
                 )
+        check_mask(mask, (inputs_q.shape[0], inputs_q.shape[1], inputs_kv.shape[1]))
         query = Linear(self.qk_channels, LECUN_NORMAL, name='query')
         key = Linear(self.qk_channels, LECUN_NORMAL, name='key')
         value = Linear(self.v_channels, LECUN_NORMAL, name='value')
@@ -99,8 +101,11 @@ class Attention(hk.Module):
         fold = self._fold(inputs_q, inputs_kv)
         if fold != 'queries' and norm_q is not None:
             inputs_q = norm_q(inputs_q)
-        if fold != 'keys' and norm_kv is not None:
-            inputs_kv = norm_kv(inputs_kv)
+        if fold != 'keys':  # or else `attend` meets the inputs themselves
+            if mask is not None:  # as in `without_unused_keys`: also the projections' gradients
+                inputs_kv = jnp.where(mask.astype(bool).any(1)[..., None], inputs_kv, 0)
+            if norm_kv is not None:
+                inputs_kv = norm_kv(inputs_kv)
         if fold == 'keys':
             average = folding.attend_with_folded_keys(
                 inputs_q,
@@ -176,7 +181,8 @@ class CrossAttend(hk.Module):
       widening_factor: Width of the MLP's hidden layer as a multiple of its input's.
       use_query_residual: Whether the queries are added to what was attended to.
       dropout_rate: Dropout behind the attention and behind the MLP, in training.
-      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked' or 'fused'.
+      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked' or 'fused';
+        forward-mode differentiation needs 'plain'.
       name: Name of the module.
     """
 
@@ -248,7 +254,8 @@ class SelfAttend(hk.Module):
       v_channels: Channels of values, all heads together; None: `qk_channels`.
       widening_factor: Width of the MLP's hidden layer as a multiple of its input's.
       dropout_rate: Dropout behind the attention and behind the MLP, in training.
-      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked' or 'fused'.
+      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked' or 'fused';
+        forward-mode differentiation needs 'plain'.
       name: Name of the module.
     """
 

@@ -129,6 +129,27 @@ def heads_first(
     )
 
 
+def without_unused_keys(operands: Operands) -> Operands:
+    """Zeros the keys and values that no query attends to, whatever they hold.
+
+    A weight of 0 alone would not do: its product with a NaN or an infinity is a NaN, in the
+    outputs and in the gradients.
+
+    Args:
+      operands: What attention is computed of.
+
+    Returns:
+      The operands; the same ones where there is no mask.
+    """
+    if operands.mask is None:
+        return operands
+    used = operands.mask.any(2)[..., None]  # [B, 1, S, 1], or 1 in place of B or S
+    return operands._replace(
+        key=jnp.where(used, operands.key, 0),
+        value=None if operands.value is None else jnp.where(used, operands.value, 0),
+    )
+
+
 def masked_logits(
     query: Array, key: Array, *, bias: Array | None, mask: Array | None, scale: float
 ) -> Array:
@@ -213,6 +234,7 @@ def _forward(operands: Operands, how: How) -> tuple[Array, _Saved]:
 
 
 def _see(operands: Operands, how: How) -> _Seen:
+    operands = without_unused_keys(operands)
     query = prepared(operands.query, how.prepare_query)
     key = prepared(operands.key, how.prepare_key)
     values = key if operands.value is None else operands.value
@@ -297,6 +319,7 @@ def _backward(how: How, saved: _Saved, gradient: Array) -> tuple[Operands]:
 
 def _gradients(operands: Operands, of_rows: _OfRows, how: How) -> Operands:
     """Gradients by one chunk."""
+    operands = without_unused_keys(operands)
     query, pull_query = _prepared_with_pullback(operands.query, how.prepare_query)
     key, pull_key = _prepared_with_pullback(operands.key, how.prepare_key)
     values = key if operands.value is None else operands.value

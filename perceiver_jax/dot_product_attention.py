@@ -15,18 +15,25 @@ from jax import Array
 
 from perceiver_jax.chunked_attention import (
     How,
+    Operands,
     Prepare,
     attend_in_chunks,
     choose_chunks,
     heads_first,
     masked_logits,
     prepared,
+    without_unused_keys,
 )
 from perceiver_jax.errors import Refused
 from perceiver_jax.layers import check_floating
 from perceiver_jax.sharding import laid_out_alike
 
 IMPLEMENTATIONS = ('auto', 'plain', 'chunked', 'fused')
+NO_FORWARD_MODE = (
+    'Forward-mode differentiation (jax.jvp, jax.jacfwd, jax.linearize) of attention needs '
+    "implementation='plain'. The others serve reverse mode (jax.grad, jax.vjp, jax.jacrev) and "
+    'forward over reverse (jax.hessian).'
+)
 FUSED_CHANNELS = 128  # the most per head that cuDNN's kernel takes on every GPU it runs on
 
 
@@ -63,10 +70,8 @@ def attention_weights(
     _check_operands(query, key, None, mask, key_bias)
     scale = _scale(scale, query)
     query, key, mask, key_bias = laid_out_alike(query, key, mask, key_bias)
-    query, key = prepared(query, prepare_query), prepared(key, prepare_key)
-    query, key, _, bias, mask = heads_first(query, key, None, key_bias, mask)
-    weights = jax.nn.softmax(masked_logits(query, key, bias=bias, mask=mask, scale=scale))
-    return weights if mask is None else jnp.where(mask.any(-1, keepdims=True), weights, 0)
+    operands = without_unused_keys(heads_first(query, key, None, key_bias, mask))
+    return _weights(_prepared_operands(operands, prepare_query, prepare_key), scale)
 
 
 def attend(
@@ -89,9 +94,10 @@ def attend(
       'chunked' is memory-efficient (flash) attention: it walks the longer of rows and keys in
         chunks and keeps, for the gradient, its output and the logarithm of each row's sum alone:
         memory O((T + S) F), not O(T S). It computes logits and sums in float32 also in bfloat16.
-        Not for forward-mode differentiation.
       'fused' is cuDNN's kernel on NVIDIA's GPUs: bfloat16 or float16, up to 128 channels a head.
       'auto' is 'fused' where that runs and 'chunked' elsewhere, in one chunk if that is small.
+    Forward-mode differentiation (`jax.jvp`, `jax.jacfwd`, the gradient of a jvp) needs 'plain'.
+    Forward over reverse (`jax.hessian`, the jvp of a gradient) runs with all but 'fused'.
 
     Args:
       query: `[B, T, H, F]`.
@@ -99,7 +105,7 @@ def attend(
       value: `[B, S, H, V]`; V may differ from F. None, or the same array as `key`: the keys, as
         prepared, are the values, and are read once.
       mask: Boolean or 0/1, broadcastable to `[B, T, S]`; true where a query attends to a key;
-        None: everywhere.
+        None: everywhere. Keys and values that no query attends to may hold anything, also NaN.
       scale: Factor of the dot products; None: 1 / sqrt(F).
       key_bias: `[B, S, H]`, added to the scaled dot products of a key; None: nothing.
       prepare_query: Function that is applied to the queries first, chunk by chunk: one of the
@@ -107,7 +113,8 @@ def attend(
         nothing.
       prepare_key: Function that is applied to the keys first, chunk by chunk: one of the channels
         of each key alone, without arrays of its own; None: nothing.
-      implementation: 'auto', 'plain', 'chunked' or 'fused'.
+      implementation: 'auto', 'plain', 'chunked' or 'fused';
+        forward-mode differentiation needs 'plain'.
       chunk_size: Keys of a chunk where S is larger than T, else rows; None: from the shapes.
 
     Returns:
@@ -131,10 +138,11 @@ def attend(
     query, key, value, mask, key_bias = laid_out_alike(query, key, value, mask, key_bias)
 
     def plain(query: Array, key: Array, value: Array | None) -> Array:
-        query, key = prepared(query, prepare_query), prepared(key, prepare_key)
-        value = key if value is None else value
-        weights = attention_weights(query, key, mask, scale=scale, key_bias=key_bias)
-        return jnp.einsum('bhts,bshv->bthv', weights.astype(value.dtype), value)
+        operands = without_unused_keys(heads_first(query, key, value, key_bias, mask))
+        operands = _prepared_operands(operands, prepare_query, prepare_key)
+        value = operands.key if operands.value is None else operands.value
+        weights = _weights(operands, scale)
+        return jnp.einsum('bhts,bhsv->bthv', weights.astype(value.dtype), value)
 
     def chunked(query: Array, key: Array, value: Array | None) -> Array:
         operands = heads_first(query, key, value, key_bias, mask)
@@ -143,7 +151,12 @@ def attend(
             batch=batch, heads=heads, rows=rows, keys=key.shape[1], size=chunk_size
         )
         how = How(scale, prepare_query, prepare_key, axis, size)
-        return jnp.moveaxis(attend_in_chunks(operands, how), 1, 2)
+        try:
+            return jnp.moveaxis(attend_in_chunks(operands, how), 1, 2)
+        except (TypeError, NotImplementedError) as error:  # jax's, where nothing around is compiled
+            if 'forward-mode' in str(error) or 'custom_lin' in str(error):
+                raise Refused(NO_FORWARD_MODE) from None
+            raise
 
     def fused(query: Array, key: Array, value: Array | None) -> Array:
         query, key = prepared(query, prepare_query), prepared(key, prepare_key)
@@ -165,6 +178,20 @@ def attend(
     return chunked(query, key, value)
 
 
+def _prepared_operands(
+    operands: Operands, prepare_query: Prepare | None, prepare_key: Prepare | None
+) -> Operands:
+    return operands._replace(
+        query=prepared(operands.query, prepare_query), key=prepared(operands.key, prepare_key)
+    )
+
+
+def _weights(operands: Operands, scale: float) -> Array:
+    query, key, _, bias, mask = operands
+    weights = jax.nn.softmax(masked_logits(query, key, bias=bias, mask=mask, scale=scale))
+    return weights if mask is None else jnp.where(mask.any(-1, keepdims=True), weights, 0)
+
+
 def _not_fusable(
     query: Array, value: Array, mask: Array | None, key_bias: Array | None
 ) -> str | None:
@@ -182,6 +209,22 @@ def _not_fusable(
     return None
 
 
+def check_mask(mask: Array | None, full: tuple[int, int, int]) -> None:
+    """Checks the shape of a mask.
+
+    Args:
+      mask: Of any shape; None: no mask.
+      full: `(B, T, S)`.
+
+    Raises:
+      Refused: The mask does not broadcast to `[B, T, S]`, or has another number of axes.
+    """
+    if mask is None:
+        return
+    if mask.ndim != 3 or any(m not in (1, n) for m, n in zip(mask.shape, full, strict=True)):
+        raise Refused(f'The mask must broadcast to [B, T, S] = {full}; got {mask.shape}.')
+
+
 def _check_operands(
     query: Array, key: Array, value: Array | None, mask: Array | None, key_bias: Array | None
 ) -> None:
@@ -193,10 +236,7 @@ def _check_operands(
     batch, rows, heads, channels = query.shape
     if key.shape != (batch, key.shape[1], heads, channels) or value.shape[:3] != key.shape[:3]:
         raise Refused(f'attend expects [B, T, H, F], [B, S, H, F], [B, S, H, V]; got {shapes}.')
-    if mask is not None:
-        full = (batch, rows, key.shape[1])
-        if mask.ndim != 3 or any(m not in (1, n) for m, n in zip(mask.shape, full, strict=True)):
-            raise Refused(f'The mask must broadcast to [B, T, S] = {full}; got {mask.shape}.')
+    check_mask(mask, (batch, rows, key.shape[1]))
     if key_bias is not None and key_bias.shape != key.shape[:3]:
         raise Refused(f'key_bias is [B, S, H] = {key.shape[:3]}; got {key_bias.shape}.')
 

@@ -95,11 +95,16 @@ class ImageInputs(hk.Module):
             if getattr(self, field) is None:
                 raise Refused(f'{self.contents} with {self.positions} positions needs {field}.')
 
-    def __call__(self, images: Array, *, is_training: bool) -> Array:
+    def __call__(
+        self, images: Array, input_mask: Array | None = None, *, is_training: bool
+    ) -> Array:
         """Makes input elements of images.
 
         Args:
           images: `[B, height, width, channels]`, of any floating-point dtype.
+          input_mask: Boolean `[B, M]`, true for the elements that will be attended to; None: all.
+            What the other pixels hold does not reach the gradient of 'conv1x1', even NaN; the
+            window of 'conv7x7' also looks at neighbours, and its statistics at all pixels.
           is_training: Whether 'conv7x7' uses batch statistics, and updates running averages.
 
         Returns:
@@ -107,7 +112,7 @@ class ImageInputs(hk.Module):
           permutation); C channels, contents before positions.
 
         Raises:
-          Refused: If `images` have another number of axes, or another dtype.
+          Refused: If `images` or `input_mask` have another shape, or `images` another dtype.
         """
         check_floating('ImageInputs', images=images)
         if images.ndim != 4:
@@ -118,6 +123,8 @@ class ImageInputs(hk.Module):
             )
             images = conv(images, is_training=is_training)
         elif self.contents == 'conv1x1':
+            if input_mask is not None:
+                images = self._without_masked(images, input_mask)
             images = Linear(_given(self.contents_channels), name='conv1x1')(images)
         height, width = images.shape[1:3]
         inputs = with_positions(images, self._encode_positions((height, width)))
@@ -125,6 +132,16 @@ class ImageInputs(hk.Module):
             # After the positions are attached: the elements keep what says where they were.
             inputs = inputs[:, permutation(self.permutation_seed, height * width)]
         return inputs
+
+    def _without_masked(self, images: Array, input_mask: Array) -> Array:
+        images, input_mask = laid_out_alike(images, input_mask)
+        if input_mask.shape != (elements := (len(images), math.prod(images.shape[1:3]))):
+            raise Refused(f'The input mask is [B, M] = {elements}; got {input_mask.shape}.')
+        if self.permutation_seed is not None:
+            order = permutation(self.permutation_seed, input_mask.shape[1])
+            input_mask = input_mask[:, np.argsort(order)]
+        pixels = reshape_examples(input_mask, *images.shape[1:3], 1).astype(bool)
+        return jnp.where(pixels, images, 0)
 
     @hk.name_like('__call__')
     def _encode_positions(self, grid: tuple[int, int]) -> Array:

@@ -125,6 +125,28 @@ def test_without_inputs_queries_are_as_if_all_inputs_were_masked(num_heads, impl
     np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize('queries, inputs', [((5, 8), (37, 6)), ((37, 6), (5, 12))])
+@pytest.mark.parametrize('implementation', ['auto', 'plain'])
+def test_nothing_that_is_masked_reaches_outputs_or_gradients(queries, inputs, implementation):
+    queries, inputs = random(2, *queries), random(2, *inputs, seed=1)
+    mask = np.arange(inputs.shape[1]) % 3 > np.array([[0], [1]])
+    spoilt = np.where(mask[..., None], inputs, np.nan).astype(np.float32)
+    model = hk.without_apply_rng(
+        hk.transform(lambda *x: CrossAttend(implementation=implementation)(*x, is_training=True))
+    )
+    params = model.init(jax.random.key(0), queries, inputs)
+
+    @jax.jit
+    def output_and_gradients(inputs):
+        apply = lambda *x: model.apply(*x, mask[:, None])  # noqa: E731
+        output, pull = jax.vjp(apply, params, queries, inputs)
+        return output, pull(output)
+
+    expected = output_and_gradients(inputs)
+    assert np.isfinite(expected[0]).all()
+    jax.tree.map(np.testing.assert_array_equal, output_and_gradients(spoilt), expected)
+
+
 @pytest.mark.parametrize('integer', [0, 1])
 def test_integer_inputs_are_refused(integer):
     arrays = [random(2, 5, 8), random(2, 7, 4)]

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -282,3 +284,69 @@ def test_integers_are_refused(implementation, integer):
     arrays[integer] = arrays[integer].astype(np.int32)
     with pytest.raises(Refused, match=f'attend takes {integer} of a floating-point .* not int32'):
         attend(**arrays, implementation=implementation)
+
+
+@pytest.mark.parametrize('implementation', ['auto', 'plain', 'chunked'])
+@pytest.mark.parametrize('rows, keys', [(3, 9), (9, 3)])
+@pytest.mark.parametrize('values, prepare', [(True, None), (False, normalise)])
+def test_what_no_query_attends_to_may_hold_anything(implementation, rows, keys, values, prepare):
+    mask = np.ones((2, rows, keys), bool)
+    mask[..., 1] = mask[1, :, 2] = mask[0, 0] = False
+    unused = ~mask.any(1)
+    arrays = [random(2, rows, 2, 4), random(2, keys, 2, 4, seed=1), random(2, keys, 2, seed=2)]
+    arrays += [random(2, keys, 2, 5, seed=3)] * values
+    spoilt = [np.copy(x) for x in arrays]
+    for x, anything in zip(spoilt[1:], (np.nan, np.inf, np.nan), strict=False):
+        x[unused] = anything
+
+    def run(query, key, key_bias, value=None):
+        how = dict(key_bias=key_bias, prepare_key=prepare, chunk_size=2)
+        return attend(query, key, value, mask, **how, implementation=implementation)
+
+    weights = [
+        attention_weights(*x[:2], mask, key_bias=x[2], prepare_key=prepare)
+        for x in (arrays, spoilt)
+    ]
+    np.testing.assert_array_equal(*weights)
+    (expected, pull), (output, pull_spoilt) = (jax.vjp(run, *x) for x in (arrays, spoilt))
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_array_equal(output, expected)
+    jax.tree.map(np.testing.assert_array_equal, pull_spoilt(output), pull(output))
+
+
+def test_forward_mode_needs_the_plain_definition():
+    query, key = random(1, 3, 1, 4), random(1, 5, 1, 4, seed=1)
+
+    def loss(query, implementation='plain'):
+        return (attend(query, key, None, implementation=implementation) ** 3).sum()
+
+    gradient = jax.grad(loss)(query)
+    np.testing.assert_allclose(jax.jacfwd(loss)(query), gradient, rtol=1e-4, atol=1e-5)
+    for implementation in ('auto', 'chunked'):
+        one = functools.partial(loss, implementation=implementation)
+        for differentiate in (
+            lambda one: jax.jvp(one, (query,), (query,)),
+            lambda one: jax.grad(lambda q: jax.jvp(one, (q,), (query,))[1])(query),
+        ):
+            with pytest.raises(Refused, match="Forward-mode .* needs implementation='plain'"):
+                differentiate(one)
+
+
+def test_forward_mode_over_reverse_mode_runs():
+    query, key = random(1, 3, 1, 2), random(1, 5, 1, 2, seed=1)
+
+    def loss(query, implementation):
+        return (attend(query, key, None, implementation=implementation, chunk_size=2) ** 3).sum()
+
+    expected = jax.hessian(loss)(query, 'plain')
+    for implementation in ('auto', 'chunked'):
+        result = jax.hessian(loss)(query, implementation)
+        np.testing.assert_allclose(result, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_an_error_of_a_preparation_stays_what_it_is():
+    def prepare(x):
+        raise TypeError('mine')
+
+    with pytest.raises(TypeError, match='mine'):
+        attend(*[random(1, 3, 1, 4)] * 2, None, prepare_key=prepare)

@@ -91,6 +91,29 @@ def test_learned_positions_of_perceiver_io():
     }
 
 
+@pytest.mark.parametrize('permutation_seed', [None, 7])
+def test_what_masked_pixels_hold_does_not_reach_the_gradient(permutation_seed):
+    fields = dict(contents='conv1x1', contents_channels=2, **FOURIER)
+    model = hk.transform(
+        lambda *x: ImageInputs(**fields, permutation_seed=permutation_seed)(*x, is_training=True)
+    )
+    order = np.arange(35) if permutation_seed is None else permutation(permutation_seed, 35)
+    mask = np.arange(35) % 4 > np.array([[0], [1]])  # of elements, which are pixels in this order
+    spoilt = images().reshape(2, 35, 3)
+    for example in range(2):
+        spoilt[example, order[~mask[example]]] = np.nan
+    params = model.init(jax.random.key(0), images())
+
+    def loss(params, images):
+        elements = model.apply(params, None, images, mask)
+        return (jnp.where(mask[..., None], elements, 0) ** 2).sum()
+
+    gradients = [jax.grad(loss)(params, x) for x in (images(), spoilt.reshape(2, 7, 5, 3))]
+    jax.tree.map(np.testing.assert_array_equal, *gradients)
+    with pytest.raises(Refused, match=r'mask is \[B, M\] = \(2, 35\); got \(2, 34\)'):
+        model.apply(params, None, images(), mask[:, 1:])
+
+
 CONV = dict(contents='conv7x7', contents_channels=11, num_bands=2, max_resolution=(6, 4))
 
 

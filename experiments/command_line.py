@@ -1,9 +1,11 @@
 """What commands share: their paths, errors in one line, a progress line, and quiet libraries."""
 
+import atexit
 import contextlib
 import logging
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -63,7 +65,10 @@ def one_line_errors(interrupted: str = 'interrupted') -> Iterator[None]:
             raise
         fail(error, 2)
     except KeyboardInterrupt:
-        fail(interrupted, 130)
+        print('error:', interrupted, file=sys.stderr, flush=True)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        atexit._run_exitfuncs()
+        os._exit(130)  # the interpreter's own end crashes while XLA compiles in a thread
 
 
 def fail(error: Exception | str, code: int) -> NoReturn:

@@ -9,12 +9,16 @@ Workers are spawned: `source` and `transform` must pickle, and a script that ask
 guard its entry with `if __name__ == '__main__'`.
 """
 
+import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
+import multiprocessing.resource_tracker
 import pickle
+import signal
 import traceback
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -278,9 +282,28 @@ def _batches(items: 'grain.MapDataset', rows: int, num_workers: int) -> Batches:
         pieces = pieces.to_iter_dataset(in_thread)
     iterator = iter(pieces.batch(rows // piece, drop_remainder=True, batch_fn=_join))
     try:
+        if num_workers:
+            with _ctrl_c_blocked():  # the workers start with the first batch
+                first = list(itertools.islice(iterator, 1))
+            yield from first
         yield from iterator
     finally:
         iterator.close()
+
+
+@contextlib.contextmanager
+def _ctrl_c_blocked() -> Iterator[None]:
+    """Lets processes that are started meanwhile never see Ctrl-C: they inherit what is blocked.
+
+    In a terminal it goes to all processes; the workers must go on, for the checkpoint that a run
+    still makes.
+    """
+    multiprocessing.resource_tracker.ensure_running()  # when it starts, it unblocks the signal
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _join(pieces: list[Batch]) -> Batch:

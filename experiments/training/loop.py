@@ -49,7 +49,19 @@ def train(
     Raises:
       Refused: The config, or what is in the folder, cannot be run; before compilation.
       FloatingPointError: The loss, the gradients or the parameters are no longer finite.
+      KeyboardInterrupt: Ctrl-C stopped the run, after a checkpoint; or a second Ctrl-C, without.
     """
+    with parallel.preemption() as asked:  # from here on SIGTERM and Ctrl-C end with a checkpoint
+        return _train(config, task, workdir, config_name, asked)
+
+
+def _train(
+    config: ConfigDict,
+    task: Any,
+    workdir: str | Path,
+    config_name: str,
+    asked: parallel.Preemption,
+) -> dict[str, Any] | None:
     # Orbax and matplotlib are slow to import.
     from experiments.pictures.report import write_report
     from experiments.training.checkpointing import Checkpoints, digest, flatten
@@ -85,8 +97,7 @@ def train(
     clock, clock_step = time.monotonic(), step  # since when only updates were made
 
     with contextlib.ExitStack() as stack:
-        should_stop = stack.enter_context(parallel.preemption())
-        if step:  # from here on SIGTERM ends with a checkpoint
+        if step:
             parallel.say(f'Resuming after step {step:,}.')
         stack.callback(checkpoints.close)
         metrics = Metrics(workdir, step=step, total_steps=total_steps, batch_size=batch_size)
@@ -97,7 +108,7 @@ def train(
             recent.append(returned)
             jax.block_until_ready(recent[-2:-1])  # run one update ahead of the devices, not more
 
-            last, stop = step == total_steps, should_stop(step)
+            last, stop = step == total_steps, asked.should_stop(step)
             evaluates = last or step % settings.evaluate_every_steps == 0
             saves = last or stop or evaluates or step % settings.checkpoint_every_steps == 0
             # A line ends at every checkpoint, so that resuming neither loses nor repeats a step.
@@ -127,6 +138,8 @@ def train(
                 seconds = seconds_before + time.monotonic() - start
                 checkpoints.save(step, host_state, wall_seconds=seconds, score=score)
             if stop and not last:
+                if asked.by_ctrl_c:
+                    raise KeyboardInterrupt
                 return None
             clock, clock_step = time.monotonic(), step
 

@@ -8,6 +8,8 @@ a run, what a process asks about the others, and stopping together.
 
 import collections
 import contextlib
+import dataclasses
+import logging
 import os
 import signal
 import threading
@@ -248,24 +250,70 @@ def device_name() -> str:
     return f'{jax.devices()[0].device_kind} x{jax.device_count()}'
 
 
+@dataclasses.dataclass
+class Preemption:
+    """Whether the run was asked to stop.
+
+    Attributes:
+      noticed: Whether this process was asked.
+      by_ctrl_c: Whether it was by Ctrl-C, not by SIGTERM.
+    """
+
+    noticed: bool = False
+    by_ctrl_c: bool = False
+
+    def should_stop(self, step: int) -> bool:
+        """Returns whether to stop after this step; the answer is the same in all processes.
+
+        Args:
+          step: Number of the step; all processes ask after every one.
+        """
+        if jax.process_count() > 1:  # jax's own handler of SIGTERM finds the common step
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self.noticed
+
+
 @contextlib.contextmanager
-def preemption() -> Iterator[Callable[[int], bool]]:
-    """Turns SIGTERM into a question that the loop asks after every step.
+def preemption() -> Iterator[Preemption]:
+    """Turns SIGTERM and the first Ctrl-C into a question that the loop asks after every step.
+
+    A second Ctrl-C ends at once. In several processes the first one is passed on as SIGTERM, of
+    which jax tells the others.
 
     Yields:
-      `should_stop(step) -> bool`, which turns true at the same step in all processes.
+      What was asked for so far.
     """
-    if jax.process_count() > 1:  # jax's own handler tells all processes and finds the common step
-        yield multihost_utils.reached_preemption_sync_point
-    elif threading.current_thread() is threading.main_thread():
-        noticed = threading.Event()
-        previous = signal.signal(signal.SIGTERM, lambda *_: noticed.set())
-        try:
-            yield lambda step: noticed.is_set()
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-    else:  # only the main thread may set handlers
-        yield lambda step: False
+    asked = Preemption()
+    several = jax.process_count() > 1
+
+    def stop(*_: Any) -> None:
+        asked.noticed = True
+
+    def end_now(*_: Any) -> None:
+        logging.disable()  # what is interrupted, such as Orbax, would log it
+        raise KeyboardInterrupt
+
+    def interrupt(*_: Any) -> None:
+        signal.signal(signal.SIGINT, end_now)
+        asked.noticed = asked.by_ctrl_c = True
+        # Not `print`, which must not be called in the middle of another `print`.
+        os.write(2, b'\nStopping after this step, with a checkpoint; Ctrl-C again ends at once.\n')
+        if several:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    handlers: dict[signal.Signals, Callable] = {}
+    if threading.current_thread() is threading.main_thread():  # it alone may set handlers
+        if not several:
+            handlers[signal.SIGTERM] = stop
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as
+            handlers[signal.SIGINT] = interrupt  # in the background of a script
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        logging.disable(logging.NOTSET)
 
 
 def _several_announced(environment: Mapping[str, str]) -> bool:

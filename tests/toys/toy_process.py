@@ -33,13 +33,16 @@ if __name__ == '__main__':
     config = get_config(steps=30, accumulate_steps=2, log_every_steps=1, **SELDOM)
     task = ToyTask(config)
     task.broken = 3
-    task.on_step = lambda step: time.sleep(0.1)  # time for SIGTERM to come
-    stopped = loop.train(config, task, Path(folder, 'jit'), 'toy')
-    print('stopped' if stopped is None else 'not stopped', flush=True)
+    task.on_step = lambda step: time.sleep(0.1)  # time for a signal to come
+    try:
+        result = loop.train(config, task, Path(folder, 'jit'), 'toy')
+        print('stopped' if result is None else 'not stopped', flush=True)
+    except KeyboardInterrupt:
+        print('interrupted', flush=True)
     task.on_step = lambda step: None
     loop.train(config, task, Path(folder, 'jit'), 'toy')
 
-    # Fewer steps than at SIGTERM, of which jax reminds whenever that step comes again.
+    # Fewer steps than at the signal, of which jax reminds whenever that step comes again.
     config = get_config(steps=4, log_every_steps=1, **SELDOM)
     config.parallel = 'pmap'
     task = ToyTask(config)

@@ -138,7 +138,7 @@ def test_starting_a_finished_run_again_changes_nothing(left_alone):
     assert lines(workdir) == before
 
 
-@pytest.mark.parametrize('how', ['killed', 'SIGTERM'])
+@pytest.mark.parametrize('how', ['killed', 'SIGTERM', 'SIGINT'])
 def test_a_run_that_is_stopped_and_resumed_ends_the_same(left_alone, tmp_path, monkeypatch, how):
     workdir, result = left_alone
     task = ToyTask(get_config(checkpoint_every_steps=2))
@@ -152,8 +152,8 @@ def test_a_run_that_is_stopped_and_resumed_ends_the_same(left_alone, tmp_path, m
             offset[0] = 1800.0
         if step == 5 and how == 'killed':  # after the checkpoint and the lines of step 4
             raise KeyboardInterrupt
-        if step == 4 and how == 'SIGTERM':
-            os.kill(os.getpid(), signal.SIGTERM)
+        if step == 4 and how != 'killed':
+            os.kill(os.getpid(), getattr(signal, how))
 
     task.on_step = stop
     if how == 'killed':
@@ -161,10 +161,14 @@ def test_a_run_that_is_stopped_and_resumed_ends_the_same(left_alone, tmp_path, m
             loop.train(task.config, task, tmp_path, 'toy')
         with (tmp_path / 'metrics.jsonl').open('a') as file:  # after the last checkpoint; cut off
             file.write('{"step": 5, "split": "train", "loss": 1.0}\n{"step": 5, "spl')
+    elif how == 'SIGINT':  # Ctrl-C
+        with pytest.raises(KeyboardInterrupt):
+            loop.train(task.config, task, tmp_path, 'toy')
     else:
         assert loop.train(task.config, task, tmp_path, 'toy') is None
-        assert not (tmp_path / 'result.json').exists()
+    assert not (tmp_path / 'result.json').exists()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
 
     started_from = []
     task.on_step = started_from.append
@@ -173,6 +177,23 @@ def test_a_run_that_is_stopped_and_resumed_ends_the_same(left_alone, tmp_path, m
     assert resumed['params_sha256'] == result['params_sha256']
     assert 1800 < resumed['wall_seconds'] < 1900
     assert lines(tmp_path) == lines(workdir)
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path, capfd):
+    task = ToyTask(get_config(checkpoint_every_steps=100))
+
+    def interrupt(step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert 'Stopping after this step, with a checkpoint' in capfd.readouterr().err
+            os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail('the run goes on')
+
+    task.on_step = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        loop.train(task.config, task, tmp_path, 'toy')
+    with pytest.raises(ValueError, match='no checkpoint'):
+        load_params(tmp_path)
 
 
 def test_a_nan_stops_the_run_before_it_is_saved(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 from perceiver_jax.errors import Refused
 
 # UTF-32 before UTF-16, whose mark its own begins with. Each of these codecs takes the mark off.
-_MARKS = {
+MARKS = {
     codecs.BOM_UTF8: 'utf-8-sig',
     codecs.BOM_UTF32_LE: 'utf-32',
     codecs.BOM_UTF32_BE: 'utf-32',
@@ -61,7 +61,7 @@ def decode(content: bytes, name: str) -> str:
     Raises:
       Refused: The text is in another encoding or holds a NUL; names the file and the line.
     """
-    encoding = next((x for mark, x in _MARKS.items() if content.startswith(mark)), 'utf-8')
+    encoding = next((x for mark, x in MARKS.items() if content.startswith(mark)), 'utf-8')
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:

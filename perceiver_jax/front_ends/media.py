@@ -24,9 +24,7 @@ from perceiver_jax.front_ends.images import centre_crop
 # little sound may be missing at the end: the length of one frame at 25 frames per second.
 _MISSING_SOUND = 0.04  # seconds; our choice
 _CLOCK_TOLERANCE = 1e-3  # seconds; some formats round their times to milliseconds
-# Of these containers FFmpeg knows when a frame is decoded, not when it is shown.
-_WITHOUT_SHOWN_TIMES = ('avi', 'asf')
-_REORDERED = {'h264': 16, 'hevc': 16}  # the most frames that wait to be shown; others: one, or none
+_REORDERED = {'h264': 16, 'hevc': 16}  # most frames that wait to be shown; of others one, or none
 
 
 class NoSuchStream(Refused):
@@ -228,11 +226,11 @@ def shown_frames(
 
 def _decoded(container: Any, stream: Any) -> Iterator[Any]:
     """Yields PyAV's video frames, in the order in which they are shown."""
-    if container.format.name not in _WITHOUT_SHOWN_TIMES:
+    if container.format.name != 'avi':
         yield from _refusing(container.decode(stream))
         return
-    # FFmpeg guesses when a frame is shown, wrongly where frames are reordered. But a decoder puts
-    # them in order, so each frame takes the earliest time that the file has and no frame has yet.
+    # AVI tells when a frame is decoded, not when it is shown. FFmpeg guesses that, wrongly where
+    # frames are reordered. But a decoder puts them in order: each takes the earliest time left.
     codec = stream.codec_context
     most_waiting = _REORDERED.get(codec.name, int(codec.has_b_frames))
     waiting: collections.deque[int] = collections.deque()

@@ -115,7 +115,7 @@ def test_a_little_missing_sound_is_silence_and_more_an_error(tmp_path):
         read_audio(path, start=0.2)
 
 
-@pytest.mark.parametrize('ending', ['mp4', 'mkv', 'mov', 'avi', 'asf'])  # H.264 with B-frames
+@pytest.mark.parametrize('ending', ['mp4', 'mkv', 'mov', 'avi'])  # H.264 with B-frames
 def test_video_shows_what_a_player_shows(tmp_path, ending):
     path = write_media(tmp_path / f'greys.{ending}', greys(17))
     video = read_video(path, 5, 24, frames_per_second=25)

@@ -1,13 +1,13 @@
 """What the predictions of several classifiers share: names, probabilities, the best classes."""
 
 import argparse
-import csv
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from experiments.data.tables import read_table, read_text
 from perceiver_jax.errors import Refused
 from perceiver_jax.weights.pretrained import Pretrained
 
@@ -75,7 +75,7 @@ def class_names(model: Pretrained, path: str | None) -> list[str]:
       As many names as the model has classes.
 
     Raises:
-      Refused: The file holds another number of names, or is no such file.
+      Refused: The file holds another number of names, or is no such file; names it and the line.
     """
     count = model.arguments['num_classes']
     if path is None:
@@ -87,21 +87,13 @@ def class_names(model: Pretrained, path: str | None) -> list[str]:
 
 
 def _read_names(path: Path) -> list[str]:
-    try:
-        text = path.read_text('utf-8-sig')
-    except UnicodeDecodeError as error:
-        raise Refused(f'{path}: expected UTF-8, {error.reason} at byte {error.start}') from error
-    lines = [line for line in text.splitlines() if line.strip()]
     if path.suffix.lower() != '.csv':
-        return lines
-    rows = csv.DictReader(lines)
-    if 'name' not in (rows.fieldnames or []):
-        raise Refused(f'{path}: expected a column `name`, got {rows.fieldnames}')
-    names = [row['name'] for row in rows]
-    for number, name in enumerate(names, start=1):
-        if not name:
-            raise Refused(f'{path}: row {number} has no name')
-    return names
+        return [line for line in read_text(path).split('\n') if line.strip()]
+    rows = read_table(path, ['name'])
+    for row in rows:
+        if not row['name']:
+            raise Refused(f'{row.place}: there is no name')
+    return [row['name'] for row in rows]
 
 
 def probabilities(logits: jax.Array | np.ndarray, activation: str | None) -> np.ndarray:

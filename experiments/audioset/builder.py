@@ -25,6 +25,7 @@ import functools
 import hashlib
 import io
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -41,6 +42,7 @@ from experiments import command_line
 from experiments.audioset.sources import VERSION, data_folder
 from experiments.data.clip_files import KEPT, LEFT_OUT, encode_sound, read_clip
 from experiments.data.hidden import is_hidden
+from experiments.data.tables import read_table, read_text
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import whole, write_whole
 
@@ -98,17 +100,22 @@ def read_classes(path: str | os.PathLike) -> dict[str, str]:
       Names of the classes by machine id, in the order of the indices.
 
     Raises:
-      Refused: The file is something else.
+      Refused: The file is something else; names it and the line.
     """
-    with open(path, newline='', encoding='utf-8') as file:
-        rows = list(csv.DictReader(file))
-    columns = {'index', 'mid', 'display_name'}
-    if not rows or not columns <= rows[0].keys():
-        raise Refused(f'{path}: expected rows of the columns {sorted(columns)}')
-    for number, row in enumerate(rows):
+    names: dict[str, str] = {}
+    for number, row in enumerate(read_table(path, ('index', 'mid', 'display_name'))):
         if row['index'] != str(number):
-            raise Refused(f'{path}: expected index {number} in its row, got {row["index"]!r}')
-    return {row['mid']: row['display_name'] for row in rows}
+            raise Refused(
+                f'{row.place}: expected index {number} in its row, got {row["index"]!r:.80}'
+            )
+        mid = row['mid']
+        if not mid or not row['display_name'] or mid in names:
+            raise Refused(
+                f'{row.place}: expected a machine id of its own and a name, got {mid!r:.80} and '
+                f'{row["display_name"]!r:.80}'
+            )
+        names[mid] = row['display_name']
+    return names
 
 
 def read_segments(path: str | os.PathLike, mids: Iterable[str]) -> list[Segment]:
@@ -122,26 +129,35 @@ def read_segments(path: str | os.PathLike, mids: Iterable[str]) -> list[Segment]
       The clips, in the order of the lines.
 
     Raises:
-      Refused: A line is something else, or a label is none of the classes.
+      Refused: There are no such lines, one is something else, or a label is none of the classes;
+        names the file and the line.
     """
     label_of = {mid: label for label, mid in enumerate(mids)}
     segments = []
-    with open(path, encoding='utf-8') as file:
-        for number, line in enumerate(file, start=1):
-            if line.startswith('#') or not line.strip():
-                continue
-            youtube_id, *rest = (field.strip(' "\r\n') for field in line.split(','))
-            try:
-                start, end = (float(x) for x in rest[:2])
-                labels = tuple(label_of[mid] for mid in rest[2:] if mid)
-            except (ValueError, KeyError) as error:
-                raise Refused(
-                    f'{path}, line {number}: expected id, start, end and labels of the classes, '
-                    f'got {line.strip()!r} ({error!r})'
-                ) from None
-            if not 0 <= start < end:
-                raise Refused(f'{path}, line {number}: the clip ends before it starts')
-            segments.append(Segment(youtube_id, start, end, labels))
+    for number, line in enumerate(read_text(path).split('\n'), start=1):
+        if line.startswith('#') or not line.strip():
+            continue
+        youtube_id, *rest = (field.strip(' "') for field in line.split(','))
+        try:
+            start, end = (float(x) for x in rest[:2])
+            labels = tuple(label_of[mid] for mid in rest[2:] if mid)
+        except (ValueError, KeyError) as error:
+            raise Refused(
+                f'{path}, line {number}: expected id, start, end and labels of the classes, got '
+                f'{line.strip()!r:.200} ({error!r:.80})'
+            ) from None
+        if not youtube_id or not labels or line.count('"') % 2:
+            raise Refused(
+                f'{path}, line {number}: expected id, start, end and labels, each quote closed, '
+                f'got {line.strip()!r:.200}'
+            )
+        if not 0 <= start < end < math.inf:
+            raise Refused(
+                f'{path}, line {number}: expected an end behind the start, got {start} and {end}'
+            )
+        segments.append(Segment(youtube_id, start, end, labels))
+    if not segments:
+        raise Refused(f'{path}: expected lines of id, start, end and labels, got none')
     return segments
 
 

@@ -6,12 +6,12 @@ from i * sample_rate / frames_per_second on are heard. Every source has the attr
 names of its labels.
 """
 
-import csv
 import dataclasses
 import functools
 import io
 import os
-from collections.abc import Mapping
+import posixpath
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from experiments.data import clip_files
 from experiments.data.hidden import is_hidden
 from experiments.data.pipeline import BrokenExample, Example, LabelledSource
 from experiments.data.prepared import TfdsRecords
+from experiments.data.tables import Row, read_table
 from perceiver_jax.errors import Refused
 
 SPLITS = ('train', 'validation')
@@ -131,8 +132,10 @@ class Table:
 
     Attributes:
       csv_file: Path of the CSV file, relative to the data's folder.
-      media: Path of the folder of the media files, relative to the data's folder.
-      file_column: Column with the names of the media files, with their endings or without.
+      media: Path of the folder of the media files, relative to the data's folder; they may lie in
+        folders below it.
+      file_column: Column with the names of the media files, or paths of which the beginning or the
+        end is left out, with their endings or without.
       label_column: Column with the labels of a file, one or several.
       label_separator: String between several labels; '' where every file has one label.
       split_column: Column with the part of the data that a file belongs to.
@@ -151,7 +154,7 @@ class Table:
     validation: str
     only: str
 
-    def read(self, folder: Path) -> list[dict[str, str]]:
+    def read(self, folder: Path) -> list[Row]:
         """Reads the rows that `only` keeps.
 
         Args:
@@ -161,20 +164,14 @@ class Table:
           Rows, each a dictionary from columns to values.
 
         Raises:
-          Refused: There is no such file, or it lacks a column.
+          Refused: There is no such file, or it is no table with these columns.
         """
         file = folder / self.csv_file
         if not file.is_file():
             raise Refused(f'{file}: there is no such table')
-        with open(file, newline='', encoding='utf-8-sig') as opened:
-            rows = list(csv.DictReader(opened))
         column, _, value = self.only.partition('=')
-        needed = {self.file_column, self.label_column, self.split_column}
-        if self.only:
-            needed.add(column)
-        if not rows or not needed <= rows[0].keys():
-            found = list(rows[0]) if rows else []
-            raise Refused(f'{file} needs the columns {sorted(needed)}, and has {found}')
+        needed = [self.file_column, self.label_column, self.split_column]
+        rows = read_table(file, [*needed, column] if self.only else needed)
         return [row for row in rows if not self.only or row[column] == value]
 
     def labels(self, row: Mapping[str, str]) -> list[str]:
@@ -194,7 +191,8 @@ class LabelledFolder:
     """Source of the media in a folder, whose labels and splits a `Table` tells.
 
     ESC-50 as it comes is such a folder: it holds meta/esc50.csv with the columns filename, category
-    and fold, and the media in audio/.
+    and fold, and the media in audio/. UrbanSound8K is another, with the media in audio/fold1/ and
+    so on.
 
     Attributes:
       classes: Names of the labels, sorted: those of all rows, whatever the split.
@@ -210,8 +208,8 @@ class LabelledFolder:
           table: The table, and what its columns mean.
 
         Raises:
-          Refused: The table, a column, the folder of media or a file of the split is missing, or
-            the split is empty.
+          Refused: The table, a column, the folder of media or a file of the split is missing, a row
+            is damaged or means several files, or the split is empty.
         """
         csv_file, media = path / table.csv_file, path / table.media
         self._name = f'{csv_file}, split {split}'
@@ -222,21 +220,21 @@ class LabelledFolder:
         self.classes = sorted({label for row in rows for label in table.labels(row)})
         number_of = {label: number for number, label in enumerate(self.classes)}
         parts = table.parts(split)
-        files = _files_by_name(media)
+        files = _MediaFiles(media)
         self._clips: list[tuple[str, list[int]]] = []  # file, labels
         for row in rows:
             if row[table.split_column].strip() not in parts:
                 continue
-            name = row[table.file_column].strip()
-            file = files.get(name) or files.get(Path(name).stem)
-            if file is None:
-                raise Refused(f'{media} has no file {name!r} of {csv_file}')
-            self._clips.append((file, [number_of[label] for label in table.labels(row)]))
+            labels = table.labels(row)
+            if not labels and not table.label_separator:
+                raise Refused(f'{row.place}: {table.label_column!r} is empty')
+            file = files.find(row[table.file_column].strip(), row.place)
+            self._clips.append((file, [number_of[label] for label in labels]))
         if not self._clips:
             known = sorted({row[table.split_column] for row in rows})
             raise Refused(
                 f'{csv_file} has no rows whose {table.split_column} is one of {parts}; there is '
-                f'{known[:9]}'
+                f'{known[:9]!r:.300}'
             )
 
     def __repr__(self) -> str:
@@ -282,12 +280,71 @@ class LabelledFolder:
         return sound, frames
 
 
-def _files_by_name(folder: Path) -> dict[str, str]:
-    """Returns a folder's files by their names, with and without their endings."""
-    if not folder.is_dir():
-        raise Refused(f'{folder}: there is no such folder of media')
-    files: dict[str, str] = {}
-    for name in sorted(x for x in os.listdir(folder) if not is_hidden(x)):
-        files.setdefault(Path(name).stem, str(folder / name))
-        files[name] = str(folder / name)
-    return files
+class _MediaFiles:
+    """The files below a folder, to be found by what a table calls them."""
+
+    def __init__(self, folder: Path):
+        if not folder.is_dir():
+            raise Refused(f'{folder}: there is no such folder of media')
+        self._folder = folder
+        self._by_name: dict[str, list[tuple[str, ...]]] = {}  # paths below the folder, in parts
+        self._by_stem: dict[str, list[tuple[str, ...]]] = {}
+        for parent, _, names in sorted(os.walk(folder, followlinks=True)):
+            below = os.path.relpath(parent, folder)
+            if is_hidden(below):
+                continue
+            parents = () if below == '.' else tuple(below.split(os.sep))
+            stems = set()  # of several files that differ in their endings the first is taken
+            for name in sorted(x for x in names if not is_hidden(x)):
+                self._by_name.setdefault(name, []).append((*parents, name))
+                if _stem(name) not in stems:
+                    stems.add(_stem(name))
+                    self._by_stem.setdefault(_stem(name), []).append((*parents, name))
+
+    def find(self, called: str, place: str) -> str:
+        """Finds a file.
+
+        Its path below the folder ends with the path in the table (which may say no more than its
+        name), or that one ends with it (which may begin elsewhere, as on another machine).
+
+        Args:
+          called: What the table calls the file.
+          place: Where the table does, for error messages.
+
+        Returns:
+          The path of the file.
+
+        Raises:
+          Refused: There is no such file, or there are several.
+        """
+        path = posixpath.normpath(called.replace('\\', '/')).split('/')
+        parents, name = tuple(path[:-1]), path[-1]
+        found: list[tuple[str, ...]] = []
+        for files, key in (
+            (self._by_name, name),
+            (self._by_stem, name),
+            (self._by_stem, _stem(name)),
+        ):
+            found = found or [x for x in files.get(key, ()) if _ends_agree(x[:-1], parents)]
+        exact = [x for x in found if len(x) == len(path)]
+        deeper = [x for x in found if len(x) > len(path)]
+        shorter = sorted((x for x in found if len(x) < len(path)), key=len)
+        chosen = exact or deeper or shorter[-1:]
+        if not chosen:
+            raise Refused(f'{self._folder} has no file {called!r:.300} of {place}')
+        if len(chosen) > 1:
+            names = ' and '.join(repr('/'.join(file)) for file in chosen[:2])
+            raise Refused(f'{self._folder} has {names} for {called!r:.300} of {place}')
+        return os.path.join(self._folder, *chosen[0])
+
+
+def _stem(name: str) -> str:
+    """Returns a file's name without its ending; the '.5' of 'clip1.5' is none."""
+    stem, ending = posixpath.splitext(name)
+    return name if ending[1:].isdigit() else stem
+
+
+def _ends_agree(one: Sequence[str], other: Sequence[str]) -> bool:
+    """Returns whether one path is the end of the other."""
+    common = min(len(one), len(other))
+    return one[len(one) - common :] == other[len(other) - common :]

@@ -1,13 +1,17 @@
 """Data sets that TensorFlow Datasets has prepared, read at random without TensorFlow."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from experiments.data.hidden import visible
 from experiments.data.pipeline import Example
+from experiments.data.tables import MARKS, read_text
 from perceiver_jax.errors import Refused
+
+T = TypeVar('T')
 
 
 def version_folder(path: Path, dataset: str) -> Path:
@@ -38,6 +42,31 @@ def version_folder(path: Path, dataset: str) -> Path:
     return max(prepared, key=lambda folder: [int(part) for part in folder.name.split('.')])
 
 
+def read_metadata(folder: Path, read: Callable[[Path], T]) -> T:
+    """Lets TFDS read what a prepared version says about itself.
+
+    Args:
+      folder: The folder of the prepared version.
+      read: TFDS's function of the folder.
+
+    Returns:
+      What `read` returns.
+
+    Raises:
+      Refused: A file is damaged; names a list of the names of classes by its line.
+    """
+    for file in visible(folder, '*.labels.txt'):
+        names = [line.strip() for line in read_text(file).split('\n') if line.strip()]
+        if file.read_bytes().startswith(tuple(MARKS)):  # part of the first name to TFDS
+            raise Refused(f'{file}, line 1: expected UTF-8 without a byte order mark')
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise Refused(f'{file}: {twice[0]!r:.80} is there twice')
+    try:
+        return read(folder)
+    except Exception as error:  # TFDS has no error class for damaged files
+        raise Refused(f'{folder} cannot be read as TFDS prepares it: {error}') from error
+
+
 class TfdsRecords:
     """A split, or several as in 'train+validation', of a version in array_record files.
 
@@ -66,7 +95,7 @@ class TfdsRecords:
           decoders: TFDS's decoders by feature; None and features it lacks are decoded as usual.
 
         Raises:
-          Refused: A split has no files.
+          Refused: A split has no files, or a file about the data set is damaged.
         """
         import tensorflow_datasets as tfds  # slow, and the other sources run without it
 
@@ -75,7 +104,7 @@ class TfdsRecords:
         for part in split.split('+'):
             if not visible(folder, f'*-{part}.array_record-*'):
                 raise Refused(f'{folder} has no array_record files of the split {part!r}')
-        builder = tfds.builder_from_directory(folder)
+        builder = read_metadata(folder, tfds.builder_from_directory)
         labels = builder.info.features[label]
         self.classes = list(getattr(labels, 'feature', labels).names)
         self._records = builder.as_data_source(split, decoders=decoders)

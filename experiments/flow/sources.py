@@ -23,6 +23,7 @@ import numpy as np
 
 from experiments.data.hidden import visible
 from experiments.data.pipeline import BrokenExample, Example, Source
+from experiments.data.tables import read_text
 from experiments.flow.files import read_flow, write_flo, write_kitti_flow
 from experiments.flow.scenes import MovingScenes
 from perceiver_jax.errors import Refused
@@ -299,18 +300,22 @@ def _named_pairs(folder: Path, split: str) -> list[Pair]:
 def _flyingchairs(folder: Path, split: str) -> list[Pair]:
     pairs = _named_pairs(folder, split)
     for table in visible(folder, '**/FlyingChairs_train_val.txt')[:1]:
-        parts = table.read_text().split()
+        lines = enumerate(read_text(table).split('\n'), start=1)
+        entries = [(entry, line) for line, text in lines for entry in text.split()]
+        for entry, line in entries:
+            if entry not in ('1', '2'):
+                raise Refused(
+                    f'{table}, line {line}: expected 1 (training) or 2 (validation), got '
+                    f'{entry!r:.80}'
+                )
+        parts = [entry for entry, _ in entries]
         wanted = {'train': '1', 'evaluation': '2'}
         numbered = {_number(Path(pair.name).name): pair for pair in pairs}
-        if (
-            len(numbered) != len(pairs)
-            or not numbered.keys() <= set(range(1, len(parts) + 1))
-            or not set(parts) <= {'1', '2'}
-        ):
+        if len(numbered) != len(pairs) or not numbered.keys() <= set(range(1, len(parts) + 1)):
             raise Refused(
                 f'{table}: expected 1 (training) or 2 (validation) for each of {len(pairs)} '
-                f'pairs, got {len(parts)} entries, of {sorted(set(parts))[:5]}; pairs are named '
-                'by their place among the entries, from 1'
+                f'pairs, got {len(parts)} entries, and pairs are named by their place among '
+                'them, from 1'
             )
         numbers = range(1, len(parts) + 1)
         _tell_gaps(folder, [f'{number:05}' for number in numbers if number not in numbered])

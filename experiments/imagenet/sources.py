@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.data.hidden import is_hidden, visible
 from experiments.data.pipeline import BrokenExample, Example, LabelledSource
-from experiments.data.prepared import TfdsRecords, version_folder
+from experiments.data.prepared import TfdsRecords, read_metadata, version_folder
 from experiments.imagenet.digits import Digits
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import whole
@@ -66,13 +66,12 @@ def _open_records(path: Path, split: str) -> TfdsRecords:
 
     folder = version_folder(path, 'imagenet2012')
     decoders = {'image': tfds.decode.SkipDecoding()}
-    try:
-        return TfdsRecords(folder, split, _from_tfds, decoders=decoders)
-    except Refused as error:
+    if not visible(folder, '*.array_record-*'):
         raise Refused(
-            f'{error}: prepare them with --file_format=array_record, or read TFRecord files '
-            f"with source='tfrecord'"
-        ) from None
+            f'{folder} has no array_record files: prepare them with --file_format=array_record, or '
+            "read TFRecord files with source='tfrecord'"
+        )
+    return TfdsRecords(folder, split, _from_tfds, decoders=decoders)
 
 
 class _TFRecords:
@@ -93,7 +92,7 @@ class _TFRecords:
                 f'split {split!r}'
             )
         self._records = _record_index(self._files)
-        self._features = tfds.features.FeaturesDict.from_config(os.fspath(folder))
+        self._features = read_metadata(folder, tfds.features.FeaturesDict.from_config)
         self._decoders = {'image': tfds.decode.SkipDecoding()}
         self.classes = self._features['label'].names
 

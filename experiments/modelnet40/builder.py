@@ -30,7 +30,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -39,6 +39,7 @@ import tensorflow_datasets as tfds
 
 from experiments.command_line import local_path, one_line_errors
 from experiments.data.hidden import is_hidden, visible
+from experiments.data.tables import read_text
 from experiments.modelnet40.files import read_cloud, some_points
 from experiments.modelnet40.sources import OFFICIAL
 from perceiver_jax.errors import Refused
@@ -241,16 +242,19 @@ def _of_hdf5(file: Path) -> Iterator[Shape]:
     arrays = _hdf5(str(file))
     labels, points = arrays['label'], arrays['data']
     listed = file.with_name('shape_names.txt')
-    classes = listed.read_text().split() if listed.is_file() else sorted(OFFICIAL)
+    classes = read_text(listed).split() if listed.is_file() else sorted(OFFICIAL)
+    if twice := [name for name, count in Counter(classes).items() if count > 1]:
+        raise Refused(f'{listed}: {twice[0]!r:.80} is there twice')
     if len(labels) != len(points) or labels.max() >= len(classes):
         raise Refused(
             f'{file} has {len(points)} shapes and {len(labels)} labels up to {labels.max()}, '
-            f'and there are {len(classes)} classes'
+            f'and there are {len(classes)} classes{f" in {listed}" if listed.is_file() else ""}'
         )
     named = file.with_name(f'ply_data_{split}_{number}_id2file.json')
     if named.is_file():
+        listing = read_text(named)
         try:
-            listed_files = json.loads(named.read_text())
+            listed_files = json.loads(listing)
         except (ValueError, RecursionError) as error:
             raise Refused(f'{named}: {error}') from error
         if not isinstance(listed_files, list) or not all(isinstance(x, str) for x in listed_files):

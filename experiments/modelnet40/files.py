@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from experiments.data.tables import decode
 from perceiver_jax.errors import Refused
 
 if TYPE_CHECKING:
@@ -133,9 +134,10 @@ def _check_counts(
 
 
 def _read_array(encoded: bytes, ending: str, name: str) -> np.ndarray:
+    text = decode(encoded, name) if ending == 'txt' else ''
     try:
         if ending == 'npy':
             return np.lib.format.read_array(io.BytesIO(encoded), allow_pickle=False)
-        return np.loadtxt(io.StringIO(encoded.decode().replace(',', ' ')), ndmin=2)
+        return np.loadtxt(io.StringIO(text.replace(',', ' ')), ndmin=2)
     except Exception as error:  # NumPy has no error class for a damaged file
         raise Refused(f'{name}: {error}') from error

@@ -4,6 +4,7 @@ PyAV decodes whatever FFmpeg knows. All times are seconds on the file's clock, w
 where the file does; sound and video share it.
 """
 
+import collections
 import contextlib
 import itertools
 import math
@@ -23,6 +24,7 @@ from perceiver_jax.front_ends.images import centre_crop
 # little sound may be missing at the end: the length of one frame at 25 frames per second.
 _MISSING_SOUND = 0.04  # seconds; our choice
 _CLOCK_TOLERANCE = 1e-3  # seconds; some formats round their times to milliseconds
+_REORDERED = {'h264': 16, 'hevc': 16}  # most frames that wait to be shown; of others one, or none
 
 
 class NoSuchStream(Refused):
@@ -209,7 +211,7 @@ def shown_frames(
     times, done = np.asarray(times), 0
     with _opened(path, 'video') as (container, stream, beginning):
         # No seek here either: some formats land behind the frame asked for.
-        frames = _undamaged(_refusing(container.decode(stream)))
+        frames = _undamaged(_decoded(container, stream))
         for frame, following in itertools.pairwise(itertools.chain(frames, [None])):
             # A frame is shown until the next one is due, the last frame for its own duration.
             end = following.time if following else frame.time + frame.duration * frame.time_base
@@ -220,6 +222,30 @@ def shown_frames(
                 done += count
             if done == len(times):
                 return
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """Yields PyAV's video frames, in the order in which they are shown."""
+    if container.format.name != 'avi':
+        yield from _refusing(container.decode(stream))
+        return
+    # AVI tells when a frame is decoded, not when it is shown. FFmpeg guesses that, wrongly where
+    # frames are reordered. But a decoder puts them in order: each takes the earliest time left.
+    codec = stream.codec_context
+    most_waiting = _REORDERED.get(codec.name, int(codec.has_b_frames))
+    waiting: collections.deque[int] = collections.deque()
+    time = 0
+    packets = _refusing((packet.dts, packet.decode()) for packet in container.demux(stream))
+    for decoding_time, frames in packets:
+        if decoding_time is not None:  # None: the end
+            waiting.append(decoding_time)
+        for frame in frames:
+            # A packet may hold two frames, with an empty one after it that a cut file may lack.
+            time = waiting.popleft() if waiting else time + frame.duration
+            frame.pts = time
+            yield frame
+        while len(waiting) > most_waiting:  # of a packet without a frame: the last is shown on
+            waiting.popleft()
 
 
 def _undamaged(frames: Iterable[Any]) -> Iterator[Any]:

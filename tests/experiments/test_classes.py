@@ -5,6 +5,7 @@ import pytest
 
 from experiments import classes
 from perceiver_jax.errors import Refused
+from tests.toys.damaged_tables import check_reader
 from tests.toys.known_model import KnownModel
 
 
@@ -49,6 +50,7 @@ def test_the_best_classes_come_first():
     [
         ('a.txt', 'tench\ngreat white shark\nowl, tawny\n\n'),
         ('a.csv', 'name,other\ntench,x\ngreat white shark,y\n"owl, tawny",z\n'),
+        ('a.txt', '\ufefftench\r\ngreat white shark\r\nowl, tawny\r\n'),
         ('a.CSV', '\ufeffname\ntench\ngreat white shark\n"owl, tawny"\n'),
     ],
 )
@@ -68,16 +70,25 @@ def test_names_of_classes_come_from_a_file(tmp_path, name, content):
         (
             'a.csv',
             b'index;name\n0;tench\n1;owl\n',
-            r"expected a column `name`, got \['index;name'\]",
+            r"line 1: needs the columns \['name'\], and has \['index;name'\]",
         ),
-        ('a.csv', b'index,name\n0,tench\n1\n', 'row 2 has no name'),
-        ('a.txt', 'tench\nbärin\n'.encode('latin-1'), 'expected UTF-8, .* at byte 7'),
+        ('a.csv', b'index,name\n0,tench\n1\n', 'line 3: expected 2 values'),
+        ('a.csv', b'index,name\n0,tench\n\n1,\n', 'line 4: there is no name'),
+        ('a.txt', 'tench\nbärin\n'.encode('latin-1'), 'line 2: expected UTF-8, .* at byte 7'),
     ],
 )
 def test_files_that_name_no_classes_are_refused(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f'{name}: {message}'):
+    with pytest.raises(ValueError, match=f'{name}, {message}'):
         classes.class_names(KnownModel(None, {}, {'num_classes': 2}), tmp_path / name)
+
+
+@pytest.mark.parametrize('name', ['a.txt', 'a.csv'])
+def test_damaged_files_of_names_are_read_or_refused(tmp_path, name):
+    path = tmp_path / name
+    path.write_text('name\ntench\nBärin\n"owl, tawny"\n')
+    model = KnownModel(None, {}, {'num_classes': 3 if name == 'a.csv' else 4})
+    check_reader(lambda: classes.class_names(model, path), path)
 
 
 def test_without_a_file_the_model_names_its_classes():

@@ -17,6 +17,7 @@ from experiments.data import clip_files
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.media import write_clip
 from tests.toys.clips import film, tone
+from tests.toys.damaged_tables import check_reader
 
 MIDS = {'/m/09x0r': 'Speech', '/m/05zppz': 'Male speech, man speaking', '/t/dd00005': 'Child'}
 
@@ -63,6 +64,41 @@ def test_classes_out_of_order_are_refused(tmp_path):
         audioset.read_classes(path)
 
 
+@pytest.mark.parametrize(
+    'line, message',
+    [
+        ('2,/t/dd00005', 'line 4: expected 3 values'),
+        ('2,/m/09x0r,Child', "line 4: expected a machine id of its own and a name, got '/m/09x0r'"),
+        ('2,/t/dd00005,""', "line 4: expected .* a name, got '/t/dd00005' and ''"),
+        ('2,/t/dd00005,"Child', 'line 4: .* is each quote closed'),
+    ],
+)
+def test_a_damaged_row_of_the_classes_is_named(tmp_path, line, message):
+    path = write_classes(tmp_path / 'classes.csv')
+    path.write_text(path.read_text().replace('2,/t/dd00005,Child', line))
+    with pytest.raises(Refused, match=f'classes.csv, {message}'):
+        audioset.read_classes(path)
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16'])
+def test_classes_and_segments_may_begin_with_a_mark(tmp_path, encoding):
+    classes, segments = tmp_path / 'classes.csv', tmp_path / 'segments.csv'
+    write_classes(classes)
+    write_segments(segments, [('--4gqARaEJE', 0, 10, (0, 2))])
+    for path in (classes, segments):
+        path.write_text(path.read_text(), encoding)
+    assert audioset.read_classes(classes) == MIDS
+    assert read_segments(segments, MIDS) == [Segment('--4gqARaEJE', 0.0, 10.0, (0, 2))]
+
+
+def test_damaged_classes_and_segments_are_read_or_refused(tmp_path):
+    classes, segments = tmp_path / 'classes.csv', tmp_path / 'segments.csv'
+    write_classes(classes)
+    write_segments(segments, [('--4gqARaEJE', 0, 10, (0, 2)), ('-_abcdefghi', 30.5, 36.25, (1,))])
+    check_reader(lambda: audioset.read_classes(classes), classes)
+    check_reader(lambda: read_segments(segments, MIDS), segments)
+
+
 def test_segments(tmp_path):
     clips = [('--4gqARaEJE', 0, 10, (0, 2)), ('-_abcdefghi', 30.5, 36.25, (1,))]
     path = write_segments(tmp_path / 'segments.csv', clips)
@@ -80,11 +116,37 @@ def test_segments_with_doubled_quotes_and_empty_fields(tmp_path):
     assert read_segments(path, MIDS) == [Segment('abcdefghijk', 20.0, 30.0, (0, 2))]
 
 
-@pytest.mark.parametrize('line', ['abc, 0.0, 1.0, "/m/none"', 'abc, zero, 1.0, "/m/09x0r"', 'abc'])
+@pytest.mark.parametrize(
+    'line',
+    [
+        'abc, 0.0, 1.0, "/m/none"',
+        'abc, zero, 1.0, "/m/09x0r"',
+        'abc',
+        'abc, 0.0, 1.0',  # a cut line, as is the next one
+        'abc, 0.0, 1.0, "/m/09x0r',
+        ', 0.0, 1.0, "/m/09x0r"',
+    ],
+)
 def test_a_wrong_line_is_named(tmp_path, line):
     path = tmp_path / 'segments.csv'
     path.write_text(f'# comment\n{line}\n')
     with pytest.raises(ValueError, match='segments.csv, line 2: expected id, start, end'):
+        read_segments(path, MIDS)
+
+
+@pytest.mark.parametrize('times', ['2.0, 1.0', '-1, 1', '0, inf', 'nan, 1'])
+def test_impossible_times_are_named(tmp_path, times):
+    path = tmp_path / 'segments.csv'
+    path.write_text(f'abc, {times}, "/m/09x0r"\n')
+    with pytest.raises(Refused, match='segments.csv, line 1: expected an end behind the start'):
+        read_segments(path, MIDS)
+
+
+@pytest.mark.parametrize('text', ['', '# a comment\n'])
+def test_no_segments_are_refused(tmp_path, text):
+    path = tmp_path / 'segments.csv'
+    path.write_text(text)
+    with pytest.raises(Refused, match='segments.csv: expected lines of id, .* got none'):
         read_segments(path, MIDS)
 
 

@@ -12,6 +12,7 @@ from experiments.data.pipeline import BrokenExample
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.media import write_clip
 from tests.toys.clips import tone
+from tests.toys.damaged_tables import check_reader
 
 TABLE = dict(
     csv_file='meta/esc50.csv',
@@ -104,6 +105,96 @@ def test_several_labels_and_names_without_endings(tmp_path):
     assert source.classes == ['Guitar', 'Music'] and source[0]['labels'] == [0, 1]
     np.testing.assert_allclose(source[0]['sound'], 0.5, atol=1e-4)  # the mean of two channels
     assert open_folder(tmp_path, 'validation', **table)[0]['labels'] == [1]
+
+
+@pytest.fixture
+def folds(tmp_path):
+    """Media in folders, as of UrbanSound8K: `a.wav` is in all of them, the others in one."""
+    for i, file in enumerate(
+        ['fold1/a.wav', 'fold2/a.wav', 'fold1/b.1.wav', 'fold2/c.flac', 'd.wav', 'fold2/d.wav']
+    ):
+        path = tmp_path / 'audio' / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, np.full(99, i / 10), 48_000)
+    (tmp_path / 'audio' / 'fold1' / 'c.txt').write_text('notes')
+    (tmp_path / 'audio' / '__MACOSX').mkdir()
+    (tmp_path / 'audio' / '__MACOSX' / 'e.wav').write_bytes(b'hidden')
+    (tmp_path / 'meta').mkdir()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    'called, expected',
+    [
+        ('fold1/a.wav', 0),
+        ('./fold2/a.wav', 1),
+        ('fold2\\a.wav', 1),
+        ('audio/fold2/a', 1),
+        ('/home/another/sounds/audio/fold1/a.wav', 0),
+        ('../audio/fold1/b.1.wav', 2),
+        ('b.1', 2),
+        ('c.wav', None),  # the notes, or the sound in another format
+        ('c.flac', 3),
+        ('fold2/c.wav', 3),
+        ('d.wav', 4),  # right in the folder
+        ('fold2/d.wav', 5),
+        ('a.wav', None),
+        ('fold3/a.wav', None),
+        ('b.2', None),
+        ('e.wav', None),
+        ('fold1', None),
+        ('', None),
+    ],
+)
+def test_media_in_folders_are_found(folds, called, expected):
+    (folds / 'meta' / 'esc50.csv').write_text(f'filename,fold,category\n"{called}",1,x\n')
+    if expected is None:
+        with pytest.raises(Refused, match='/audio has .*of .*esc50.csv, line 2$'):
+            open_folder(folds)
+        return
+    np.testing.assert_allclose(open_folder(folds)[0]['sound'], expected / 10, atol=1e-4)
+
+
+def test_a_name_of_several_files_is_refused(folds):
+    (folds / 'meta' / 'esc50.csv').write_text('filename,fold,category\na.wav,1,x\n')
+    message = "audio has 'fold1/a.wav' and 'fold2/a.wav' for 'a.wav' of .*esc50.csv, line 2"
+    with pytest.raises(Refused, match=message):
+        open_folder(folds)
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16'])
+def test_a_table_may_begin_with_a_mark(esc50, encoding):
+    table = esc50 / 'meta' / 'esc50.csv'
+    table.write_text(table.read_text().replace('rain', 'Bärengebrüll'), encoding)
+    assert open_folder(esc50).classes == ['Bärengebrüll', 'dog', 'vacuum_cleaner']
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (lambda x: x.replace('rain,True,100032,A', 'ra'), 'line 4: expected 7 values'),
+        (lambda x: x.replace('rain', ''), "line 4: 'category' is empty"),
+        (lambda x: x.replace('rain', 'r\0in'), 'line 4: expected text, got a NUL'),
+        (lambda x: x.replace('rain', '"rain'), 'line 4: .* is each quote closed'),
+        (lambda x: x.replace('rain', 200_000 * 'n'), 'line 4: field larger'),
+        (lambda x: x.replace('2-100032', '3-100032'), "no file '3-100032.* of .*, line 4"),
+    ],
+)
+def test_a_damaged_row_is_named(esc50, change, message):
+    table = esc50 / 'meta' / 'esc50.csv'
+    table.write_text(change(table.read_text()))
+    with pytest.raises(Refused, match=message):
+        open_folder(esc50)
+
+
+def test_a_part_that_is_not_used_needs_no_labels(esc50):
+    table = esc50 / 'meta' / 'esc50.csv'
+    table.write_text(table.read_text().replace('rain', ''))
+    assert open_folder(esc50, train='1').classes == ['dog', 'vacuum_cleaner']
+
+
+def test_a_damaged_table_is_read_or_refused(esc50):
+    check_reader(lambda: open_folder(esc50), esc50 / 'meta' / 'esc50.csv')
 
 
 def test_videos_of_a_folder_have_frames(esc50):

@@ -1,4 +1,5 @@
 import pickle
+import shutil
 
 import pytest
 import tensorflow_datasets as tfds
@@ -66,6 +67,24 @@ def test_classes_of_a_sequence_of_labels(data_folder):
     folder = version_folder(data_folder, 'numbers')
     source = TfdsRecords(folder, 'train', from_tfds, label='digits')
     assert source.classes == ['zero', 'one', 'two', 'three', 'four']
+
+
+@pytest.mark.parametrize(
+    'name, content, message',
+    [
+        ('label.labels.txt', 'even\nödd\n'.encode('latin-1'), 'txt, line 2: expected UTF-8'),
+        ('label.labels.txt', b'even\nodd\0\n', 'txt, line 2: expected text, got a NUL'),
+        ('label.labels.txt', '\ufeffeven\nodd\n'.encode(), 'txt, line 1: .* without a byte order'),
+        ('label.labels.txt', b'odd\nodd\n', "txt: 'odd' is there twice"),
+        ('features.json', b'{', '1.0.0 cannot be read as TFDS prepares it: '),
+    ],
+)
+def test_a_damaged_file_about_the_data_is_refused(data_folder, tmp_path, name, content, message):
+    folder = tmp_path / '1.0.0'
+    shutil.copytree(version_folder(data_folder, 'numbers'), folder)
+    (folder / name).write_bytes(content)
+    with pytest.raises(Refused, match=message):
+        TfdsRecords(folder, 'train', from_tfds)
 
 
 def test_newest_version_is_read(tmp_path):

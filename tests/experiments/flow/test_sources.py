@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from experiments.data.pipeline import BrokenExample
-from experiments.flow import files
+from experiments.flow import files, sources
 from experiments.flow.sources import Several, open_source, write_submission
+from tests.toys.damaged_tables import check_reader
 
 HEIGHT, WIDTH = 5, 7
 RNG = np.random.default_rng(0)
@@ -180,6 +181,13 @@ def test_flyingchairs_split_by_their_list(tmp_path):
     table.write_text('1\n2\n')
     with pytest.raises(ValueError, match='train_val.txt: expected .* each of 3 pairs, got 2'):
         open_source('flyingchairs', tmp_path, 'train')
+    table.write_text('1\r\n2\r\n1\r\n', 'utf-16')
+    assert len(open_source('flyingchairs', tmp_path, 'train')) == 2
+    table.write_text('1\n2 3\n')
+    with pytest.raises(ValueError, match="train_val.txt, line 2: expected 1 .* got '3'"):
+        open_source('flyingchairs', tmp_path, 'train')
+    table.write_text('1\n2\n1\n')
+    check_reader(lambda: sources._flyingchairs(table.parent, 'train'), table)
 
 
 def test_flyingthings_go_into_future_and_past(tmp_path):

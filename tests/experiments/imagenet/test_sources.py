@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from experiments.data.pipeline import BrokenExample
 from experiments.imagenet import sources
 from experiments.imagenet.sources import open_source
+from perceiver_jax.errors import Refused
 
 CLASSES = ['n01440764', 'n02102040', 'n03000684']
 COUNTS = {'train': 11, 'validation': 5}
@@ -134,6 +135,18 @@ def test_tfrecords(tfrecords, split):
     source = open_source('tfrecord', str(tfrecords), split)
     assert_holds_imagenet2012(source, split)
     assert pickle.loads(pickle.dumps(source))[1] == source[1]
+
+
+def test_damaged_names_of_classes_are_refused(tfrecords):
+    file = tfrecords / 'imagenet2012' / '5.1.0' / 'label.labels.txt'
+    file.write_text(file.read_text(), 'utf-16')
+    with pytest.raises(Refused, match='label.labels.txt, line 1: expected UTF-8 without'):
+        open_source('tfrecord', str(tfrecords), 'train')
+
+
+def test_array_records_are_not_tfrecords(tfrecords):
+    with pytest.raises(Refused, match="has no array_record files: .* with source='tfrecord'"):
+        open_source('tfds', str(tfrecords), 'train')
 
 
 def test_hidden_files_are_no_records(tfrecords):

@@ -6,6 +6,7 @@ import pytest
 from experiments.modelnet40 import builder
 from experiments.modelnet40.sources import OFFICIAL, open_source
 from experiments.modelnet40.transforms import EvalTransform
+from tests.toys.damaged_tables import check_reader
 from tests.toys.hanging import REPEATED, guard
 from tests.toys.modelnet40_files import (
     NAMES,
@@ -185,6 +186,23 @@ def nested_names(root):
     return root / 'modelnet40_ply_hdf5_2048'
 
 
+def latin_classes(root):
+    path = hdf5(root) / 'shape_names.txt'
+    path.write_text(path.read_text().replace('bowl', 'böwl'), 'latin-1')
+    return path.parent
+
+
+def few_classes(root):
+    (hdf5(root) / 'shape_names.txt').write_text('airplane\n')
+    return root / 'modelnet40_ply_hdf5_2048'
+
+
+def repeated_classes(root):
+    path = hdf5(root) / 'shape_names.txt'
+    path.write_text('airplane\n' + path.read_text())
+    return path.parent
+
+
 def cut(root):
     path = hdf5(root) / 'ply_data_train0.h5'
     path.write_bytes(path.read_bytes()[:1000])
@@ -202,6 +220,9 @@ def cut(root):
         (short_names, 'id2file.json has 1 names for 2 shapes'),
         (garbled_names, 'id2file.json: Expecting'),
         (nested_names, 'id2file.json: '),
+        (latin_classes, 'shape_names.txt, line 7: expected UTF-8'),
+        (few_classes, 'labels up to .* there are 1 classes in .*shape_names.txt'),
+        (repeated_classes, "shape_names.txt: 'airplane' is there twice"),
         (cut, 'ply_data_train0.h5: '),
         (lambda root: npz(root, classes=None), r"clouds.npz lacks \['classes'\]; it has"),
         (lambda root: npz(root, label=np.arange(5)), "'label' has 5 entries for 6 shapes"),
@@ -213,3 +234,13 @@ def cut(root):
 def test_what_is_no_modelnet40_is_refused(tmp_path, source, message):
     with pytest.raises(ValueError, match=message):
         builder.find_shapes(source(tmp_path))
+
+
+@pytest.mark.parametrize('name', ['shape_names.txt', 'ply_data_test_0_id2file.json'])
+def test_damaged_lists_are_read_or_refused(tmp_path, name):
+    root = hdf5(tmp_path)
+    expected = builder.find_shapes(root)
+    (root / name).write_text((root / name).read_text(), 'utf-8-sig')
+    assert builder.find_shapes(root) == expected
+    (root / name).write_text((root / name).read_text('utf-8-sig'))
+    check_reader(lambda: builder.find_shapes(root), root / name, count=20)

@@ -118,7 +118,12 @@ def test_points_are_read_from_arrays_and_text():
     array = io.BytesIO()
     np.save(array, np.c_[CLOUD, np.zeros((211, 3))])  # with normals
     text = '\n'.join(','.join(f'{x:.6f}' for x in row) for row in CLOUD)
-    for name, encoded in (('x.npy', array.getvalue()), ('x.txt', text.encode())):
+    for name, encoded in (
+        ('x.npy', array.getvalue()),
+        ('x.txt', text.encode()),
+        ('x.txt', text.encode('utf-16')),
+        ('x.TXT', text.encode('utf-8-sig')),
+    ):
         points = read_cloud(encoded, 1000, np.random.default_rng(0), name)
         assert points.shape == (211, 3)
         np.testing.assert_allclose(points[np.lexsort(points.T)], CLOUD[np.lexsort(CLOUD.T)], 1e-4)

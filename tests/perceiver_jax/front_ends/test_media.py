@@ -115,7 +115,7 @@ def test_a_little_missing_sound_is_silence_and_more_an_error(tmp_path):
         read_audio(path, start=0.2)
 
 
-@pytest.mark.parametrize('ending', ['mp4', 'mkv', 'mov'])
+@pytest.mark.parametrize('ending', ['mp4', 'mkv', 'mov', 'avi'])  # H.264 with B-frames
 def test_video_shows_what_a_player_shows(tmp_path, ending):
     path = write_media(tmp_path / f'greys.{ending}', greys(17))
     video = read_video(path, 5, 24, frames_per_second=25)
@@ -123,6 +123,25 @@ def test_video_shows_what_a_player_shows(tmp_path, ending):
     assert numbers(video) == [0, 0, 0, 1, 1]  # at 0, 0.04, ... 0.16 s; the file has 10 a second
     assert numbers(read_video(path, 5, 24, frames_per_second=5, start=0.3)) == [3, 5, 7, 9, 11]
     assert numbers(read_video(path, 17, 24, frames_per_second=10)) == list(range(17))
+
+
+@pytest.mark.parametrize(
+    'reordered, left_out, expected',
+    [('2', None, [0, 1, 2, 3, 4, 5, 6, 7, 8]), ('0', 4, [0, 1, 2, 3, 3, 5, 6, 7, 8])],
+)
+def test_avi_shows_a_frame_in_its_place(tmp_path, reordered, left_out, expected):
+    options = {'qscale': '1', 'bf': reordered, 'b_strategy': '0'}
+    with av.open(tmp_path / 'greys.avi', 'w') as container:
+        stream = container.add_stream('mpeg4', rate=10, width=64, height=48, options=options)
+        for number, image in enumerate(greys(9)):
+            if number == left_out:  # its place in the file stays empty
+                continue
+            frame = av.VideoFrame.from_ndarray(image, 'rgb24')
+            frame.pts, frame.time_base = number, Fraction(1, 10)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    path = tmp_path / 'greys.avi'
+    assert numbers(read_video(path, 9, 24, frames_per_second=10)) == expected
 
 
 def test_first_frame_shows_before_its_time(tmp_path):

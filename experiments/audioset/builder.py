@@ -5,9 +5,11 @@ r"""Prepares AudioSet, from its CSV files and a folder of media, as a TFDS data 
         --validation eval_segments.csv --media clips --out ~/tensorflow_datasets
 
 A media file is named by a YouTube id: `<id>_<start>.<ending>` is the clip itself, with its start in
-seconds or milliseconds, and anything may follow the start; `<id>.<ending>` is the whole video, of
-which the clip is cut out. A `Y` in front of an id is ignored. Any format that FFmpeg decodes will
-do: mp4, mkv, webm, m4a, wav, flac, ogg.
+seconds or milliseconds, and anything may follow the start. What `<id>.<ending>` is, its length
+decides: about as long as the clip, it is the clip; reaching to the clip's end, it is the whole
+video, of which the clip is cut out. A `Y` in front of an id is ignored. Any format that FFmpeg
+decodes will do: mp4, mkv, webm, m4a, wav, flac, ogg. The .parquet files of agkphysics/AudioSet at
+Hugging Face are read where pyarrow is installed: each row has an id, and its sound.
 
 Clips that are missing, or that nothing can be learned from, are left out. These clips, and those
 that are kept though something is wrong with them, are counted by reason and listed. After an
@@ -30,6 +32,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,8 +42,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from experiments import command_line
+from experiments.audioset import parquet
 from experiments.audioset.sources import VERSION, data_folder
-from experiments.data.clip_files import KEPT, LEFT_OUT, encode_sound, read_clip
+from experiments.data.clip_files import KEPT, LEFT_OUT, encode_sound, read_clip, sound_seconds
 from experiments.data.hidden import is_hidden
 from experiments.data.tables import read_table, read_text
 from perceiver_jax.errors import Refused
@@ -48,7 +52,15 @@ from perceiver_jax.files import whole, write_whole
 
 KINDS = ('audio_visual', 'audio')  # the configurations of the data set
 
+READINGS = {  # of a file that is named by id alone
+    'as clip': 'the file is as long as the clip, and was taken from its beginning',
+    'as video': 'the file is a whole video, and the clip was cut out of it',
+    'as either': 'the file is as long as the clip, which is the beginning of its video',
+}
+
 _CLIPS_IN_PART = 100  # the work that an interruption loses, for each worker
+_CLIP_TOLERANCE = 1.0  # seconds by which a file may be longer or shorter than the clip that it is
+_VIDEO_TOLERANCE = 0.5  # seconds of the clip that a whole video may lack
 
 Media = Mapping[str, Sequence[tuple[float | None, str]]]  # see `find_media`
 
@@ -168,10 +180,11 @@ def find_media(folder: str | os.PathLike[str]) -> dict[str, list[tuple[float | N
       folder: The folder of media.
 
     Returns:
-      For each id, pairs of the start in the file's name (None where it has none) and the file.
+      For each id, pairs of the start in the file's name (None where it has none) and the file. The
+      rows of parquet files are files too, see `experiments.audioset.parquet`.
 
     Raises:
-      Refused: There is no such folder.
+      Refused: There is no such folder, or a parquet file in it cannot be read.
     """
     if not Path(folder).is_dir():
         raise Refused(f'media are read from a folder, and there is none at {str(folder)!r}')
@@ -180,6 +193,12 @@ def find_media(folder: str | os.PathLike[str]) -> dict[str, list[tuple[float | N
         if is_hidden(os.path.relpath(parent, folder)):
             continue
         for name in sorted(x for x in names if not is_hidden(x)):
+            if name.lower().endswith(parquet.ENDING):
+                file = os.path.join(parent, name)
+                for row, youtube_id in enumerate(parquet.youtube_ids(file)):
+                    if youtube_id:
+                        media.setdefault(youtube_id, []).append((None, f'{file}/{row}'))
+                continue
             match = re.match(r'Y?(?P<id>[\w-]{11})(?:_(?P<start>\d+(\.\d+)?)(?!\d).*)?\.\w+$', name)
             if match:
                 start = float(match['start']) if match['start'] else None
@@ -195,7 +214,8 @@ def locate(segment: Segment, media: Media) -> tuple[str | None, float]:
       media: What `find_media` returns.
 
     Returns:
-      The file, None if there is none, and the start of the clip in it in seconds.
+      The file, None if there is none, and the start of the clip in it in seconds, where a file that
+      is named by id alone is taken for the whole video; `place_in_file` tells whether it is.
     """
     found = media.get(segment.youtube_id, ())
     for start, path in found:
@@ -207,7 +227,34 @@ def locate(segment: Segment, media: Media) -> tuple[str | None, float]:
     return None, 0.0
 
 
+def place_in_file(segment: Segment, seconds: float) -> tuple[float | None, str]:
+    """Decides by its length what a file that is named by id alone is, the clip or the whole video.
+
+    Args:
+      segment: The clip.
+      seconds: Length of the file.
+
+    Returns:
+      The start of the clip in the file in seconds, None where the file is neither; and the key of
+      `READINGS` that says what it was taken for, '' where it is neither.
+    """
+    if abs(seconds - (segment.end - segment.start)) <= _CLIP_TOLERANCE:
+        return 0.0, 'as clip' if segment.start >= _CLIP_TOLERANCE else 'as either'
+    if seconds >= segment.end - _VIDEO_TOLERANCE:
+        return segment.start, 'as video'
+    return None, ''
+
+
 # Clips are converted a part of them at a time; a part whose file exists is done.
+
+
+class _Clip(NamedTuple):
+    """A clip, and what `locate` finds of it."""
+
+    segment: Segment
+    path: str | None
+    start: float
+    by_id_alone: bool  # the name of the file does not tell whether it is the clip or the video
 
 
 class _Part(NamedTuple):
@@ -215,22 +262,34 @@ class _Part(NamedTuple):
 
     file: str  # a .zip that holds the sound and the frames of each clip, and clips.json
     with_frames: bool
-    clips: tuple[tuple[Segment, str | None, float], ...]  # as `locate` finds them
+    clips: tuple[_Clip, ...]
 
 
 def _make_parts(
     segments: Sequence[Segment], media: Media, with_frames: bool, folder: Path
 ) -> list[_Part]:
     """Divides the work into parts."""
-    clips = [(segment, *locate(segment, media)) for segment in segments]
+    clips = []
+    for segment in segments:
+        path, start = locate(segment, media)
+        by_id_alone = (None, path) in media.get(segment.youtube_id, ())
+        clips.append(_Clip(segment, path, start, by_id_alone))
+    # Rows of parquet files that are read together belong together; others keep their order.
+    clips.sort(key=lambda clip: (clip.path and parquet.split_path(clip.path)) or ('', 0))
     parts = []
     for i in range(0, len(clips), _CLIPS_IN_PART):
         some = tuple(clips[i : i + _CLIPS_IN_PART])
-        sizes = [path and os.path.getsize(path) for _, path, _ in some]
+        sizes = [clip.path and _size(clip.path) for clip in some]
         # The name tells the clips and their files apart: no outdated part is taken for a new one.
         digest = hashlib.sha256(repr((some, sizes, with_frames)).encode()).hexdigest()
         parts.append(_Part(str(folder / f'{digest[:32]}.zip'), with_frames, some))
     return parts
+
+
+def _size(path: str) -> int:
+    """Returns the size of a media file, or of the parquet file that a row is in, in bytes."""
+    row = parquet.split_path(path)
+    return os.path.getsize(row[0] if row else path)
 
 
 def _convert(part: _Part) -> str:
@@ -238,30 +297,62 @@ def _convert(part: _Part) -> str:
     if os.path.exists(part.file):
         return part.file
     kept, remarks = [], []
+    readings: collections.Counter[str] = collections.Counter()
     with whole(part.file) as unfinished, zipfile.ZipFile(unfinished, 'w') as archive:
-        for segment, path, start in part.clips:
-            sound, frames, wrong = _read(segment, path, start, part.with_frames)
-            remarks += [(segment.name, path or '', *item) for item in wrong.items()]
+        for clip in part.clips:
+            segment = clip.segment
+            sound, frames, wrong, reading = _read(clip, part.with_frames)
+            remarks += [(segment.name, clip.path or '', *item) for item in wrong.items()]
+            readings.update([reading] if reading else [])
             if not wrong.keys() & LEFT_OUT.keys():
                 archive.writestr(f'{segment.name}/sound.flac', encode_sound(sound))
                 for number, frame in enumerate(frames):
                     archive.writestr(f'{segment.name}/{number:04}.jpg', frame)
                 kept.append((segment.name, len(frames), segment.labels))
-        archive.writestr('clips.json', json.dumps({'kept': kept, 'remarks': remarks}))
+        about = {'kept': kept, 'remarks': remarks, 'readings': readings}
+        archive.writestr('clips.json', json.dumps(about))
     return part.file
 
 
-def _read(
-    segment: Segment, path: str | None, start: float, with_frames: bool
-) -> tuple[np.ndarray, list[bytes], dict[str, str]]:
-    """Reads a clip as `read_clip` does; whatever goes wrong is reported, not raised."""
+def _read(clip: _Clip, with_frames: bool) -> tuple[np.ndarray, list[bytes], dict[str, str], str]:
+    """Reads a clip as `read_clip` does, and returns a key of `READINGS`, or '', too.
+
+    Whatever goes wrong is reported, not raised.
+    """
     nothing = np.zeros(0, np.float32)
-    if path is None:
-        return nothing, [], {'missing': ''}
+    if clip.path is None:
+        return nothing, [], {'missing': ''}, ''
+    start, reading = clip.start, ''
+    length = clip.segment.end - clip.segment.start
     try:
-        return read_clip(path, start, segment.end - segment.start, with_frames)
+        with _as_file(clip.path) as file:
+            if clip.by_id_alone:
+                # No more is decoded than it takes to decide.
+                enough = max(clip.segment.end, length + 2 * _CLIP_TOLERANCE)
+                seconds = sound_seconds(file, enough)
+                if seconds:  # `read_clip` tells why there is none
+                    place, reading = place_in_file(clip.segment, seconds)
+                    if place is None:
+                        return nothing, [], {'other length': f'{seconds:.2f} s'}, ''
+                    start = place
+            sound, frames, wrong = read_clip(file, start, length, with_frames)
+            wrong = {key: detail.replace(file, clip.path) for key, detail in wrong.items()}
+            return sound, frames, wrong, reading
     except Exception as error:  # among millions of files, one will fail in a way of its own
-        return nothing, [], {'unreadable': repr(error)}
+        return nothing, [], {'unreadable': repr(error)}, ''
+
+
+@contextlib.contextmanager
+def _as_file(path: str) -> Iterator[str]:
+    """Yields the path of a media file, for a row of a parquet file that of a temporary one."""
+    row = parquet.split_path(path)
+    if row is None:
+        yield path
+        return
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(parquet.read_row(*row))
+        file.flush()
+        yield file.name
 
 
 def _examples(file: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -387,9 +478,10 @@ def prepare(
         without Beam.
 
     Returns:
-      For each split, the numbers of clips 'kept' and 'left out', and of clips by reason. They are
-      also written to report.json in the folder of the data set, next to problems.csv, which lists
-      the clips.
+      For each split, the numbers of clips 'kept' and 'left out', of clips by reason (the keys of
+      `LEFT_OUT` and `KEPT`), and of files that are named by id alone by what they were taken for
+      (the keys of `READINGS`). They are also written to report.json in the folder of the data set,
+      next to problems.csv, which lists the clips.
 
     Raises:
       Refused: A file is not what it should be, the data set is prepared already, or not a single
@@ -411,7 +503,7 @@ def prepare(
             for segment in read_segments(file, names):
                 clips.setdefault(segment.name, segment)
         parts[split] = _make_parts([*clips.values()], found, kind == 'audio_visual', progress)
-        if not any(path for part in parts[split] for _, path, _ in part.clips):
+        if not any(clip.path for part in parts[split] for clip in part.clips):
             raise Refused(f'{media} has no file of the {len(clips):,} clips of {split!r}')
 
     builder = Audioset(
@@ -449,7 +541,9 @@ def _count_remarks(
             counts['kept'] += len(clips['kept'])
             counts['left out'] += len(part.clips) - len(clips['kept'])
             counts.update(remark.reason for remark in remarks)
-        report[split] = {key: counts[key] for key in ('kept', 'left out', *LEFT_OUT, *KEPT)}
+            counts.update(clips['readings'])
+        keys = ('kept', 'left out', *LEFT_OUT, *KEPT, *READINGS)
+        report[split] = {key: counts[key] for key in keys}
     return report, rows
 
 
@@ -470,15 +564,25 @@ def report_text(report: Mapping[str, Mapping[str, int]]) -> str:
       report: What `prepare` returns.
 
     Returns:
-      A line for each split, and one for each reason that occurs.
+      A line for each split, and one for each reason that occurs; and a last one where some files
+      that are named by id alone are clips and some are whole videos.
     """
     lines = []
     for split, counts in report.items():
         lines.append(f'{split}: {counts["kept"]:,} clips, {counts["left out"]:,} left out')
-        for outcome, reasons in (('left out', LEFT_OUT), ('kept', KEPT)):
+        kinds = (('left out', LEFT_OUT), ('kept', KEPT), ('named by id alone', READINGS))
+        for outcome, reasons in kinds:
             for reason, meaning in reasons.items():
                 if counts[reason]:
                     lines.append(f'  {counts[reason]:9,}  {reason} ({outcome}): {meaning}')
+    clips, videos = (
+        sum(counts[reading] for counts in report.values()) for reading in ('as clip', 'as video')
+    )
+    if clips and videos:
+        lines.append(
+            f'The files that are named by id alone are of two kinds: clips ({clips:,}) and whole '
+            f'videos ({videos:,})'
+        )
     return '\n'.join(lines)
 
 

@@ -24,10 +24,12 @@ from experiments.data.pipeline import BrokenExample, Example, LabelledSource
 from experiments.data.prepared import TfdsRecords
 from experiments.data.tables import Row, read_table
 from perceiver_jax.errors import Refused
+from perceiver_jax.front_ends.media import not_sound
 
 SPLITS = ('train', 'validation')
 VERSION = '1.0.0'  # of the prepared data set
 _KEPT_BYTES = 2**29  # of decoded sound that a labelled folder keeps in memory; our choice
+_UNKNOWN_LENGTH = 2**63 - 1  # in frames, which libsndfile says where a header does not tell
 
 
 def open_source(
@@ -120,8 +122,17 @@ def _from_tfds(example: dict[str, Any], *, source: str, frames: bool) -> Example
         sound, _ = soundfile.read(io.BytesIO(example['sound']), dtype='float32')
     except soundfile.SoundFileError as error:
         raise BrokenExample(f'{name} of {source}: {error}') from error
+    _check_sound(sound, f'{name} of {source}')
     labels = [int(label) for label in example['labels']]
     return {'name': name, 'sound': sound, 'frames': images, 'labels': labels}
+
+
+def _check_sound(sound: np.ndarray, name: str) -> None:
+    """Raises a `BrokenExample` with the name of a sound that has no samples, or NaN among them."""
+    if not sound.size:
+        raise BrokenExample(f'{name}: there is no sound in it')
+    if problem := not_sound(sound, clip_files.SAMPLE_RATE):
+        raise BrokenExample(f'{name}: {problem}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -264,9 +275,13 @@ class LabelledFolder:
 
         if not self._with_frames:  # most sound files need no FFmpeg and no resampling
             try:
-                sound, rate = soundfile.read(file, dtype='float32', always_2d=True)
-                if rate == clip_files.SAMPLE_RATE:
-                    return sound.mean(1), []
+                with soundfile.SoundFile(file) as opened:
+                    rate, length = opened.samplerate, opened.frames
+                    # A header that was written to a pipe tells no length: FFmpeg reads to the end.
+                    if rate == clip_files.SAMPLE_RATE and 0 < length < _UNKNOWN_LENGTH:
+                        sound = opened.read(dtype='float32', always_2d=True)
+                        _check_sound(sound, file)
+                        return sound.mean(1), []
             except soundfile.SoundFileError:
                 pass
         try:
@@ -276,7 +291,8 @@ class LabelledFolder:
         # A clip that is too short for AudioSet is of use here: silence fills the window up.
         fatal = wrong.keys() & clip_files.LEFT_OUT.keys() - {'too short'}
         if fatal or 'damaged' in wrong or not len(sound):
-            raise BrokenExample('; '.join(f'{key}: {value}' for key, value in wrong.items()))
+            problems = '; '.join(f'{key}: {value}' for key, value in wrong.items())
+            raise BrokenExample(f'{file}: {problems}')
         return sound, frames
 
 

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from perceiver_jax.errors import Refused
-from perceiver_jax.front_ends.media import NoSuchStream, shown_frames, sound_pieces
+from perceiver_jax.front_ends.media import NoSuchStream, not_sound, shown_frames, sound_pieces
 
 SAMPLE_RATE = 48_000  # Hz, of the sound that is stored
 FRAMES_PER_SECOND = 25  # of the video that is stored
@@ -28,6 +28,8 @@ LEFT_OUT = {
     'unreadable': 'nothing in the file can be decoded',
     'no sound': 'the file has no sound',
     'no pictures': 'the file has no video',
+    'other length': 'named by id alone, neither as long as the clip nor reaching to its end',
+    'not finite': 'some of the sound is NaN, infinite or absurdly loud',
     'too short': 'less than 1.28 s can be used',
 }
 KEPT = {
@@ -62,6 +64,8 @@ def read_clip(
         return sound, [], {'no sound': str(problem)}
     if problem and not len(sound):
         return sound, [], {'unreadable': str(problem)}
+    if not_finite := not_sound(sound, SAMPLE_RATE, start):
+        return sound, [], {'not finite': not_finite}
     frames: list[bytes] = []
     if with_frames:
         num_frames = -(-len(sound) // _SAMPLES_PER_FRAME)
@@ -84,6 +88,29 @@ def read_clip(
     return sound, frames, wrong
 
 
+def sound_seconds(path: str | Path, at_most: float) -> float:
+    """Measures the sound of a file by decoding it: headers may not tell its length, or lie.
+
+    Args:
+      path: File of sound or video, of any format that FFmpeg decodes.
+      at_most: Seconds after which to stop.
+
+    Returns:
+      Length of the sound in seconds, as far as it can be decoded; `at_most` or a little more where
+      there is more of it, 0 where there is none.
+
+    Raises:
+      OSError: The file cannot be opened.
+    """
+    length = 0
+    with contextlib.suppress(Refused), contextlib.closing(sound_pieces(path, SAMPLE_RATE)) as found:
+        for piece in found:
+            length += len(piece)
+            if length >= at_most * SAMPLE_RATE:
+                break
+    return length / SAMPLE_RATE
+
+
 def _sound(
     path: str | Path, start: float, duration: float | None
 ) -> tuple[np.ndarray, Refused | None]:
@@ -96,13 +123,14 @@ def _sound(
         with contextlib.closing(sound_pieces(path, SAMPLE_RATE)) as found:
             for piece in found:
                 begin, end = first - position, len(piece) if last is None else last - position
-                pieces.append(piece.mean(1)[max(begin, 0) : max(end, 0)])
+                with np.errstate(over='ignore', invalid='ignore'):  # of what is not finite
+                    pieces.append(piece.mean(1)[max(begin, 0) : max(end, 0)])
                 position += len(piece)
                 if last is not None and position >= last:
                     break
     except Refused as error:
         problem = error
-    return np.nan_to_num(np.concatenate(pieces)), problem
+    return np.concatenate(pieces), problem
 
 
 def _frames(path: str | Path, start: float, num_frames: int) -> tuple[list[bytes], Refused | None]:

@@ -184,6 +184,8 @@ class _Pairs:
         if pair.flow:
             flow, valid = _read(read_flow, pair.flow)
             _check_size(pair.flow, valid.shape, shape)
+            if not valid.any():
+                raise BrokenExample(f'{pair.flow}: its flow is not known anywhere')
         if pair.invalid:
             valid = valid & ~_mask(pair.invalid, shape)
             flow = np.where(valid[..., None], flow, 0)

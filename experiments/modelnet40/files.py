@@ -63,17 +63,16 @@ def some_points(
       Points, float64 `[P, 3]`, 1 <= P <= num_points.
 
     Raises:
-      Refused: The array has another shape or type or no points, or chosen points are not finite.
+      Refused: The array has another shape or type or no points, or a point is not finite.
     """
     if points.dtype.kind not in 'biuf':
         raise Refused(f'{name}: expected points as real numbers, got {points.dtype}')
     if points.ndim != 2 or points.shape[1] < 3 or not len(points):
         raise Refused(f'{name}: expected points [P, 3 or more], got {points.shape}')
-    # Far from the origin, as on a map, float32 would not tell neighbours apart.
-    points = points[rng.permutation(len(points))[:num_points], :3].astype(np.float64)
-    if not np.isfinite(points).all():
+    if not np.isfinite(points[:, :3]).all():  # also of points that are not chosen
         raise Refused(f'{name}: some of its coordinates are not finite')
-    return points
+    # Far from the origin, as on a map, float32 would not tell neighbours apart.
+    return points[rng.permutation(len(points))[:num_points], :3].astype(np.float64)
 
 
 def _read_mesh(off: bytes, name: str) -> 'trimesh.Trimesh':

@@ -13,6 +13,7 @@ from experiments.classes import (
     probabilities,
     title_of,
 )
+from perceiver_jax.errors import Refused
 from perceiver_jax.weights.pretrained import Pretrained
 
 OPTIONS = ('classes',)  # of the command line
@@ -44,7 +45,11 @@ def classify_shape(model: Pretrained, path: str, out: str, names: Sequence[str])
 
     num_points = model.front_end['num_points']
     encoded, rng = Path(path).read_bytes(), np.random.default_rng(0)
-    points = prepare_points(read_cloud(encoded, num_points, rng, path))
+    points = read_cloud(encoded, num_points, rng, path)
+    try:
+        points = prepare_points(points)
+    except Refused as error:
+        raise Refused(f'{path}: {error}') from error
     Path(out).mkdir(parents=True, exist_ok=True)
     best = best_classes(probabilities(model(points[None])[0], 'softmax'), names)
     attention = {}

@@ -89,6 +89,8 @@ def _checked(example: Example, num_points: int) -> np.ndarray:
         raise Refused(
             f'config.points.num_points is {num_points}, and {example["name"]} has {len(points)}'
         )
+    if not np.isfinite(points).all():  # of all points, lest it depend on those that are chosen
+        raise BrokenExample(f'{example["name"]}: some of its coordinates are not finite')
     return points.astype(np.float64)
 
 

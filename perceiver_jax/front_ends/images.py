@@ -60,6 +60,8 @@ def decode_image(encoded: bytes, channels: int, *, oriented: bool = False) -> np
     flags = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}[channels]
     if not oriented:
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
+    if encoded[:2] in (b'PF', b'Pf'):  # OpenCV would round them, NaN to black
+        raise Refused('a .pfm file of floating-point numbers is no image of 8 or 16 bits')
     try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     except cv2.error:  # no bytes, or more pixels than OpenCV takes; None for everything else

@@ -23,6 +23,7 @@ from perceiver_jax.front_ends.images import centre_crop
 # Sound and video of one file come in pieces of different lengths and end at different times, so a
 # little sound may be missing at the end: the length of one frame at 25 frames per second.
 _MISSING_SOUND = 0.04  # seconds; our choice
+_LOUDEST = 1e10  # 32-bit numbers that were not scaled stay below; our choice
 _CLOCK_TOLERANCE = 1e-3  # seconds; some formats round their times to milliseconds
 _REORDERED = {'h264': 16, 'hevc': 16}  # most frames that wait to be shown; of others one, or none
 
@@ -54,8 +55,8 @@ def read_audio(
 
     Raises:
       NoSuchStream: There is no sound in the file.
-      Refused: There is not enough sound in the file, it cannot be decoded, or an argument is out
-        of range.
+      Refused: There is not enough sound in the file, it cannot be decoded or is not finite, or an
+        argument is out of range.
       OSError: The file cannot be opened.
     """
     _check_times(start, sample_rate=sample_rate, duration=1 if duration is None else duration)
@@ -77,7 +78,28 @@ def read_audio(
         raise Refused(
             f'{path}: needs {needed} from {start:.2f} s on, has {len(sound) / sample_rate:.2f} s'
         )
+    if problem := not_sound(sound, sample_rate, start):
+        raise Refused(f'{path}: {problem}')
     return np.pad(sound, ((0, missing), (0, 0)))
+
+
+def not_sound(samples: np.ndarray, sample_rate: int, start: float = 0.0) -> str | None:
+    """Finds samples that no loudspeaker could play: NaN, infinity, and absurdly large numbers.
+
+    Args:
+      samples: Sound, `[n]` or `[n, channels]`, where full scale is 1.
+      sample_rate: Sample rate in Hz.
+      start: Time of the first sample in seconds.
+
+    Returns:
+      What the first of them is, and at what time; None where there are none.
+    """
+    well = np.atleast_2d((np.abs(samples) <= _LOUDEST).T).all(0)  # NaN is not
+    if well.all():
+        return None
+    first = int(well.argmin())
+    value = samples[first]
+    return f'its sound is {value} at {start + first / sample_rate:.2f} s, where 1 is full scale'
 
 
 def sound_pieces(path: str | Path, sample_rate: int) -> Generator[np.ndarray, None, None]:

@@ -27,7 +27,8 @@ def prepare_points(points: np.ndarray, num_points: int | None = None) -> np.ndar
         raise Refused(f'points must be [points, 3 coordinates], got {points.shape}')
     if num_points is not None and num_points < len(points):
         points = points[np.linspace(0, len(points) - 1, num_points).astype(int)]
-    points = points - points.mean(0, dtype=np.float64)
+    if np.isfinite(points).all():  # NumPy warns of infinity less infinity
+        points = points - points.mean(0, dtype=np.float64)
     size = np.abs(points).max()
     if not (np.isfinite(size) and size > 0):
         raise Refused('points must be finite and in more than one place')

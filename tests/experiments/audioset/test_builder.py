@@ -7,6 +7,8 @@ import types
 
 import av
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import soundfile
 import tensorflow_datasets as tfds
@@ -16,7 +18,7 @@ from experiments.audioset.builder import Segment, find_media, locate, main, prep
 from experiments.data import clip_files
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.media import write_clip
-from tests.toys.clips import film, tone
+from tests.toys.clips import as_from_a_pipe, film, tone
 from tests.toys.damaged_tables import check_reader
 
 MIDS = {'/m/09x0r': 'Speech', '/m/05zppz': 'Male speech, man speaking', '/t/dd00005': 'Child'}
@@ -182,6 +184,97 @@ def test_media_are_found_by_id_and_start(tmp_path):
     assert found('-_-_-_-_-_-', 30.0) == (names[4], 0.0)
     assert found('aaaaaaaaaaa', 4.0) == (None, 0.0)
     assert found('eeeeeeeeeee', 40.0) == (None, 0.0)
+
+
+@pytest.mark.parametrize(
+    'start, end, seconds, expected',
+    [
+        (30.0, 40.0, 10.0, (0.0, 'as clip')),
+        (30.0, 40.0, 9.0, (0.0, 'as clip')),
+        (30.0, 40.0, 11.0, (0.0, 'as clip')),
+        (30.0, 36.0, 6.5, (0.0, 'as clip')),
+        (1.0, 11.0, 10.0, (0.0, 'as clip')),
+        (30.0, 40.0, 40.0, (30.0, 'as video')),
+        (30.0, 40.0, 39.5, (30.0, 'as video')),
+        (30.0, 40.0, 3600.0, (30.0, 'as video')),
+        (0.0, 10.0, 240.0, (0.0, 'as video')),
+        (0.0, 10.0, 10.0, (0.0, 'as either')),
+        (0.5, 10.5, 10.0, (0.0, 'as either')),
+        (30.0, 40.0, 39.4, (None, '')),
+        (30.0, 40.0, 11.1, (None, '')),
+        (30.0, 40.0, 8.9, (None, '')),
+    ],
+)
+def test_the_length_of_a_file_tells_whether_it_is_the_clip_or_the_video(
+    start, end, seconds, expected
+):
+    assert audioset.place_in_file(Segment('aaaaaaaaaaa', start, end, ()), seconds) == expected
+
+
+def steps(*amplitudes):
+    """Encoded sound of 8 kHz, a second of each amplitude."""
+    file = io.BytesIO()
+    sound = np.concatenate([tone(1, amplitude, rate=8000) for amplitude in amplitudes])
+    soundfile.write(file, sound, 8000, format='WAV')
+    return file.getvalue()
+
+
+def test_files_named_by_id_alone(tmp_path):
+    """Copies of AudioSet have the clips, downloads have the videos, and a folder can have both."""
+    names = ['clip', 'piped', 'video', 'first', 'neither', 'row', 'no_row', 'page', 'nan']
+    start = {name: 0 if name == 'first' else 5 for name in names}
+    folder = tmp_path / 'media'
+    folder.mkdir()
+
+    def path(name, pattern='{}.flac'):
+        return folder / pattern.format(youtube_id(name))
+
+    path('clip').write_bytes(steps(0.7, 0.7, 0.7))
+    path('piped', 'Y{}.wav').write_bytes(steps(0.7, 0.7, 0.7))
+    as_from_a_pipe(path('piped', 'Y{}.wav'), 2**32 - 1)
+    path('video').write_bytes(steps(*5 * [0.1], 0.7, 0.7, 0.7))
+    path('first').write_bytes(steps(0.7, 0.7, 0.7))
+    path('neither').write_bytes(steps(0.1, 0.1, 0.1, 0.1, 0.1))
+    path('page', '{}.mp4').write_bytes(b'<html>not found</html>')
+    soundfile.write(path('nan', '{}.wav'), np.full(24_000, np.nan), 8000, subtype='FLOAT')
+    rows = [
+        {'video_id': youtube_id(name), 'audio': {'bytes': content, 'path': f'{name}.flac'}}
+        for name, content in (('no_row', b'no sound'), ('row', steps(0.7, 0.7, 0.7)))
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / '00.parquet')
+    clips = [(youtube_id(name), start[name], start[name] + 3, (0,)) for name in names]
+    report = prepare(
+        classes=write_classes(tmp_path / 'classes.csv'),
+        segments={'train': [write_segments(tmp_path / 'train.csv', clips)]},
+        media=folder,
+        out=tmp_path / 'tfds',
+        kind='audio',
+    )
+    assert {key: count for key, count in report['train'].items() if count} == {
+        'kept': 5,
+        'left out': 4,
+        'other length': 1,
+        'not finite': 1,
+        'unreadable': 2,
+        'as clip': 4,
+        'as video': 1,
+        'as either': 1,
+    }
+    finished = tmp_path / 'tfds/audioset/audio/1.0.0'
+    problems = list(csv.DictReader((finished / 'problems.csv').read_text().splitlines()))
+    files = {row['name'].rpartition('_')[0].strip('_'): row for row in problems}
+    assert files['neither']['detail'] == '5.00 s'
+    assert files['no_row']['file'] == str(folder / '00.parquet/0')
+    assert '00.parquet/0: cannot decode' in files['no_row']['detail']
+    for example in tfds.builder_from_directory(finished).as_data_source('train'):
+        sound, _ = soundfile.read(io.BytesIO(example['sound']))
+        assert len(sound) == 3 * 48_000
+        assert np.abs(sound[4800:-4800]).max() == pytest.approx(0.7, abs=0.01)
+        assert sound[4800:9600].std() == pytest.approx(0.7 / np.sqrt(2), abs=0.01)
+    text = audioset.report_text(report)
+    assert '4  as clip (named by id alone): the file is as long as the clip' in text
+    assert text.endswith('are of two kinds: clips (4) and whole videos (1)')
+    assert 'two kinds' not in audioset.report_text({'train': {**report['train'], 'as video': 0}})
 
 
 # One clip

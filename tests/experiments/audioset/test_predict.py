@@ -43,6 +43,16 @@ def test_a_clip_is_scored_window_by_window(tmp_path, modalities):
         assert np.median(seen[0]['audio']) == pytest.approx(0.25, abs=0.02)
 
 
+@pytest.mark.parametrize('value', [np.nan, -np.inf, 1e30])
+@pytest.mark.parametrize('modality', ['audio', 'spectrogram'])
+def test_a_sound_that_is_not_finite_is_named_and_not_the_weights(tmp_path, modality, value):
+    soundfile.write(tmp_path / 'a.wav', np.full(19_200, value), 44_100, subtype='FLOAT')
+    front_end = {**AUDIO_VISUAL_CLIPS, 'modalities': [modality]}
+    model = KnownModel(lambda inputs: np.full((1, 3), np.nan), front_end, {'num_classes': 3})
+    with pytest.raises(Refused, match='a.wav: its sound is .* at 0.00 s'):
+        score_clip(model, str(tmp_path / 'a.wav'))
+
+
 def answers_in_turn(*odds):
     """A model for sound alone whose answers to one call after the other have these odds."""
     logits = iter([np.log([answer]) for answer in odds])

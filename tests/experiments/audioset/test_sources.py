@@ -1,3 +1,4 @@
+import io
 import pickle
 
 import cv2
@@ -11,7 +12,7 @@ from experiments.data.clip_files import encode_sound
 from experiments.data.pipeline import BrokenExample
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.media import write_clip
-from tests.toys.clips import tone
+from tests.toys.clips import as_from_a_pipe, tone
 from tests.toys.damaged_tables import check_reader
 
 TABLE = dict(
@@ -219,6 +220,43 @@ def test_a_damaged_file_is_a_broken_example(esc50):
         source[0]
 
 
+@pytest.mark.parametrize('rate', [8000, 44_100, 48_000])
+@pytest.mark.parametrize(
+    'sound, message',
+    [
+        (np.zeros(0), ''),
+        (np.r_[tone(0.3), np.nan], 'its sound is '),
+        (np.r_[np.inf, tone(0.3)], 'its sound is '),
+        (np.c_[tone(0.3), np.full(14_400, -1e30)], 'its sound is '),
+    ],
+)
+def test_an_empty_sound_and_one_that_is_not_finite_are_broken_examples(esc50, rate, sound, message):
+    path = next((esc50 / 'audio').glob('5-*.wav'))
+    soundfile.write(path, sound, rate, subtype='FLOAT')
+    with pytest.raises(BrokenExample, match=f'{path.name}: .*{message}'):
+        open_folder(esc50, 'validation')[0]
+
+
+@pytest.mark.parametrize('rate', [44_100, 48_000])
+@pytest.mark.parametrize('size', [0, 2**32 - 1])
+def test_a_wav_from_a_pipe_is_read_to_its_end(esc50, rate, size):
+    path = next((esc50 / 'audio').glob('5-*.wav'))
+    soundfile.write(path, np.c_[tone(0.3, rate=rate), tone(0.3, 0.1, rate=rate)], rate)
+    expected = open_folder(esc50, 'validation')[0]['sound']
+    as_from_a_pipe(path, size)
+    np.testing.assert_array_equal(open_folder(esc50, 'validation')[0]['sound'], expected)
+
+
+def test_a_flac_from_a_pipe_is_read_to_its_end(esc50):
+    path = next((esc50 / 'audio').glob('5-*.wav'))
+    content = bytearray(encode_sound(tone(0.3)))
+    content[21] &= 0xF0  # the number of samples, unknown: 36 bits
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    sound = open_folder(esc50, 'validation')[0]['sound']
+    np.testing.assert_allclose(sound, tone(0.3), atol=2**-15)
+
+
 @pytest.mark.parametrize(
     'table, message',
     [
@@ -261,6 +299,15 @@ def test_stored_sound_is_decoded():
     clip = sources._from_tfds(record, source='nowhere', frames=False)
     assert clip['sound'].shape == (4800,)
     np.testing.assert_allclose(clip['sound'], tone(0.1), atol=2**-15)
+
+
+@pytest.mark.parametrize('sound, message', [([], 'there is no sound'), ([0, np.nan], 'is nan')])
+def test_stored_sound_that_is_empty_or_not_finite_is_a_broken_example(sound, message):
+    stored = io.BytesIO()
+    soundfile.write(stored, np.array(sound), 48_000, format='WAV', subtype='FLOAT')
+    record = {'name': b'x', 'sound': stored.getvalue(), 'frames': [], 'labels': [2]}
+    with pytest.raises(BrokenExample, match=f'^x of nowhere: .*{message}'):
+        sources._from_tfds(record, source='nowhere', frames=False)
 
 
 def test_a_folder_keeps_sounds_while_there_is_room(esc50, monkeypatch):

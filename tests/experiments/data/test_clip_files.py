@@ -7,7 +7,7 @@ import soundfile
 
 from experiments.data import clip_files
 from perceiver_jax.front_ends.media import write_clip
-from tests.toys.clips import film, tone
+from tests.toys.clips import as_from_a_pipe, film, tone
 
 
 def test_a_clip_is_cut_out_of_a_whole_video(tmp_path):
@@ -47,3 +47,26 @@ def test_sound_keeps_sixteen_bits():
     decoded, rate = soundfile.read(io.BytesIO(clip_files.encode_sound(sound)), dtype='float32')
     assert rate == 48_000
     np.testing.assert_allclose(decoded, sound, atol=2**-15)
+
+
+def test_sound_that_is_not_finite_leaves_a_clip_out(tmp_path):
+    path = tmp_path / 'a.wav'
+    sound = np.stack([tone(4), tone(4)], -1)
+    sound[96_000] = (np.inf, -np.inf)
+    soundfile.write(path, sound, 48_000, subtype='FLOAT')
+    _, _, wrong = clip_files.read_clip(path, 0.5, 2.0, False)
+    assert wrong == {'not finite': 'its sound is nan at 2.00 s, where 1 is full scale'}
+    for start in (0.0, 2.1):  # what is not read does not matter
+        assert clip_files.read_clip(path, start, 1.9, False)[2] == {}
+
+
+def test_the_length_of_sound_is_measured(tmp_path):
+    path = tmp_path / 'a.wav'
+    soundfile.write(path, tone(3, rate=8000), 8000)
+    assert clip_files.sound_seconds(path, 9) == pytest.approx(3, abs=2e-3)
+    assert 2 <= clip_files.sound_seconds(path, 2) < 2.2  # no more is decoded
+    for size in (0, 2**32 - 1):
+        as_from_a_pipe(path, size)
+        assert clip_files.sound_seconds(path, 9) == pytest.approx(3, abs=2e-3)
+    path.write_bytes(b'no sound')
+    assert clip_files.sound_seconds(path, 9) == 0

@@ -362,6 +362,12 @@ def test_scenes_come_by_split():
             'frame_0001.flo: expected 292 bytes',
         ),
         (
+            lambda x: (x / 'flow/alley_1/frame_0001.flo').write_bytes(
+                b'PIEH' + struct.pack('<2i', WIDTH, HEIGHT) + np.full_like(FLOW, np.nan).tobytes()
+            ),
+            'frame_0001.flo: its flow is not known anywhere',
+        ),
+        (
             lambda x: save(x / 'occlusions/alley_1/frame_0001.png', FIRST[:, 1:]),
             'occlusions/alley_1/frame_0001.png: expected 7 x 5 .* got 6 x 5',
         ),

@@ -137,6 +137,7 @@ def test_points_are_read_from_arrays_and_text():
         (np.zeros((5, 2)), r'expected points \[P, 3 or more\], got \(5, 2\)'),
         (np.zeros((0, 3)), r'got \(0, 3\)'),
         (np.array([[0, 0, np.nan]]), 'not finite'),
+        (np.r_[np.zeros((99, 3)), [[-np.inf, 0, 0]]], 'not finite'),  # of 10 that are chosen
         (np.array([['a', 'b', 'c']]), 'expected points as real numbers, got <U1'),
         (np.ones((5, 3), complex), 'expected points as real numbers, got complex128'),
     ],

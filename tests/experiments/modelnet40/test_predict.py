@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from experiments.modelnet40.predict import classify_shape
+from perceiver_jax.errors import Refused
 from tests.toys.known_model import KnownModel
 
 RNG = np.random.default_rng(0)
@@ -52,3 +53,13 @@ def test_a_shape_in_map_coordinates_is_the_one_at_the_origin(tmp_path, ending):
         model.params = {'encoder/cross_attend_1/attention/query': {}}
         classify_shape(model, f'{tmp_path}/a.{ending}', tmp_path, ['cup', 'bowl'])
     np.testing.assert_allclose(*seen, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    'line, message', [('0 nan 1', 'not finite'), ('0 0 0', 'in more than one place')]
+)
+def test_points_that_are_no_shape_are_named_and_not_the_weights(tmp_path, line, message):
+    (tmp_path / 'a.txt').write_text('0 0 0\n' + line)
+    model = KnownModel(lambda points: points, {'num_points': 29})
+    with pytest.raises(Refused, match=f'a.txt: .*{message}'):
+        classify_shape(model, f'{tmp_path}/a.txt', tmp_path, ['cup', 'bowl'])

@@ -72,6 +72,18 @@ def test_evaluation_takes_the_first_points_each_time():
     np.testing.assert_allclose(points, centred / np.abs(centred).max(), atol=1e-6)
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('place', [0, 210])
+def test_a_cloud_that_is_not_finite_is_named_whichever_points_are_chosen(place, value):
+    points = CLOUD.copy()
+    points[place, 1] = value
+    example = {**EXAMPLE, 'points': points}
+    with pytest.raises(BrokenExample, match='^cup_0003: .*not finite'):
+        EvalTransform(num_points=2)(example)
+    with pytest.raises(BrokenExample, match='^cup_0003: .*not finite'):
+        train_transform(num_points=2)(example, np.random.default_rng(0))
+
+
 def test_too_few_points_and_clouds_without_extent_are_named():
     with pytest.raises(ValueError, match='num_points is 212, and cup_0003 has 211'):
         EvalTransform(num_points=212)(EXAMPLE)

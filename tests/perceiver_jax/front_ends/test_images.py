@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.images import (
     centre_crop,
     decode_image,
@@ -118,6 +119,16 @@ def test_what_is_no_image_is_named(tmp_path, encoded):
     path.write_bytes(encoded)
     with pytest.raises(ValueError, match=f'broken.png: {len(encoded)} bytes'):
         read_image(path)
+
+
+@pytest.mark.parametrize('kind', ['PF', 'Pf'])
+@pytest.mark.parametrize('channels', [1, 3])
+def test_floating_point_numbers_are_no_image(tmp_path, kind, channels):
+    values = np.full((2, 2, {'PF': 3, 'Pf': 1}[kind]), np.nan, '<f4')
+    path = tmp_path / 'renamed.png'
+    path.write_bytes(f'{kind}\n2 2\n-1\n'.encode() + values.tobytes())
+    with pytest.raises(Refused, match='renamed.png: a .pfm file of floating-point numbers'):
+        read_image(path, channels)
 
 
 def test_prepared_image_is_crop_resize_normalise():

@@ -3,6 +3,7 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+import soundfile
 
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends import media
@@ -14,6 +15,7 @@ from perceiver_jax.front_ends.media import (
     shown_frames,
     write_clip,
 )
+from tests.toys.clips import as_from_a_pipe
 
 RNG = np.random.default_rng(0)
 RATE = 48000
@@ -101,6 +103,27 @@ def test_sound_keeps_to_the_clock_of_the_file(tmp_path, rate):
         path = write_media(tmp_path / f'{name}.mkv', greys(7), 10, sound, rate, gap)
         np.testing.assert_allclose(onsets(read_audio(path)), expected, atol=2e-3)
         np.testing.assert_allclose(onsets(read_audio(path, start=2.7)) + 2.7, [3, 4], atol=2e-3)
+
+
+@pytest.mark.parametrize('rate', [8000, 44100, 48000])
+@pytest.mark.parametrize('size', [0, 2**32 - 1])
+def test_a_wav_from_a_pipe_is_read_to_its_end(tmp_path, size, rate):
+    soundfile.write(tmp_path / 'whole.wav', bursts(2, rate), rate)
+    expected = read_audio(tmp_path / 'whole.wav')
+    as_from_a_pipe(tmp_path / 'whole.wav', size)
+    np.testing.assert_array_equal(read_audio(tmp_path / 'whole.wav'), expected)
+
+
+@pytest.mark.parametrize('rate', [8000, 44100, 48000])
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf, 1e30])
+def test_sound_that_is_not_finite_is_refused_where_it_is_read(tmp_path, value, rate):
+    sound = np.repeat(bursts(2, rate), 2, axis=1)
+    sound[rate, 1] = value
+    soundfile.write(tmp_path / 'a.wav', sound, rate, subtype='FLOAT')
+    with pytest.raises(Refused, match=r'a.wav: its sound is .* at (0.99|1.00) s, where 1 is full'):
+        read_audio(tmp_path / 'a.wav')
+    assert np.isfinite(read_audio(tmp_path / 'a.wav', duration=0.9)).all()
+    assert np.isfinite(read_audio(tmp_path / 'a.wav', start=1.1)).all()
 
 
 def test_a_little_missing_sound_is_silence_and_more_an_error(tmp_path):

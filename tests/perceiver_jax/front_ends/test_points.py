@@ -31,9 +31,9 @@ def test_some_points_are_taken_at_equal_distances():
         (np.zeros((0, 3)), r'got \(0, 3\)'),
         (np.ones((3, 3)), 'in more than one place'),
         (np.array([[0, 0, 0], [0, 0, np.inf]]), 'finite'),
+        (np.array([[0, 0, 0], [np.nan, 0, 1]]), 'finite'),
     ],
 )
-@pytest.mark.filterwarnings('ignore:invalid value')  # infinity less infinity
 def test_what_are_no_points_is_refused(points, message):
     with pytest.raises(ValueError, match=message):
         prepare_points(points)

@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.command_line import local_path, one_line_errors
+from experiments.command_line import Parser, local_path, one_line_errors
 from perceiver_jax.errors import Refused
 
 FORMATS = {
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
       argv: Arguments of the command line; None takes this process's own.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='\n'.join(f'{suffix or "(none)":<14}{text}' for suffix, text in FORMATS.items()),

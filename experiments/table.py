@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.command_line import local_path, one_line_errors
+from experiments.command_line import Parser, local_path, one_line_errors
 from experiments.pictures.units import metric_text
 from perceiver_jax.errors import Refused
 
@@ -192,7 +192,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
       Refused: A result is incomplete or taken, README.md has no markers, or --check finds that
         README.md and results/ differ.
     """
-    parser = argparse.ArgumentParser(prog='python -m experiments.table', description=__doc__)
+    parser = Parser(prog='python -m experiments.table', description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument('--add', metavar='RESULT', help="a finished run's result.json")

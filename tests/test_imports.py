@@ -21,7 +21,7 @@ FLOORS = [
     ['data'],
     ['training'],
     ['pictures'],
-    ['command_line', 'run_config'],
+    ['command_line', 'keys', 'run_config'],
 ]
 
 # What a reader may use of perceiver_jax: nothing that builds a model.

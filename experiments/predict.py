@@ -32,9 +32,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
 
-from experiments.command_line import local_path, one_line_errors
+from experiments.command_line import Parser, local_path, one_line_errors
 
 # Nothing slow is imported here, not even perceiver_jax: a mistake on the command line and --help
 # are told at once.
@@ -85,13 +84,6 @@ def task_module(function: str) -> ModuleType:
     return importlib.import_module(f'experiments.{TASKS[function]}.predict')
 
 
-class _Parser(argparse.ArgumentParser):
-    """Ends with one line where argparse would print the usage too."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f'error: {message}; --help explains\n')
-
-
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parses the command line, and checks that its files exist; a mistake ends with one line.
 
@@ -101,7 +93,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Returns:
       All arguments; an option that was not given is None.
     """
-    parser = _Parser(
+    parser = Parser(
         prog='python -m experiments.predict',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

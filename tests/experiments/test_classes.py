@@ -49,6 +49,11 @@ def test_the_best_classes_come_first():
     [
         ('a.txt', 'tench\ngreat white shark\nowl, tawny\n\n'),
         ('a.csv', 'name,other\ntench,x\ngreat white shark,y\n"owl, tawny",z\n'),
+        (
+            'class_labels_indices.csv',  # AudioSet's
+            'index,mid,display_name\r\n0,/m/1,"tench"\r\n1,/m/2,great white shark\r\n'
+            '2,/t/3,"owl, tawny"\r\n',
+        ),
         ('a.CSV', '\ufeffname\ntench\ngreat white shark\n"owl, tawny"\n'),
     ],
 )
@@ -68,9 +73,16 @@ def test_names_of_classes_come_from_a_file(tmp_path, name, content):
         (
             'a.csv',
             b'index;name\n0;tench\n1;owl\n',
-            r"expected a column `name`, got \['index;name'\]",
+            r"expected a column `name`, or `display_name`, got \['index;name'\]",
         ),
         ('a.csv', b'index,name\n0,tench\n1\n', 'row 2 has no name'),
+        ('a.csv', b'index,mid,display_name\n0,/m/1,tench\n1,/m/2\n', 'row 2 has no name'),
+        (
+            'a.csv',
+            b'index,mid,display_name\n1,/m/2,owl\n0,/m/1,tench\n',
+            "expected index 0 in its row, got '1'",
+        ),
+        ('a.csv', b'mid,display_name\n/m/2,owl\n', 'expected index 0 in its row, got None'),
         ('a.txt', 'tench\nbärin\n'.encode('latin-1'), 'expected UTF-8, .* at byte 7'),
     ],
 )

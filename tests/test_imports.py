@@ -17,7 +17,7 @@ FLOORS = [
     ['open_model'],
     ['tasks'],
     [*TASKS],
-    ['classes'],
+    ['classes', 'results'],
     ['data'],
     ['training'],
     ['pictures'],

@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
         name = run_name(result) if options.name is None else options.name
         if not re.fullmatch(r'[^\W_][\w.-]{0,199}', name):
             raise Refused(
-                '--name: expected up to 200 letters, digits, _, - and ., in front a letter or digit, '
+                '--name: expected up to 200 letters, digits, _, - and ., the first no sign, '
                 f'got {name!r}'
             )
         added = root / 'results' / f'{name}.json'

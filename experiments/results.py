@@ -47,7 +47,7 @@ def load_result(path: Path) -> dict:
     """
     try:
         result = json.loads(path.read_text('utf-8'))
-    except ValueError as error:  # not JSON, or not text
+    except (ValueError, RecursionError) as error:  # not JSON, or not text
         raise Refused(f'{path}: not JSON: {error}') from None
     if not isinstance(result, dict):
         raise Refused(f'{path}: expected a JSON object, got {result!r}')

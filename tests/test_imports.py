@@ -13,7 +13,7 @@ TASKS = ('audioset', 'flow', 'imagenet', 'kinetics', 'language', 'modelnet40')
 # From the top: each may import from the floors below, and from its own room. The rooms of a floor
 # stand side by side.
 FLOORS = [
-    ['launch', 'predict', 'convert', 'submit', 'table'],  # the commands
+    ['launch', 'predict', 'convert', 'submit', 'table', 'compare'],  # the commands
     ['open_model'],
     ['tasks'],
     [*TASKS],

@@ -80,6 +80,7 @@ COMMANDS = {  # arguments, with one that holds {} for a path, and what its messa
         ('--out', ['x', 'kitti2015', '--out={}']),
     ],
     'table': [('--add', ['--add={}'])],
+    'compare': [('RUN', ['{}']), ('--out', ['x', '--out={}'])],
     'modelnet40.builder': [('FROM', ['{}', 'x']), ('TO', ['x', '{}'])],
     'audioset.builder': [
         (name, [f'{x}={{}}' if x == name else f'{x}=x' for x in options])

@@ -1,6 +1,7 @@
-"""What the predictions of several classifiers share: names, probabilities, the best classes."""
+"""What the predictions of several tasks share: inputs, probabilities, names of classes."""
 
 import argparse
+import collections
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -29,11 +30,35 @@ def some_inputs(paths: Sequence[str], what: str) -> Sequence[str]:
     """
     if not paths:
         raise Refused(f'INPUT: expected {what}, got none')
-    stems = [Path(path).stem for path in paths]
-    for stem in stems:
-        if stems.count(stem) > 1:
-            raise Refused(f'INPUT: {stems.count(stem)} are called {stem!r}; run them apart')
+    (stem, count), *_ = collections.Counter(Path(path).stem for path in paths).most_common(1)
+    if count > 1:
+        raise Refused(f'INPUT: {count} are called {stem!r}; run them apart')
     return paths
+
+
+def predict_each(predict: Callable[[str], dict], paths: Sequence[str]) -> Iterator[dict]:
+    """Predicts for one input after the other, and goes on after one that cannot be used.
+
+    Args:
+      predict: Function of the path of an input.
+      paths: The inputs.
+
+    Yields:
+      What `predict` returns for each input; or, where it refuses it or a file cannot be read or
+      written, the `input` and the `error`, which names it.
+    """
+    for path in paths:
+        try:
+            result = predict(path)
+        except Refused as error:
+            result = {'input': path, 'error': ' '.join(str(error).split())}
+        except OSError as error:
+            if error.filename is None:
+                raise
+            result = {'input': path, 'error': f'{error.filename}: {error.strerror}'}
+        if path not in result.get('error', path):
+            result['error'] = f'{path}: {result["error"]}'
+        yield result
 
 
 def classify_each(
@@ -52,15 +77,14 @@ def classify_each(
       what: What the inputs are, such as 'images', for the error where there are none.
 
     Yields:
-      What `classify` returns for each input.
+      What `predict_each` does: what `classify` returns for each input, or why it cannot be used.
 
     Raises:
-      Refused: There are no inputs, or `classify` refuses one.
+      Refused: There are no inputs, or two of one name, or the file of classes cannot be used.
     """
     paths = some_inputs(arguments.inputs, what)
     names = class_names(model, arguments.classes)
-    for path in paths:
-        yield classify(model, path, arguments.out, names)
+    yield from predict_each(lambda path: classify(model, path, arguments.out, names), paths)
 
 
 def class_names(model: Pretrained, path: str | None) -> list[str]:
@@ -68,8 +92,8 @@ def class_names(model: Pretrained, path: str | None) -> list[str]:
 
     Args:
       model: A model with `num_classes` among its arguments.
-      path: A text file with one name a line, or a .csv with a header and a column `name`. None:
-        the names are the model's own.
+      path: A text file with one name a line; a .csv with a header and a column `name`, or with
+        AudioSet's columns `index` and `display_name`. None: the names are the model's own.
 
     Returns:
       As many names as the model has classes.
@@ -89,11 +113,19 @@ def class_names(model: Pretrained, path: str | None) -> list[str]:
 def _read_names(path: Path) -> list[str]:
     if path.suffix.lower() != '.csv':
         return [line for line in read_text(path).split('\n') if line.strip()]
-    rows = read_table(path, ['name'])
-    for row in rows:
-        if not row['name']:
+    rows = read_table(path, ())
+    column = next((x for x in ('name', 'display_name') if x in rows[0]), None)
+    if column is None:
+        raise Refused(
+            f'{path}: expected a column `name`, or `index` and `display_name` as in AudioSet, '
+            f'got {list(rows[0])!r:.300}'
+        )
+    for number, row in enumerate(rows):
+        if column == 'display_name' and row.get('index') != str(number):
+            raise Refused(f'{row.place}: expected index {number}, got {row.get("index")!r:.80}')
+        if not row[column]:
             raise Refused(f'{row.place}: there is no name')
-    return [row['name'] for row in rows]
+    return [row[column] for row in rows]
 
 
 def probabilities(logits: jax.Array | np.ndarray, activation: str | None) -> np.ndarray:

@@ -1,5 +1,6 @@
-"""What commands share: their paths, errors in one line, a progress line, and quiet libraries."""
+"""What commands share: parsing, paths, errors in one line, a progress line, quiet libraries."""
 
+import argparse
 import atexit
 import contextlib
 import logging
@@ -12,6 +13,25 @@ from collections.abc import Iterator
 from typing import NoReturn
 
 # perceiver_jax is slow to import: jax comes with it. It is imported where something is refused.
+
+
+class Parser(argparse.ArgumentParser):
+    """Ends with one line where argparse would print the usage too."""
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program, as `fail` does."""
+        fail(f'{message}; --help explains', 2)
+
+
+def refuse(message: str) -> NoReturn:
+    """Raises Refused, which is imported only now.
+
+    Args:
+      message: What was given, and what was expected.
+    """
+    from perceiver_jax.errors import Refused
+
+    raise Refused(message)
 
 
 def local_path(path: str, argument: str) -> str:
@@ -31,10 +51,7 @@ def local_path(path: str, argument: str) -> str:
         problem = f'names no home folder; a file of that name is ./{path}'
     else:
         return expanded
-
-    from perceiver_jax.errors import Refused
-
-    raise Refused(f'{argument}: {path} {problem}')
+    refuse(f'{argument}: {path} {problem}')
 
 
 @contextlib.contextmanager
@@ -63,7 +80,7 @@ def one_line_errors(interrupted: str = 'interrupted') -> Iterator[None]:
     except OSError as error:
         if error.filename is None:
             raise
-        fail(error, 2)
+        fail(f'{error.filename}: {error.strerror}', 2)
     except KeyboardInterrupt:
         print('error:', interrupted, file=sys.stderr, flush=True)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -7,10 +7,12 @@ The first is a run's folder or any weights; the ending of the second says what t
 """
 
 import argparse
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-from experiments.command_line import local_path, one_line_errors
+from experiments.command_line import Parser, local_path, one_line_errors
 from perceiver_jax.errors import Refused
 
 FORMATS = {
@@ -28,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
       argv: Arguments of the command line; None takes this process's own.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='\n'.join(f'{suffix or "(none)":<14}{text}' for suffix, text in FORMATS.items()),
@@ -62,7 +64,8 @@ def convert(
         reads 'hub', and refuses to write a file with such a kernel.
 
     Raises:
-      Refused: The ending is unknown, or the format has no names for the model's parameters.
+      Refused: The ending is unknown, or the format's release has no such model: none of the same
+        function with the same names of parameters.
     """
     from experiments.open_model import open_model
     from perceiver_jax.weights import foreign_files, translation
@@ -82,12 +85,30 @@ def convert(
                 f'{target}: --conv_kernel=transformers writes the 7x7 kernel as transformers uses '
                 "it, --conv_kernel=hub as the hub's file has it: choose one"
             )
-        tensors = translation.to_huggingface(
-            model.params, model.state, conv_kernel=conv_kernel or 'hub'
-        )
+        with _names_of('Hugging Face', model, source, target):
+            tensors = translation.to_huggingface(
+                model.params, model.state, conv_kernel=conv_kernel or 'hub'
+            )
         foreign_files.write_huggingface(target, tensors)
     else:
-        foreign_files.write_deepmind(target, *translation.to_deepmind(model.params, model.state))
+        with _names_of('DeepMind', model, source, target):
+            trees = translation.to_deepmind(model.params, model.state)
+        foreign_files.write_deepmind(target, *trees)
+
+
+@contextlib.contextmanager
+def _names_of(owner: str, model: Any, source: str, target: Path) -> Iterator[None]:
+    """Says so if somebody's release has no model to name the parameters as."""
+    from perceiver_jax.weights.released import RELEASED
+
+    problem = f'{target}: {owner} has no such model as {source}, of {model.function}'
+    remedy = 'a folder or a .stablehlo takes any model'
+    if model.function not in {released.function for released in RELEASED.values()}:
+        raise Refused(f'{problem}; {remedy}')
+    try:
+        yield
+    except Refused as error:
+        raise Refused(f'{problem} with other parameters; {remedy}') from error
 
 
 if __name__ == '__main__':

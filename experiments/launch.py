@@ -1,8 +1,10 @@
-"""The command line: trains, evaluates or describes a config.
+"""The command line: trains, evaluates or describes a config, or lists its keys.
 
     python -m experiments.launch --config=configs/imagenet.py:demo --workdir=runs/demo
 
 Any key can be set, as in --config.optimizer.learning_rate=1e-3. The same command again resumes.
+--mode=keys lists the keys with their values and with the config file's comments: "at 4: ..." where
+a comment stands beside another value, 4.
 --mode=eval takes the run's own config from its folder: --workdir is enough, and only the keys that
 are set here change it.
 On several machines, run it on each of them: SLURM, Open MPI and TPU pods need nothing else,
@@ -13,6 +15,7 @@ import argparse
 import json
 import re
 import sys
+import tokenize
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,16 +24,14 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from configs.common import near_misses
-from experiments import run_config
-from experiments.command_line import fail, local_path, one_line_errors, quiet_libraries
-from perceiver_jax.errors import Refused
+from experiments.command_line import fail, local_path, one_line_errors, quiet_libraries, refuse
 
 # Grain's workers import this file again, and no mode needs what the others import: what is slow to
-# import is imported where it is used.
+# import, jax and perceiver_jax too, is imported where it is used.
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/<task>.py:<variant>')
-WORKDIR = flags.DEFINE_string('workdir', '', 'Folder of the run; not needed to describe.')
-MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'describe'], 'What to do.')
+WORKDIR = flags.DEFINE_string('workdir', '', 'Folder of the run, to train and evaluate.')
+MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'describe', 'keys'], 'What to do.')
 CHECKPOINT = flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which one to evaluate.')
 JSON = flags.DEFINE_bool('json', False, 'Describe as one JSON object instead of a table.')
 COORDINATOR = flags.DEFINE_string(
@@ -51,15 +52,18 @@ def main(argv: list[str]) -> None:
       Refused: The command line or the config cannot be used.
     """
     if len(argv) > 1:
-        raise Refused(f'unexpected argument {argv[1]!r}: flags are written --name=value')
-    if MODE.value != 'describe' and not WORKDIR.value:
-        raise Refused(f'--mode={MODE.value} needs --workdir')
+        refuse(f'unexpected argument {argv[1]!r}: flags are written --name=value')
+    if MODE.value in ('train', 'eval') and not WORKDIR.value:
+        refuse(f'--mode={MODE.value} needs --workdir')
     flags.FLAGS['workdir'].value = local_path(WORKDIR.value, '--workdir')
     quiet_libraries()
     config, overrides = CONFIG.value, config_flags.get_override_values(flags.FLAGS['config'])
     path = config_flags.get_config_filename(flags.FLAGS['config'])
     name = config_name(evaluated_name() if MODE.value == 'eval' else path, overrides)
     replace_length(config, overrides)
+    if MODE.value == 'keys':
+        list_keys(config, path)
+        return
 
     from experiments.tasks import make_task
     from experiments.training import parallel
@@ -71,13 +75,26 @@ def main(argv: list[str]) -> None:
         if MODE.value != 'eval':
             raise
         path = Path(WORKDIR.value) / 'config.json'  # keys are missing: of another version
-        raise Refused(f'{path} is not the config of a run: {error!r}') from None
+        refuse(f'{path} is not the config of a run: {error!r}')
     if MODE.value == 'describe':
         describe(task)
     elif MODE.value == 'eval':
         evaluate(config, task, name)
     else:
         train(config, task, name)
+
+
+def list_keys(config: ConfigDict, path: str) -> None:
+    """Prints the keys of a config, with the comments of its file.
+
+    Args:
+      config: The config.
+      path: The value of --config.
+    """
+    from experiments.keys import keys_table
+
+    with tokenize.open(path.partition(':')[0]) as file:  # in the encoding that it names
+        print(keys_table(config.to_dict(), file.read()))
 
 
 def describe(task: Any) -> None:
@@ -173,7 +190,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     if given.mode != 'eval':
         return parse_config_flags(flags.FLAGS, argv)
     if not given.workdir:
-        raise Refused('--mode=eval needs --workdir')
+        refuse('--mode=eval needs --workdir')
+
+    from experiments import run_config
+
     workdir = local_path(given.workdir, '--workdir')
     run = f'--config={run_config.__file__}:{workdir}'
     rest = parse_config_flags(
@@ -194,7 +214,7 @@ def check_config_file(config: str) -> None:
     if not Path(path).is_file():
         configs = Path(__file__).resolve().parent.parent / 'configs'
         known = [x.stem for x in sorted(configs.glob('[!_]*.py')) if x.stem != 'common']
-        raise Refused(f'No config file {path!r}. {near_misses(Path(path).stem, known)}')
+        refuse(f'No config file {path!r}. {near_misses(Path(path).stem, known)}')
 
 
 def tell_differences(path: str) -> None:
@@ -246,7 +266,7 @@ def parse_config_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
             raise
         first = first_of_chain(error)
         if isinstance(first, ValueError):
-            raise Refused(str(first)) from None
+            refuse(str(first))
         raise first from None
     except (KeyError, AttributeError) as error:
         key = str(first_of_chain(error)).strip("'")  # the others hold ml_collections' hint too
@@ -255,9 +275,9 @@ def parse_config_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
             raise
         hint = re.search('Did you mean "(.*?)"', str(error))
         suggestion = f' Did you mean {hint[1]}?' if hint else ''
-        raise Refused(f'Unknown key {key!r} in {flag}.{suggestion}') from None
+        refuse(f'Unknown key {key!r} in {flag}.{suggestion}')
     except ValueError as error:  # ml_collections: keys below one that holds no keys
-        raise Refused(str(error)) from None
+        refuse(str(error))
     return rest
 
 

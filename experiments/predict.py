@@ -20,21 +20,25 @@ decides what is done with each INPUT, printed, and written to --out:
                flow <stem>_flow_comparison.png
   text         fills in [MASK], one byte, or [MASK*6], six of them
   video        the five likeliest classes; <stem>_reconstruction.mp4 and .png
+
+An INPUT that is a folder stands for the files in it, but for hidden ones. A file that cannot be
+used is told, the others follow, and the exit status is 2 in the end.
 """
 
 import argparse
 import importlib
 import io
 import json
+import os
 import re
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
 
-from experiments.command_line import local_path, one_line_errors
+from experiments.command_line import Parser, fail, local_path, one_line_errors, refuse
+from experiments.data.hidden import visible
 
 # Nothing slow is imported here, not even perceiver_jax: a mistake on the command line and --help
 # are told at once.
@@ -57,19 +61,28 @@ def main(arguments: argparse.Namespace) -> None:
       arguments: What `parse` returns.
 
     Raises:
-      Refused: The model cannot be opened, an option is not for such models, or its task's
-        `predict` refuses an input.
+      Refused: The model cannot be opened, an option is not for such models, or the inputs are not
+        what its task's `predict` takes.
+      SystemExit: Inputs cannot be used; each was told, and the others were predicted.
     """
     from experiments.open_model import open_model
-    from perceiver_jax.errors import Refused
 
     model = open_model(arguments.model, best=arguments.best, conv_kernel=arguments.conv_kernel)
     task = task_module(model.function)
     for option in OF_SOME_TASKS:
         if getattr(arguments, option) is not None and option not in task.OPTIONS:
-            raise Refused(f'--{option} means nothing to a model for {model.function}')
+            refuse(f'--{option} means nothing to a model for {model.function}')
+    failed = []
     for result in task.predict(model, arguments):
-        print(json.dumps(result) if arguments.json else as_text(result), flush=True)
+        failed.append('error' in result)
+        if arguments.json or not failed[-1]:
+            print(json.dumps(result) if arguments.json else as_text(result), flush=True)
+        if failed[-1]:
+            print('error:', result['error'], file=sys.stderr)
+    if any(failed):
+        if len(failed) > 1:
+            fail(f'{sum(failed)} of {len(failed)} inputs failed', 2)
+        sys.exit(2)
 
 
 def task_module(function: str) -> ModuleType:
@@ -79,17 +92,11 @@ def task_module(function: str) -> ModuleType:
       function: A function of `perceiver_jax.models`.
 
     Returns:
-      A module with `predict(model, arguments)`, which yields a result for each input, and with
-      `OPTIONS`, the names of the options in `OF_SOME_TASKS` that it takes.
+      A module with `predict(model, arguments)`, which yields a result for each input, or its
+      `input` and the `error` where it cannot be used; and with `OPTIONS`, the names of the options
+      in `OF_SOME_TASKS` that it takes.
     """
     return importlib.import_module(f'experiments.{TASKS[function]}.predict')
-
-
-class _Parser(argparse.ArgumentParser):
-    """Ends with one line where argparse would print the usage too."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f'error: {message}; --help explains\n')
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -101,7 +108,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Returns:
       All arguments; an option that was not given is None.
     """
-    parser = _Parser(
+    parser = Parser(
         prog='python -m experiments.predict',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -113,14 +120,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'inputs',
         metavar='INPUT',
         nargs='*',
-        help="images, shapes, a video, text files ('-': stdin)",
+        help="images, shapes, a video, text files ('-': stdin), or a folder of them",
     )
     add('--out', metavar='FOLDER', default='predictions', help='of the files (%(default)s)')
     add('--json', action='store_true', help='print one JSON object a line for each input')
     add(
         '--classes',
         metavar='FILE',
-        help='names of the classes: one a line, or a .csv with a header and a column `name`',
+        help='names of the classes: one a line, a .csv with a header and a column `name`, or '
+        "AudioSet's class_labels_indices.csv",
     )
     add('--text', help='text to fill in, instead of INPUT')
     add(
@@ -141,17 +149,40 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     with one_line_errors():
         arguments.model = local_path(arguments.model, 'MODEL')
-        arguments.inputs = [local_path(path, 'INPUT') for path in arguments.inputs]
+        inputs = [local_path(path, 'INPUT') for path in arguments.inputs]
         for option in ('out', 'classes', 'ground_truth'):
             if getattr(arguments, option) is not None:
                 setattr(arguments, option, local_path(getattr(arguments, option), f'--{option}'))
-    for path in (*arguments.inputs, arguments.classes, arguments.ground_truth):
+    named = [path for path in inputs if not os.path.isdir(path)]
+    for path in (*named, arguments.classes, arguments.ground_truth):
         if path not in (None, '-') and not Path(path).is_file():
             parser.exit(2, f'error: {path}: there is no such file\n')
+    with one_line_errors():
+        arguments.inputs = [file for path in inputs for file in files_of(path)]
     out = Path(arguments.out)
     if out.exists() and not out.is_dir():
         parser.exit(2, f'error: --out: {out} is no folder\n')
     return arguments
+
+
+def files_of(path: str) -> list[str]:
+    """Returns the files of a folder that are not hidden, by name; or the path, if it is no folder.
+
+    Args:
+      path: An input of the command line.
+
+    Raises:
+      Refused: It is a folder without files.
+    """
+    if not os.path.isdir(path):
+        return [path]
+    found = visible(Path(path), '*')
+    files = [str(file) for file in found if not file.is_dir()]
+    if not files:
+        refuse(f'INPUT: the folder {path} holds no files{", only folders" if found else ""}')
+    if len(files) < len(found):
+        warnings.warn(f'{path}: its files are read, not those of folders in it', stacklevel=2)
+    return files
 
 
 def as_text(result: dict) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.command_line import Progress, local_path, one_line_errors
+from experiments.command_line import Parser, Progress, local_path, one_line_errors
 from experiments.flow.sources import SUBMISSIONS, open_source, write_submission
 from experiments.open_model import open_model
 from perceiver_jax.errors import Refused
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
       Refused: The model is not one for flow, or the data is not where it should be.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m experiments.submit',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -3,108 +3,68 @@
 python -m experiments.table                              rewrites the tables in README.md
 python -m experiments.table --add runs/demo/result.json  takes a finished run in, then rewrites
 python -m experiments.table --check                      fails where README.md and results differ
+
+A run that is taken in is called by its config, <task>_<variant>, with the keys that its command
+line set; --name calls it otherwise, as where another run has that name.
 """
 
 import argparse
 import json
-import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.command_line import local_path, one_line_errors
-from experiments.pictures.units import metric_text
+from experiments.command_line import Parser, local_path, one_line_errors
+from experiments.data.hidden import visible
+from experiments.pictures.units import duration_text, metric_text
+from experiments.results import load_result
 from perceiver_jax.errors import Refused
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKS = BEGIN, END = '<!-- results:begin -->', '<!-- results:end -->'
-FIELDS = {
-    'task': str,
-    'config': str,
-    'data': str,
-    'metric': str,
-    'value': int | float,
-    'paper_value': int | float | None,  # None: the data is not the paper's
-    'steps': int,
-    'examples': int,
-    'parameters': int,
-    'params_sha256': str,
-    'wall_seconds': int | float,
-    'device': str,
-    'git_commit': str | None,
-}
-# May be written into a results file by hand: the command, where the config does not tell it all;
-# a remark on the data; the paper's table.
-OPTIONAL_FIELDS = {'command': str, 'note': str, 'table': str}
 PAPER_COLUMNS = (
     'Run', 'Metric', 'Paper', 'Ours', 'Difference', 'Data', 'Steps', 'Cost', 'Command'
 )  # fmt: skip
 OTHER_COLUMNS = ('Run', 'Metric', 'Ours', 'Data', 'Steps', 'Cost', 'Command')
 
 
-def load_result(path: Path) -> dict:
-    """Reads the result.json of a finished run.
-
-    Args:
-      path: The file.
-
-    Returns:
-      Its content, with a value of the right type for every key of `FIELDS`.
-
-    Raises:
-      Refused: The file is incomplete, or holds something else; the message names file and key.
-    """
-    try:
-        result = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise Refused(f'{path}: not JSON: {error}') from None
-    if not isinstance(result, dict):
-        raise Refused(f'{path}: expected a JSON object, got {result!r}')
-    if missing := FIELDS.keys() - result:
-        raise Refused(f'{path}: keys missing: {", ".join(sorted(missing))}')
-    for key, value in result.items():
-        kind = (FIELDS | OPTIONAL_FIELDS).get(key)
-        if kind is None:
-            raise Refused(f'{path}: unknown key {key!r}')
-        if not isinstance(value, kind):
-            expected = getattr(kind, '__name__', kind)
-            raise Refused(f'{path}: {key!r} is {value!r}, expected {expected}')
-    is_fraction = metric_text(result['metric'], 0).endswith('%')
-    for key in ('value', 'paper_value'):
-        number = result[key]
-        if number is None or math.isfinite(number) and (0 <= number <= 1 or not is_fraction):
-            continue
-        expected = 'a fraction in 0..1' if is_fraction else 'a finite number'
-        raise Refused(f'{path}: {key!r} is {number}, expected {expected}')
-    return result
-
-
 def run_name(result: dict) -> str:
-    """Names a run by its task and variant: 'imagenet_demo' for 'configs/imagenet.py:demo'.
+    """Names a run by its task, its variant and the keys that the command line set.
 
     Args:
       result: What `load_result` returned.
+
+    Returns:
+      The name, such as 'imagenet_demo' for 'configs/imagenet.py:demo', and 'imagenet_demo_seed_1'
+      with ' --config.seed=1' behind it; it can be that of a file.
     """
-    variant = result['config'].split()[0].partition(':')[2]
-    return '_'.join(filter(None, (result['task'], *variant.replace('=', ',').split(','))))
+    path, *overrides = result['config'].split(' --config.')
+    variant = path.partition(':')[2]
+    words = re.findall(r'[\w.-]+', ' '.join([variant, *overrides]))
+    return '_'.join([result['task'], *words])
 
 
 def read_results(folder: Path) -> list[dict]:
     """Reads all results in a folder, in the order of their file names.
 
     Args:
-      folder: The folder of the JSON files.
+      folder: The folder of the JSON files; hidden ones are left alone.
+
+    Returns:
+      What `load_result` returned of each, and its `name`, which is the file's.
 
     Raises:
       Refused: A file is incomplete, or holds something else.
     """
-    return [load_result(path) for path in sorted(folder.glob('*.json'))]
+    return [{**load_result(path), 'name': path.stem} for path in visible(folder, '*.json')]
 
 
 def render(results: Sequence[dict]) -> str:
     """Writes the two tables as Markdown.
 
     Args:
-      results: What `load_result` returned, in the order of the rows.
+      results: What `read_results` returned, in the order of the rows. A result without a `name` is
+        called as `run_name` does.
 
     Returns:
       The tables, each below a line that says what it holds.
@@ -156,7 +116,7 @@ def _table(columns: Sequence[str], results: Sequence[dict]) -> str:
 def _cells(result: dict) -> dict[str, str]:
     """Returns the text of each column for one run."""
     metric, value, paper_value = (result[key] for key in ('metric', 'value', 'paper_value'))
-    name = run_name(result)
+    name = result.get('name') or run_name(result)
     command = f'python -m experiments.launch --config={result["config"]} --workdir=runs/{name}'
     cells = {
         'Run': name,
@@ -164,7 +124,7 @@ def _cells(result: dict) -> dict[str, str]:
         'Ours': metric_text(metric, value),
         'Data': result['data'] + (f'; {result["note"]}' if 'note' in result else ''),
         'Steps': f'{result["steps"]:,}',
-        'Cost': f'{_duration(result["wall_seconds"])}, {result["device"]}',
+        'Cost': f'{duration_text(result["wall_seconds"])}, {result["device"]}',
         'Command': f'`{result.get("command", command)}`',
     }
     if paper_value is not None:
@@ -172,13 +132,6 @@ def _cells(result: dict) -> dict[str, str]:
         cells['Paper'] = metric_text(metric, paper_value) + table
         cells['Difference'] = metric_text(metric, value - paper_value, signed=True)
     return cells
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (('days', 86400), ('h', 3600), ('min', 60)):
-        if seconds >= 2 * size:
-            return f'{seconds / size:.1f} {unit}'
-    return f'{seconds:.0f} s'
 
 
 def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
@@ -192,17 +145,28 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
       Refused: A result is incomplete or taken, README.md has no markers, or --check finds that
         README.md and results/ differ.
     """
-    parser = argparse.ArgumentParser(prog='python -m experiments.table', description=__doc__)
+    parser = Parser(prog='python -m experiments.table', description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument('--add', metavar='RESULT', help="a finished run's result.json")
     mode.add_argument('--check', action='store_true', help='write nothing')
+    parser.add_argument('--name', help='of the added run: of its row, and of its file in results/')
     options = parser.parse_args(arguments)
+    if options.name is not None and not options.add:
+        raise Refused('--name is of the run that --add takes in')
     if options.add:
         result = load_result(Path(local_path(options.add, '--add')))
-        added = root / 'results' / f'{run_name(result)}.json'
+        name = run_name(result) if options.name is None else options.name
+        if not re.fullmatch(r'[^\W_][\w.-]{0,199}', name):
+            raise Refused(
+                '--name: expected up to 200 letters, digits, _, - and ., the first no sign, '
+                f'got {name!r}'
+            )
+        added = root / 'results' / f'{name}.json'
         if added.exists() and load_result(added) != result:
-            raise Refused(f'{added} holds another run; remove it, or rename it, to add this one')
+            raise Refused(
+                f'{added} holds another run; --name={name}_2, or another name, adds this one too'
+            )
         added.write_text(json.dumps(result, indent=2) + '\n')
         print(f'{added.relative_to(root)} written')
     readme = root / 'README.md'

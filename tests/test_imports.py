@@ -13,15 +13,15 @@ TASKS = ('audioset', 'flow', 'imagenet', 'kinetics', 'language', 'modelnet40')
 # From the top: each may import from the floors below, and from its own room. The rooms of a floor
 # stand side by side.
 FLOORS = [
-    ['launch', 'predict', 'convert', 'submit', 'table'],  # the commands
+    ['launch', 'predict', 'convert', 'submit', 'table', 'compare'],  # the commands
     ['open_model'],
     ['tasks'],
     [*TASKS],
-    ['classes'],
+    ['classes', 'results'],
     ['data'],
     ['training'],
     ['pictures'],
-    ['command_line', 'run_config'],
+    ['command_line', 'keys', 'run_config'],
 ]
 
 # What a reader may use of perceiver_jax: nothing that builds a model.

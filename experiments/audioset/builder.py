@@ -592,7 +592,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
       argv: Arguments of the command; None takes those of this process.
     """
-    parser = argparse.ArgumentParser(
+    parser = command_line.Parser(
         prog='python -m experiments.audioset.builder',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.classes import best_classes, class_names, probabilities, some_inputs
+from experiments.classes import best_classes, class_names, predict_each, probabilities
 from perceiver_jax.errors import Refused
 from perceiver_jax.weights.pretrained import Pretrained
 
@@ -21,16 +21,21 @@ def predict(model: Pretrained, arguments: argparse.Namespace) -> Iterator[dict]:
       arguments: The command line: `inputs`, `classes`, `start`.
 
     Yields:
-      For each input: `input`, the `best` classes with their probabilities, and no `files`.
+      What `predict_each` does: for each input the `input`, the `best` classes with their
+      probabilities, and no `files`; or why it cannot be used.
 
     Raises:
-      Refused: There are no inputs, or `score_clip` refuses one.
+      Refused: There are no inputs, or the file of classes cannot be used.
     """
-    paths = some_inputs(arguments.inputs, 'sounds or videos')
+    if not arguments.inputs:
+        raise Refused('INPUT: expected sounds or videos, got none')
     names = class_names(model, arguments.classes)
-    for path in paths:
+
+    def classify(path: str) -> dict:
         scores = score_clip(model, path, arguments.start or 0.0)
-        yield {'input': path, 'best': best_classes(scores, names), 'files': []}
+        return {'input': path, 'best': best_classes(scores, names), 'files': []}
+
+    yield from predict_each(classify, arguments.inputs)
 
 
 def score_clip(model: Pretrained, path: str, start: float = 0.0) -> np.ndarray:

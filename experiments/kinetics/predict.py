@@ -6,7 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.classes import best_classes, class_names, probabilities, some_inputs
+from experiments.classes import (
+    best_classes,
+    class_names,
+    predict_each,
+    probabilities,
+    some_inputs,
+)
 from perceiver_jax.weights.pretrained import Pretrained
 
 OPTIONS = ('classes', 'start')  # of the command line
@@ -20,15 +26,15 @@ def predict(model: Pretrained, arguments: argparse.Namespace) -> Iterator[dict]:
       arguments: The command line: `inputs`, `classes`, `out`, `start`.
 
     Yields:
-      What `autoencode` returns for each input.
+      What `predict_each` does: what `autoencode` returns for each input, or why it cannot be used.
 
     Raises:
-      Refused: There are no inputs, or `autoencode` refuses one.
+      Refused: There are no inputs, or two of one name, or the file of classes cannot be used.
     """
     paths = some_inputs(arguments.inputs, 'videos')
     names = class_names(model, arguments.classes)
-    for path in paths:
-        yield autoencode(model, path, arguments.out, names, arguments.start or 0.0)
+    out, start = arguments.out, arguments.start or 0.0
+    yield from predict_each(lambda path: autoencode(model, path, out, names, start), paths)
 
 
 def autoencode(

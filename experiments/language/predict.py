@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.classes import probabilities
+from experiments.classes import predict_each, probabilities
 from perceiver_jax.errors import Refused
 from perceiver_jax.weights.pretrained import Pretrained
 
@@ -26,22 +26,21 @@ def predict(model: Pretrained, arguments: argparse.Namespace) -> Iterator[dict]:
       arguments: The command line: `text`, `inputs`.
 
     Yields:
-      What `fill_in` returns, and the `input`.
+      What `fill_in` returns, and the `input`; or why an input cannot be used.
 
     Raises:
-      Refused: There is no text or one too many, or `fill_in` refuses it.
+      Refused: There is no text or one too many, or `fill_in` refuses `--text`.
     """
     if (arguments.text is None) == (not arguments.inputs):
         raise Refused('INPUT: expected text files, or --text instead')
     if arguments.text is not None:
         yield {'input': '--text', **fill_in(model, os.fsencode(arguments.text))}
-    for path in arguments.inputs:
+
+    def fill_in_file(path: str) -> dict:
         text = sys.stdin.buffer.read() if path == '-' else Path(path).read_bytes()
-        try:
-            result = fill_in(model, text.removesuffix(b'\n').removesuffix(b'\r'))
-        except Refused as error:
-            raise Refused(f'{path}: {error}') from error
-        yield {'input': path, **result}
+        return {'input': path, **fill_in(model, text.removesuffix(b'\n').removesuffix(b'\r'))}
+
+    yield from predict_each(fill_in_file, arguments.inputs)
 
 
 def fill_in(model: Pretrained, text: bytes) -> dict:

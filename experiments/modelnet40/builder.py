@@ -37,7 +37,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from experiments.command_line import local_path, one_line_errors
+from experiments.command_line import Parser, local_path, one_line_errors
 from experiments.data.hidden import is_hidden, visible
 from experiments.data.tables import read_text
 from experiments.modelnet40.files import read_cloud, some_points
@@ -403,7 +403,7 @@ def prepare(path: Path, data_dir: Path, num_points: int = NUM_POINTS, seed: int 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; see the module's docstring."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog='python -m experiments.modelnet40.builder',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

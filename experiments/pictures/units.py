@@ -1,4 +1,4 @@
-"""How metrics are written for people: which are percentages, which are pixels."""
+"""How metrics and times are written for people: which are percentages, which are pixels."""
 
 PERCENT_METRICS = ('top1', 'top5', 'accuracy', 'map', 'fl')  # fractions, shown as percentages
 PIXEL_METRICS = ('epe',)  # end-point errors; also 'epe_clean' and the like
@@ -23,3 +23,15 @@ def metric_text(metric: str, value: float, signed: bool = False) -> str:
     if kind in PIXEL_METRICS:
         return f'{value:{sign}.2f} px'
     return f'{value:{sign}.3g}'
+
+
+def duration_text(seconds: float) -> str:
+    """Returns a time as people read it: '59 s', '2.5 min', '3.0 h', '2.2 days'.
+
+    Args:
+      seconds: The time.
+    """
+    for unit, size in (('days', 86400), ('h', 3600), ('min', 60)):
+        if seconds >= 2 * size:
+            return f'{seconds / size:.1f} {unit}'
+    return f'{seconds:.0f} s'

@@ -1,6 +1,7 @@
 """The loop: the only one, for every task, on any number of devices and processes."""
 
 import contextlib
+import datetime
 import functools
 import json
 import time
@@ -162,6 +163,8 @@ def _train(
         'wall_seconds': seconds,
         'device': parallel.device_name(),
         'git_commit': git_commit(),
+        'seed': config.seed,
+        'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     }
     if writes:
         write_json(workdir / 'result.json', result)

@@ -55,7 +55,7 @@ class Metrics:
           batch_size: Examples in an update.
         """
         path = workdir / 'metrics.jsonl'
-        self.rows = [row for row in _read_rows(path) if row['step'] <= step]
+        self.rows = [row for row in read_rows(path) if row['step'] <= step]
         self._total_steps = total_steps
         self._batch_size = batch_size
         self._quiet_until = 0.0  # on time.monotonic's clock
@@ -119,14 +119,25 @@ class Metrics:
             self._quiet_until = time.monotonic() + _QUIET_SECONDS
 
 
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """Reads metrics.jsonl, without lines that a killed process or a full disk left incomplete."""
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Reads metrics.jsonl, without lines that a killed process or a full disk left incomplete.
+
+    Args:
+      path: The file; there need not be one.
+
+    Returns:
+      The lines, each with a whole number as `step`, a `split`, and numbers by name.
+    """
     if not path.exists():
         return []
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # not JSON, or not text
+            row = None
+        if isinstance(row, dict) and isinstance(row.get('step'), int) and 'split' in row:
+            rows.append(row)
+        else:
             print(f'{path}, line {number} is no whole JSON object, dropped')
     return rows

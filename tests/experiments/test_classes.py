@@ -51,6 +51,11 @@ def test_the_best_classes_come_first():
         ('a.txt', 'tench\ngreat white shark\nowl, tawny\n\n'),
         ('a.csv', 'name,other\ntench,x\ngreat white shark,y\n"owl, tawny",z\n'),
         ('a.txt', '\ufefftench\r\ngreat white shark\r\nowl, tawny\r\n'),
+        (
+            'class_labels_indices.csv',  # AudioSet's
+            'index,mid,display_name\r\n0,/m/1,"tench"\r\n1,/m/2,great white shark\r\n'
+            '2,/t/3,"owl, tawny"\r\n',
+        ),
         ('a.CSV', '\ufeffname\ntench\ngreat white shark\n"owl, tawny"\n'),
     ],
 )
@@ -70,16 +75,19 @@ def test_names_of_classes_come_from_a_file(tmp_path, name, content):
         (
             'a.csv',
             b'index;name\n0;tench\n1;owl\n',
-            r"line 1: needs the columns \['name'\], and has \['index;name'\]",
+            r"expected a column `name`, or .* got \['index;name'\]",
         ),
         ('a.csv', b'index,name\n0,tench\n1\n', 'line 3: expected 2 values'),
         ('a.csv', b'index,name\n0,tench\n\n1,\n', 'line 4: there is no name'),
+        ('a.csv', b'index,display_name\n0,tench\n1,\n', 'line 3: there is no name'),
+        ('a.csv', b'index,display_name\n1,b\n0,a\n', "line 2: expected index 0, got '1'"),
+        ('a.csv', b'mid,display_name\n/m/2,owl\n', 'line 2: expected index 0, got None'),
         ('a.txt', 'tench\nbärin\n'.encode('latin-1'), 'line 2: expected UTF-8, .* at byte 7'),
     ],
 )
 def test_files_that_name_no_classes_are_refused(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=f'{name}, {message}'):
+    with pytest.raises(ValueError, match=f'{name}[,:] {message}'):
         classes.class_names(KnownModel(None, {}, {'num_classes': 2}), tmp_path / name)
 
 

@@ -34,6 +34,13 @@ def test_what_is_refused_is_one_line_and_a_bug_keeps_its_traceback(capsys):
         dict([(1,)])
 
 
+def test_a_system_error_names_its_file_and_no_number(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended, command_line.one_line_errors():
+        (tmp_path / 'none.json').read_text()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f'error: {tmp_path}/none.json: No such file or directory\n'
+
+
 @pytest.mark.parametrize('path', ['runs/x', '/a~/b', '-', '', './~x', 'hub/name', 'a:b', 'a//b'])
 def test_other_paths_are_returned_as_they_are(path):
     assert command_line.local_path(path, '--out') == path
@@ -73,6 +80,7 @@ COMMANDS = {  # arguments, with one that holds {} for a path, and what its messa
         ('--out', ['x', 'kitti2015', '--out={}']),
     ],
     'table': [('--add', ['--add={}'])],
+    'compare': [('RUN', ['{}']), ('--out', ['x', '--out={}'])],
     'modelnet40.builder': [('FROM', ['{}', 'x']), ('TO', ['x', '{}'])],
     'audioset.builder': [
         (name, [f'{x}={{}}' if x == name else f'{x}=x' for x in options])
@@ -104,6 +112,18 @@ def test_every_path_of_every_command_is_a_local_path(
     assert seen[-1] == ('gs://b/x', name)
     assert capsys.readouterr().err.startswith(f'error: {name}: gs://b/x is an address')
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_mistakes_of_every_command_get_one_line(capsys, command):
+    module = importlib.import_module(f'experiments.{command}')
+    run = module.parse if command == 'predict' else module.main
+    with pytest.raises(SystemExit) as ended:
+        run([*COMMANDS[command][0][1], '--no_such_option'])
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == '' and err.startswith('error: ') and err.endswith('; --help explains\n')
+    assert err.count('\n') == 1
 
 
 @pytest.mark.parametrize('name', ['config', 'workdir'])

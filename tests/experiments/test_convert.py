@@ -1,9 +1,12 @@
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from experiments import convert, open_model
 from perceiver_jax import initialise, load
+from perceiver_jax.errors import Refused
 from tests.toys.demo_run import IMAGES, write_demo_run
 
 
@@ -42,6 +45,27 @@ def test_a_convolution_asks_for_its_layout(tmp_path, capsys):
     assert 'choose one' in capsys.readouterr().err
     convert.main([*command, '--conv_kernel=transformers'])
     assert (tmp_path / 'x.safetensors').exists()
+
+
+@pytest.mark.parametrize(
+    ('owner', 'name'), [('Hugging Face', 'x.safetensors'), ('DeepMind', 'x.pystate')]
+)
+def test_a_model_that_was_not_released_is_told(workdir, tmp_path, monkeypatch, owner, name):
+    """One of another function is told too, where all its parameters have names in the release."""
+    run = open_model.open_model(workdir)
+    other = {**run.params, 'encoder/cross_attend_2/attention/query': {'w': np.zeros((2, 3))}}
+    for model, what in [
+        (dataclasses.replace(run, function='point_classifier'), 'point_classifier'),
+        (dataclasses.replace(run, params=other), 'image_classifier with other parameters'),
+    ]:
+        monkeypatch.setattr(open_model, 'open_model', lambda *_, model=model, **__: model)
+        with pytest.raises(Refused) as error:
+            convert.convert('runs/x', tmp_path / name)
+        assert str(error.value) == (
+            f'{tmp_path / name}: {owner} has no such model as runs/x, of {what}; '
+            'a folder or a .stablehlo takes any model'
+        )
+        assert not list(tmp_path.iterdir())
 
 
 def test_errors_are_one_line(workdir, tmp_path, capsys):

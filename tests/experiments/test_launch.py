@@ -138,6 +138,23 @@ def test_a_config_refuses_with_a_value_error_and_all_else_is_a_bug(
     assert error is Refused or raised.traceback[-1].path == path  # where the bug is
 
 
+def test_keys_of_a_config_are_listed_at_once():
+    script = (
+        'import sys; from experiments import launch\n'
+        f'sys.argv = ["launch", "{DEMO}", "--mode=keys", "--config.train.steps=7"]\n'
+        'try: launch.run()\n'
+        'finally: print(*sys.modules)'
+    )
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '')
+    *lines, modules = done.stdout.splitlines()
+    lines = [' '.join(line.split()) for line in lines]
+    assert 'config.images.image_size = 8' in lines
+    assert "config.parallel = 'jit' # or 'pmap'" in lines
+    assert {'config.train.steps = 7 # instead of epochs', 'config.train.epochs = None'} < set(lines)
+    assert not {'jax', 'numpy', 'perceiver_jax'} & set(modules.split())
+
+
 def test_what_is_slow_to_import_is_imported_where_it_is_used():
     modules = ['launch', 'open_model', 'convert', 'training.describe', 'training.loop']
     script = f'import sys; {"; ".join(f"import experiments.{x}" for x in modules)}'

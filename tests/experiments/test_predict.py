@@ -12,6 +12,7 @@ import pytest
 
 from experiments import predict
 from perceiver_jax import models
+from perceiver_jax.errors import Refused
 from perceiver_jax.weights.pretrained import Pretrained
 from tests.toys.known_model import (
     AUDIO_VISUAL_CLIPS,
@@ -157,6 +158,95 @@ def test_mistakes_get_one_line(tmp_path, monkeypatch, capsys):
             predict.run()
         out, err = capsys.readouterr()
         assert out == '' and re.fullmatch(f'error: {message}\n', err), err
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three files beside a folder and what systems leave there."""
+    for name in (
+        'b.x',
+        'a.x',
+        'c.x',
+        '._a.x',
+        '.DS_Store',
+        'Thumbs.db',
+        'more/d.x',
+        'no files/e/f',
+    ):
+        (tmp_path / 'in' / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'in' / name).write_text('[MASK]')
+    return tmp_path / 'in'
+
+
+def test_a_folder_stands_for_its_files(folder):
+    one = str(folder / 'a.x')
+    message = f'{folder}: its files are read, not those of folders in it'
+    with pytest.warns(UserWarning, match=f'^{re.escape(message)}$'):
+        inputs = predict.parse(['model', str(folder), one]).inputs
+    assert inputs == [str(folder / name) for name in ('a.x', 'b.x', 'c.x')] + [one]
+    assert predict.files_of(str(folder / 'more')) == [str(folder / 'more' / 'd.x')]
+    assert predict.files_of('-') == ['-']
+    (folder / 'more' / 'gone.x').symlink_to('nowhere')  # told in its turn, not before all
+    paths = [str(folder / 'more' / name) for name in ('d.x', 'gone.x')]
+    assert predict.parse(['model', str(folder / 'more')]).inputs == paths
+
+
+@pytest.mark.parametrize(('name', 'more'), [('no files', ', only folders'), ('no files/e/g', '')])
+def test_a_folder_without_files_is_refused(folder, capsys, name, more):
+    (folder / 'no files/e/g').mkdir()
+    (folder / 'no files/e/g/.hidden').touch()
+    with pytest.raises(SystemExit, match='2'):
+        predict.parse(['model', str(folder / name)])
+    assert capsys.readouterr().err == (
+        f'error: INPUT: the folder {folder / name} holds no files{more}\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ('function', 'name', 'good'),
+    [
+        ('image_classifier', 'classify', {'input': 'good'}),
+        ('point_classifier', 'classify_shape', {'input': 'good'}),
+        ('masked_language_model', 'fill_in', {'input': 'good'}),
+        ('video_autoencoder', 'autoencode', {'input': 'good'}),
+        ('audio_visual_classifier', 'score_clip', np.array([0.25, 0.75])),
+    ],
+)
+def test_a_bad_file_is_told_and_the_others_follow(
+    folder, monkeypatch, capsys, function, name, good
+):
+    model = KnownModel(None, {}, {'num_classes': 2})
+    model.function = function
+    monkeypatch.setattr('experiments.open_model.open_model', lambda *_, **__: model)
+    given = {'json': True, 'inputs': [str(folder / x) for x in ('a.x', 'b.x', 'c.x')]}
+    arguments = predict.parse(['model', '--json'])
+    vars(arguments).update(given)
+
+    def run(*answers):
+        def answer(*_):
+            found = next(answers)
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        answers = iter(answers)
+        monkeypatch.setattr(predict.task_module(function), name, answer)
+        predict.main(arguments)
+
+    with pytest.raises(SystemExit, match='2'):
+        run(good, Refused('no such\nthing'), good)
+    out, err = capsys.readouterr()
+    results = [json.loads(line) for line in out.splitlines()]
+    assert ['error' in x for x in results] == [False, True, False]
+    assert results[1]['input'] == str(folder / 'b.x')
+    assert err == f'error: {folder}/b.x: no such thing\nerror: 1 of 3 inputs failed\n'
+
+    with pytest.raises(SystemExit, match='2'):
+        run(good, good, PermissionError(13, 'Permission denied', f'{folder}/out'))
+    assert f'error: {folder}/c.x: {folder}/out: Permission denied\n' in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):  # a bug
+        run(good, ZeroDivisionError())
+    assert run(good, good, good) is None
 
 
 def names_of_modules(script):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from experiments import table
+from perceiver_jax.errors import Refused
 
 RESULT = {
     'task': 'imagenet',
@@ -82,13 +83,6 @@ def test_optional_fields():
     assert row[8] == r'`torun --a\|b`'
 
 
-@pytest.mark.parametrize(
-    'seconds, text', [(59.4, '59 s'), (150, '2.5 min'), (9000, '2.5 h'), (864000, '10.0 days')]
-)
-def test_duration(seconds, text):
-    assert table._duration(seconds) == text
-
-
 def test_no_results_is_said():
     assert table.render([]).count('No runs yet.') == 2
 
@@ -132,31 +126,51 @@ def test_add_refuses_an_incomplete_result(root, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'change, message',
+    ('config', 'name'),
     [
-        ({'steps': '12'}, "'steps' is '12', expected int"),
-        ({'value': None}, "'value' is None, expected int | float"),
-        ({'value': float('nan')}, "'value' is nan, expected a fraction in 0..1"),
-        ({'value': 77.1}, "'value' is 77.1, expected a fraction in 0..1"),
-        ({'paper_value': 78.0}, "'paper_value' is 78.0, expected a fraction in 0..1"),
-        ({'metric': 'epe', 'value': float('inf')}, "'value' is inf, expected a finite number"),
-        ({'notes': 'x'}, "unknown key 'notes'"),
+        ('configs/imagenet.py', 'imagenet'),
+        ('configs/imagenet.py:demo', 'imagenet_demo'),
+        ('configs/imagenet.py:perceiver,cross_attends=4', 'imagenet_perceiver_cross_attends_4'),
+        ('configs/imagenet.py:demo --config.seed=1', 'imagenet_demo_seed_1'),
+        ('my configs/x.py:a --config.data.path=~/b c', 'imagenet_a_data.path_b_c'),
+        (
+            'configs/imagenet.py:demo --config.images.mean=(0.9,) --config.loss.smoothing=-1e-3',
+            'imagenet_demo_images.mean_0.9_loss.smoothing_-1e-3',
+        ),
     ],
 )
-def test_a_malformed_result_names_its_file_and_key(tmp_path, change, message):
-    with pytest.raises(ValueError) as error:
-        table.load_result(write(tmp_path / 'x.json', RESULT | change))
-    assert str(error.value) == f'{tmp_path / "x.json"}: {message}'
+def test_run_name_tells_variants_and_overrides_apart(config, name):
+    assert table.run_name(RESULT | {'config': config}) == name
 
 
-@pytest.mark.parametrize('text, message', [('{', 'not JSON'), ('[1]', 'expected a JSON object')])
-def test_what_is_no_json_object_is_refused(tmp_path, text, message):
-    path = tmp_path / 'x.json'
-    path.write_text(text)
-    with pytest.raises(ValueError, match=f'x.json: {message}'):
-        table.load_result(path)
+def test_runs_of_one_variant_stand_beside_each_other(root, tmp_path):
+    def add(result, *options):
+        path = write(tmp_path / 'result.json', result)
+        table.main([f'--add={path}', *options], root)
+
+    again = DEMO | {'value': 0.5, 'seed': 1, 'date': '2026-11-26T20:10:27+00:00'}
+    add(DEMO)
+    with pytest.raises(Refused, match='demo.json holds another run; --name=imagenet_demo_2, or an'):
+        add(again)
+    add(again, '--name=again')
+    add(again | {'config': 'configs/imagenet.py:demo --config.seed=1'})
+    names = ['again', 'imagenet_demo', 'imagenet_demo_seed_1']
+    assert [x.stem for x in sorted((root / 'results').iterdir())] == names
+    readme = (root / 'README.md').read_text()
+    assert [cells(readme, name)[2] for name in names] == ['50.0 %', '77.1 %', '50.0 %']
+    assert cells(readme, 'again')[-1] == (
+        '`python -m experiments.launch --config=configs/imagenet.py:demo --workdir=runs/again`'
+    )
+    assert json.loads((root / 'results' / 'again.json').read_text()) == again
+    for name in ('', '.x', 'a/b', '../x', '-x', 'a b', 'x' * 201):
+        with pytest.raises(Refused, match='--name: expected up to 200 letters'):
+            add(again, f'--name={name}')
+    with pytest.raises(Refused, match='--name is of the run that --add takes in'):
+        table.main(['--name=x'], root)
+    assert (root / 'README.md').read_text() == readme
 
 
-def test_run_name_tells_variants_apart():
-    config = 'configs/imagenet.py:perceiver,cross_attends=4'
-    assert table.run_name(RESULT | {'config': config}) == 'imagenet_perceiver_cross_attends_4'
+def test_hidden_files_are_no_results(root):
+    write(root / 'results' / 'a.json', DEMO)
+    (root / 'results' / '._a.json').write_bytes(b'\0\5\x16\7\xff')  # macOS's
+    assert [x['name'] for x in table.read_results(root / 'results')] == ['a']

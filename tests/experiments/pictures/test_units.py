@@ -22,3 +22,10 @@ def test_metric_text(metric, value, text, difference):
 
 def test_a_difference_too_small_to_show_is_not_minus_zero():
     assert units.metric_text('top1', -0.0001, signed=True) == '+0.0 points'
+
+
+@pytest.mark.parametrize(
+    'seconds, text', [(59.4, '59 s'), (150, '2.5 min'), (9000, '2.5 h'), (864000, '10.0 days')]
+)
+def test_duration(seconds, text):
+    assert units.duration_text(seconds) == text

@@ -1,3 +1,4 @@
+import datetime
 import functools
 import hashlib
 import json
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.results import load_result
 from experiments.training import loop, parallel
 from experiments.training.checkpointing import load_params
 from experiments.training.optimizer import make_optimizer
@@ -116,7 +118,16 @@ def test_a_run_leaves_its_records(left_alone):
         'wall_seconds': result['wall_seconds'],
         'device': 'cpu x8',
         'git_commit': result['git_commit'],
+        'seed': 7,
+        'date': result['date'],
     }
+    assert load_result(workdir / 'result.json') == result
+    ended = datetime.datetime.fromisoformat(result['date'])
+    assert (
+        datetime.timedelta()
+        <= datetime.datetime.now(datetime.UTC) - ended
+        < datetime.timedelta(hours=1)
+    )
     assert step == 6
     assert 0.1 < result['wall_seconds'] < 100
     assert [(row['split'], row['step']) for row in rows] == [

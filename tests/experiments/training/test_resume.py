@@ -56,7 +56,7 @@ def read(workdir):
     for row in rows:
         row.pop('examples_per_second', None)
     assert result['config'].split()[0] == NAME
-    return {k: v for k, v in result.items() if k not in ('config', 'wall_seconds')}, rows
+    return {k: v for k, v in result.items() if k not in ('config', 'wall_seconds', 'date')}, rows
 
 
 def test_a_killed_run_resumes_with_another_number_of_workers(tmp_path):

@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from experiments.training import workdir
 from experiments.training.workdir import Metrics
 
@@ -36,6 +38,17 @@ def test_a_damaged_line_is_dropped_and_told(tmp_path, capsys):
     metrics.close()
     assert metrics.rows == [row]
     assert 'metrics.jsonl, line 2 is no whole JSON object' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'line', [b'', b'7', b'null', b'[]', b'{}', b'{"step": "1", "split": "eval"}', b'{"step": 1}',
+             b'\0\0\0\0', b'"\xff"', b'[' * 100_000]
+)  # fmt: skip
+def test_a_line_that_is_no_row_is_dropped_and_told(tmp_path, capsys, line):
+    good = json.dumps({'step': 2, 'split': 'train', **TRAIN}).encode()
+    (tmp_path / 'metrics.jsonl').write_bytes(b'\n'.join([good, line, good, b'']))
+    assert workdir.read_rows(tmp_path / 'metrics.jsonl') == 2 * [json.loads(good)]
+    assert capsys.readouterr().out.count('line 2 is no whole JSON object, dropped') == 1
 
 
 def test_plain_lines_when_not_a_terminal(tmp_path, capsys, monkeypatch):

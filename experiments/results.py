@@ -1,0 +1,70 @@
+"""What `result.json` holds, which every finished run leaves in its folder."""
+
+import json
+import math
+from pathlib import Path
+
+from experiments.pictures.units import metric_text
+from perceiver_jax.errors import Refused
+
+FIELDS = {
+    'task': str,
+    'config': str,
+    'data': str,
+    'metric': str,
+    'value': int | float,
+    'paper_value': int | float | None,  # None: the data is not the paper's
+    'steps': int,
+    'examples': int,
+    'parameters': int,
+    'params_sha256': str,
+    'wall_seconds': int | float,
+    'device': str,
+    'git_commit': str | None,
+}
+OPTIONAL_FIELDS = {
+    'seed': int,  # older runs have neither this
+    'date': str,  # nor this: when the run ended, ISO 8601
+    # By hand: the command, where the config does not tell it all; a remark on the data; the paper's
+    # table.
+    'command': str,
+    'note': str,
+    'table': str,
+}
+
+
+def load_result(path: Path) -> dict:
+    """Reads the result.json of a finished run.
+
+    Args:
+      path: The file.
+
+    Returns:
+      Its content, with a value of the right type for every key of `FIELDS`.
+
+    Raises:
+      Refused: The file is incomplete, or holds something else; the message names file and key.
+    """
+    try:
+        result = json.loads(path.read_text('utf-8'))
+    except (ValueError, RecursionError) as error:  # not JSON, or not text
+        raise Refused(f'{path}: not JSON: {error}') from None
+    if not isinstance(result, dict):
+        raise Refused(f'{path}: expected a JSON object, got {result!r}')
+    if missing := FIELDS.keys() - result:
+        raise Refused(f'{path}: keys missing: {", ".join(sorted(missing))}')
+    for key, value in result.items():
+        kind = (FIELDS | OPTIONAL_FIELDS).get(key)
+        if kind is None:
+            raise Refused(f'{path}: unknown key {key!r}')
+        if not isinstance(value, kind):
+            expected = getattr(kind, '__name__', kind)
+            raise Refused(f'{path}: {key!r} is {value!r}, expected {expected}')
+    is_fraction = metric_text(result['metric'], 0).endswith('%')
+    for key in ('value', 'paper_value'):
+        number = result[key]
+        if number is None or math.isfinite(number) and (0 <= number <= 1 or not is_fraction):
+            continue
+        expected = 'a fraction in 0..1' if is_fraction else 'a finite number'
+        raise Refused(f'{path}: {key!r} is {number}, expected {expected}')
+    return result

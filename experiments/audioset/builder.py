@@ -105,10 +105,14 @@ def read_classes(path: str | os.PathLike) -> dict[str, str]:
     columns = {'index', 'mid', 'display_name'}
     if not rows or not columns <= rows[0].keys():
         raise Refused(f'{path}: expected rows of the columns {sorted(columns)}')
+    names: dict[str, str] = {}
     for number, row in enumerate(rows):
         if row['index'] != str(number):
             raise Refused(f'{path}: expected index {number} in its row, got {row["index"]!r}')
-    return {row['mid']: row['display_name'] for row in rows}
+        if row['mid'] in names:  # the labels after it would be one too low
+            raise Refused(f'{path}: {row["mid"]!r} of index {number} is that of a row before it')
+        names[row['mid']] = row['display_name']
+    return names
 
 
 def read_segments(path: str | os.PathLike, mids: Iterable[str]) -> list[Segment]:

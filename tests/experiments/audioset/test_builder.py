@@ -63,6 +63,14 @@ def test_classes_out_of_order_are_refused(tmp_path):
         audioset.read_classes(path)
 
 
+def test_classes_that_stand_twice_are_refused(tmp_path):
+    path = write_classes(tmp_path / 'classes.csv')
+    first = path.read_text().splitlines()[1].split(',')[1]
+    path.write_text(path.read_text().replace('/m/05zppz', first))
+    with pytest.raises(ValueError, match=f"'{first}' of index 1 is that of a row before it"):
+        audioset.read_classes(path)
+
+
 def test_segments(tmp_path):
     clips = [('--4gqARaEJE', 0, 10, (0, 2)), ('-_abcdefghi', 30.5, 36.25, (1,))]
     path = write_segments(tmp_path / 'segments.csv', clips)

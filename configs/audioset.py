@@ -126,7 +126,7 @@ def get_config(variant: str = 'raw_audio_video') -> ml_collections.ConfigDict:
     )
     config.loss = dict(kind='sigmoid')  # or 'softmax', where every clip has one label
     config.model = dict(
-        num_classes=527,
+        num_classes=527,  # or 0: as many as the data has; the run saves the number
         inputs=dict(min_padding=4),
         encoder=dict(
             num_latents=512,

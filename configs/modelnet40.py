@@ -49,7 +49,7 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
     )
     config.loss = dict(label_smoothing=0.1)  # our choice: that of ImageNet
     config.model = dict(
-        num_classes=40,
+        num_classes=40,  # or 0: as many as the data has; the run saves the number
         inputs=dict(num_bands=64, max_resolution=(2240, 2240, 2240)),
         encoder=dict(
             num_latents=512,

@@ -103,7 +103,8 @@ def class_names(model: Pretrained, path: str | None) -> list[str]:
     """
     count = model.arguments['num_classes']
     if path is None:
-        return list(model.classes or [f'class {i}' for i in range(count)])
+        known = list(model.classes or [])  # of fewer classes than logits, in weights of before
+        return known + [f'class {i}' for i in range(len(known), count)]
     names = _read_names(Path(path))
     if len(names) != count:
         raise Refused(f'{path}: expected the names of {count} classes, got {len(names)}')

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from experiments.audioset.transforms import ClipShape, EvalTransform, TrainTrans
 from experiments.data import reading
 from experiments.data.clip_files import FRAMES_PER_SECOND
 from experiments.data.pipeline import Batches, LabelledSource
+from experiments.training.checks import check_resolution
 from experiments.training.describe import describe_model
 from experiments.training.losses import sigmoid_cross_entropy, softmax_cross_entropy
 from perceiver_jax.errors import Refused
@@ -56,6 +58,7 @@ class AudioSet:
             )
         size = config.clip.size if self.has_video else 0
         self.shape = ClipShape(**{**config.clip, 'size': size})
+        reading.count_classes(config, lambda: self.eval_source)
         fields = {field.name for field in dataclasses.fields(TrainTransform)}
         on_host = {name: config.augmentation[name] for name in fields - {'shape', 'num_classes'}}
         self.train_transform = TrainTransform(
@@ -83,6 +86,19 @@ class AudioSet:
 
     @functools.cached_property
     def train_source(self) -> LabelledSource:
+        for name, window in self._window(batch=1).items():
+            inputs = self.config.model.inputs[name]
+            patch = (inputs.samples_per_patch,) if name == 'audio' else inputs.patch
+            sizes = window.shape[1:]  # time first, and channels, of which no patch tells, last
+            grid = [size // max(p, 1) for size, p in zip(sizes, patch, strict=False)]
+            if len(inputs.max_resolution) == 1:
+                grid = [math.prod(grid)]  # positions along the flattened patches
+            check_resolution(
+                f'{name}: a window of config.clip has {" x ".join(map(str, sizes))} values',
+                grid,
+                f'config.model.inputs.{name}.max_resolution',
+                inputs.max_resolution,
+            )
         return self._open('train')
 
     @functools.cached_property

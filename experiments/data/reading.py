@@ -64,24 +64,54 @@ def eval_batches(
     )
 
 
-def check_classes(
-    config: ml_collections.ConfigDict, classes: Sequence[str], *, fewer_allowed: bool = False
+def count_classes(
+    config: ml_collections.ConfigDict, open_source: Callable[[], LabelledSource]
 ) -> None:
+    """Has a `config.model.num_classes` of 0 become the number of classes in the data.
+
+    So the number is in the config that a run saves, and its model is known without its data.
+
+    Args:
+      config: The configuration of the run; changed in place.
+      open_source: Opens the data; called only where it is to be counted.
+
+    Raises:
+      Refused: The number is negative, or is to be counted and there is no data or no class.
+    """
+    number = config.model.num_classes
+    if number < 0:
+        raise Refused(
+            f'config.model.num_classes is {number}, it must be at least 1, or 0 for as many as '
+            'there are in the data'
+        )
+    if number == 0:
+        try:
+            classes = open_source().classes
+        except Refused as error:
+            raise Refused(
+                f'config.model.num_classes is 0, as many as in the data: {error}'
+            ) from error
+        if not classes:
+            raise Refused(f'the {config.data.source} data has no classes')
+        config.model.num_classes = len(classes)
+
+
+def check_classes(config: ml_collections.ConfigDict, classes: Sequence[str]) -> None:
     """Compares the number of classes in the data with the number of logits of the model.
 
     Args:
-      config: The configuration of the run.
+      config: The configuration of the run. Where its number of classes is 0, they are not counted
+        yet, and any number fits.
       classes: The names of the classes in the data.
-      fewer_allowed: Whether the model may have logits without a class.
 
     Raises:
-      Refused: The numbers do not fit; names both.
+      Refused: The numbers differ; names both.
     """
     num_logits = config.model.num_classes
-    if len(classes) > num_logits or (len(classes) < num_logits and not fewer_allowed):
+    if num_logits and len(classes) != num_logits:
         raise Refused(
             f'the {config.data.source} data has {len(classes)} classes, and '
-            f'config.model.num_classes is {num_logits}'
+            f'config.model.num_classes is {num_logits}; 0 takes the number from the data'
         )
 
 

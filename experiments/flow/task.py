@@ -17,7 +17,7 @@ from experiments.flow.metrics import end_point_error, measure, summarise
 from experiments.flow.sources import Several, open_source
 from experiments.flow.transforms import EvalTransform, TrainTransform
 from experiments.training import parallel
-from experiments.training.checks import count_steps
+from experiments.training.checks import check_resolution, count_steps
 from experiments.training.describe import describe_model
 from perceiver_jax.errors import Refused
 from perceiver_jax.models import optical_flow
@@ -62,6 +62,15 @@ class OpticalFlow:
 
     @functools.cached_property
     def train_source(self) -> Source:
+        inputs = self.config.model.inputs
+        shrink = 4 if inputs.contents == 'conv7x7' else 1
+        grid = tuple(-(-side // shrink) for side in self.tile)
+        check_resolution(
+            f'config.augmentation.crop_size is {self.tile}',
+            grid if inputs.concatenate_frames else (2, *grid),
+            'config.model.inputs.max_resolution',
+            inputs.max_resolution,
+        )
         return self._open(self.config.data.train, 'train')
 
     @functools.cached_property

@@ -1,6 +1,7 @@
 """Predictions for images: their classes, and what the model attends to."""
 
 import argparse
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -38,12 +39,15 @@ def classify(model: Pretrained, path: str, out: str, names: Sequence[str]) -> di
     Raises:
       Refused: The file is no image.
     """
+    from experiments.imagenet.transforms import is_coloured
     from experiments.pictures.predictions import write_attention
     from perceiver_jax.front_ends import prepare_image, read_image
     from perceiver_jax.inputs import as_images
 
-    front_end = model.front_end
-    image = prepare_image(read_image(path, channels=len(front_end['mean'])), **front_end)
+    front_end, channels = model.front_end, len(model.front_end['mean'])
+    image = prepare_image(read_image(path, channels), **front_end)
+    if channels == 1 and is_coloured(Path(path).read_bytes()):
+        warnings.warn(f'{path} is in colour, and the model sees it in grey', stacklevel=2)
     Path(out).mkdir(parents=True, exist_ok=True)  # before the work, which may take long
     best = best_classes(probabilities(model(image[None])[0], 'softmax'), names)
     seed = model.arguments['inputs'].get('permutation_seed')

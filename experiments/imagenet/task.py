@@ -15,6 +15,7 @@ from experiments.imagenet.mixing import mixup_cutmix
 from experiments.imagenet.sources import open_source
 from experiments.imagenet.transforms import EvalTransform, TrainTransform
 from experiments.training import parallel
+from experiments.training.checks import check_resolution
 from experiments.training.describe import describe_model
 from experiments.training.losses import softmax_cross_entropy
 from perceiver_jax.errors import Refused
@@ -46,14 +47,20 @@ class ImageNet:
                 f'more, got {config.loss.mixup_alpha} and {config.loss.cutmix_alpha}'
             )
         self.model = hk.transform_with_state(self._forward)
-        size = config.images.image_size
+        size, channels = config.images.image_size, len(config.images.mean)
         if size < 1:
             raise Refused(f'config.images.image_size is {size}, it must be at least 1')
-        self.image_shape = (1, size, size, len(config.images.mean))
+        if channels not in (1, 3) or len(config.images.std) != channels:
+            raise Refused(
+                'config.images.mean and config.images.std must have a number for each channel, 1 '
+                f'or 3 of them, got {channels} and {len(config.images.std)}'
+            )
+        self.image_shape = (1, size, size, channels)
         self.train_transform = TrainTransform(**config.images, **config.augmentation)
         self.eval_transform = EvalTransform(
             **config.images, crop_fraction=config.evaluation.crop_fraction
         )
+        reading.count_classes(config, lambda: self.eval_source)
 
     def _forward(self, images: jax.Array, is_training: bool, **changes) -> jax.Array:
         axis = parallel.AXIS if self.config.parallel == 'pmap' else None
@@ -64,6 +71,14 @@ class ImageNet:
 
     @functools.cached_property
     def train_source(self) -> LabelledSource:
+        inputs, size = self.config.model.inputs, self.config.images.image_size
+        side = -(-size // 4) if inputs.contents == 'conv7x7' else size
+        check_resolution(
+            f'config.images.image_size is {size}',
+            (side, side),
+            'config.model.inputs.max_resolution',
+            inputs.get('max_resolution'),
+        )
         return self._open('train')
 
     @functools.cached_property
@@ -72,7 +87,7 @@ class ImageNet:
 
     def _open(self, split: str) -> LabelledSource:
         source = open_source(self.config.data.source, self.config.data.path, split)
-        reading.check_classes(self.config, source.classes, fewer_allowed=True)
+        reading.check_classes(self.config, source.classes)
         return source
 
     @property

@@ -16,6 +16,10 @@ from experiments.imagenet.randaugment import randaugment
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.images import centre_crop, decode_image, normalise, resize
 
+# Largest difference of red or blue from green, of 255, in an image that counts as grey: paper that
+# was scanned is tinted, and JPEG adds one or two; our choice.
+_GREY = 24
+
 # Many examples are made at once; threads within one would only fight over the cores.
 cv2.setNumThreads(1)
 
@@ -94,7 +98,8 @@ class TrainTransform:
           'image', float32 `[S, S, C]`, and 'label', int32.
 
         Raises:
-          BrokenExample: The bytes are no whole image; the message has the example's name.
+          BrokenExample: The bytes are no whole image, or one in colour where C is 1; the message
+            has the example's name.
         """
         image = _decode_example(example, channels=len(self.mean))
         if self.crop_area is not None:
@@ -138,7 +143,8 @@ class EvalTransform:
           'image', float32 `[S, S, C]`, and 'label', int32.
 
         Raises:
-          BrokenExample: The bytes are no whole image; the message has the example's name.
+          BrokenExample: The bytes are no whole image, or one in colour where C is 1; the message
+            has the example's name.
         """
         image = _decode_example(example, channels=len(self.mean))
         image = resize(centre_crop(image, self.crop_fraction), self.image_size)
@@ -148,8 +154,24 @@ class EvalTransform:
         }
 
 
+def is_coloured(encoded: bytes) -> bool:
+    """Returns whether an image shows colours, not only greys that are stored as RGB.
+
+    Args:
+      encoded: Content of a whole JPEG or PNG file.
+    """
+    red, green, blue = cv2.split(decode_image(encoded, 3))
+    return max(cv2.norm(red, green, cv2.NORM_INF), cv2.norm(green, blue, cv2.NORM_INF)) > _GREY
+
+
 def _decode_example(example: Example, channels: int) -> np.ndarray:
     try:
-        return decode_image(example['encoded'], channels)
+        image = decode_image(example['encoded'], channels)
     except Refused as error:
         raise BrokenExample(f'{example["name"]}: {error}') from error
+    if channels == 1 and is_coloured(example['encoded']):
+        raise BrokenExample(
+            f'{example["name"]}: it is in colour, and config.images.mean and std have one number, '
+            'for images in grey: give them three, as configs/imagenet.py:small does'
+        )
+    return image

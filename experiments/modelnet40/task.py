@@ -42,6 +42,7 @@ class ModelNet40:
         self.points_shape = (1, num_points, 3)
         self.train_transform = TrainTransform(num_points=num_points, **config.augmentation)
         self.eval_transform = EvalTransform(num_points=num_points)
+        reading.count_classes(config, lambda: self.eval_source)
 
     def _forward(self, points: jax.Array, is_training: bool, **changes) -> jax.Array:
         model = {**self.config.model, **changes}

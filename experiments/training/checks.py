@@ -1,7 +1,7 @@
 """Finds what cannot be run before anything is compiled: one `Refused` that names the key."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,31 @@ def count_steps(config: ConfigDict, num_train_examples: int) -> tuple[int, float
         key = 'steps' if sizes.epochs is None else 'epochs'
         raise Refused(f'config.train.{key} is {sizes[key]}, which makes {total_steps} updates')
     return total_steps, num_train_examples / sizes.batch_size
+
+
+def check_resolution(
+    size: str, grid: Sequence[int], key: str, max_resolution: Sequence[int] | None
+) -> None:
+    """Checks that Fourier positions tell neighbours on a grid apart, before training with them.
+
+    A trained model takes grids of any size: what it is evaluated on is not to be checked.
+
+    Args:
+      size: What the grid is made of, such as 'config.images.image_size is 64'.
+      grid: Input elements along each axis.
+      key: Key of the config that says how many samples the positions are for.
+      max_resolution: Its value, samples along each axis; None: the positions are learned.
+
+    Raises:
+      Refused: There are more elements along an axis than samples; the message names both keys.
+    """
+    if max_resolution is not None and any(
+        elements > samples for elements, samples in zip(grid, max_resolution, strict=False)
+    ):
+        raise Refused(
+            f'{size}, which makes {" x ".join(map(str, grid))} input elements, more than '
+            f'{key} {tuple(max_resolution)}: make it as large'
+        )
 
 
 def check_resumable(workdir: Path, config: ConfigDict) -> None:

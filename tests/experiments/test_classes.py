@@ -104,3 +104,5 @@ def test_without_a_file_the_model_names_its_classes():
     assert classes.class_names(model, None) == ['cat', 'dog']
     model.classes = None
     assert classes.class_names(model, None) == ['class 0', 'class 1']
+    model.classes = ['cat']  # weights of a run with fewer classes than logits
+    assert classes.class_names(model, None) == ['cat', 'class 1']

@@ -123,6 +123,8 @@ def configs_of(name, labelled_folder):
             config.update({'data': {'num_workers': 0}, 'model': {'num_classes': 2}})
             configs.append((config, True))
     for config, has_data in configs:
+        if config.model.get('num_classes') == 0:  # as many as in the data, which is not at hand
+            config.model.num_classes = 2
         if has_data:
             config.train.batch_size = config.evaluation.batch_size = 2
     return configs

@@ -2,6 +2,7 @@ import csv
 import functools
 import json
 import math
+import re
 
 import jax
 import numpy as np
@@ -216,13 +217,14 @@ def test_a_labelled_folder_trains_and_is_saved(labelled, tmp_path, variant):
     config.augmentation.spec_augment.update(time_width=3, frequency_width=3)
     if 'spectrogram' in config.model.inputs:
         config.model.inputs.spectrogram.patch = (1, 16)
-    config.model.num_classes = 3
+    config.model.num_classes = 0  # as many as the table has: 3
     config.model.encoder.update(num_latents=5, latent_channels=8)
     config.evaluation.update(batch_size=8, clip_seconds=0.2)
     config.train.update(batch_size=8, epochs=None, steps=2)
     config.optimizer.schedule = dict(kind='constant')
     task = AudioSet(config)
     result = loop.train(config, task, tmp_path / 'run', variant)
+    assert json.loads((tmp_path / 'run' / 'config.json').read_text())['model']['num_classes'] == 3
     assert result['metric'] == 'accuracy' and 0 <= result['value'] <= 1
     assert result['data'] == 'meta/esc50.csv (12 training, 3 evaluation clips)'
     params, state = jax.jit(task.init)(jax.random.key(0))
@@ -239,6 +241,25 @@ def test_a_labelled_folder_trains_and_is_saved(labelled, tmp_path, variant):
 def test_other_numbers_of_classes_are_refused(prepared):
     task = AudioSet(get_config(prepared, **{'model.num_classes': 5}))
     with pytest.raises(ValueError, match='3 classes, and config.model.num_classes is 5'):
+        assert task.train_source
+
+
+@pytest.mark.parametrize(
+    'variant, key, value, grid',
+    [
+        ('raw_audio', 'audio', (31,), 32),
+        ('mel', 'spectrogram', (109,), 110),  # one axis: 10 frames of 11 bins
+        ('mel', 'spectrogram', (9, 11), '10 x 11'),
+        ('video', 'video', (2, 2, 1), '2 x 2 x 2'),
+    ],
+)
+def test_windows_beyond_the_resolution_of_their_positions_are_refused(
+    prepared, variant, key, value, grid
+):
+    key = f'model.inputs.{key}.max_resolution'
+    task = AudioSet(get_config(prepared, variant, **{key: value}))
+    message = f'which makes {grid} input elements, more than config.{key} {value}'
+    with pytest.raises(ValueError, match=re.escape(message)):
         assert task.train_source
 
 

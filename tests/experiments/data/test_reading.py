@@ -64,18 +64,31 @@ def test_evaluation_passes_over_each_example_once():
 
 def test_as_many_logits_as_classes():
     reading.check_classes(config(), Numbers.classes)
-    reading.check_classes(config(num_classes=3), Numbers.classes, fewer_allowed=True)
     message = 'the numbers data has 2 classes, and config.model.num_classes is'
-    with pytest.raises(Refused, match=f'{message} 3'):
-        reading.check_classes(config(num_classes=3), Numbers.classes)
-    with pytest.raises(Refused, match=f'{message} 1'):
-        reading.check_classes(config(num_classes=1), Numbers.classes, fewer_allowed=True)
+    for number in (1, 3):
+        with pytest.raises(Refused, match=f'{message} {number}; 0 takes the number from the data'):
+            reading.check_classes(config(num_classes=number), Numbers.classes)
+
+
+def absent():
+    raise Refused('there is no such folder')
+
+
+def test_the_data_tells_the_number_of_classes():
+    counted = config(num_classes=0)
+    reading.count_classes(counted, Numbers)
+    assert counted.model.num_classes == 2
+    reading.count_classes(counted, absent)  # known: the data is left alone
+    with pytest.raises(Refused, match='num_classes is 0, as many as .*: there is no such folder'):
+        reading.count_classes(config(num_classes=0), absent)
+    with pytest.raises(Refused, match='num_classes is -1, it must be at least 1, or 0 for'):
+        reading.count_classes(config(num_classes=-1), Numbers)
+    unlabelled = type('Unlabelled', (Numbers,), {'classes': ()})
+    with pytest.raises(Refused, match='the numbers data has no classes'):
+        reading.count_classes(config(num_classes=0), unlabelled)
 
 
 def test_classes_are_named_where_the_data_is_at_hand():
-    def absent():
-        raise Refused('there is no such folder')
-
     def bug():
         raise ValueError('of ours')
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import cv2
 import jax
@@ -143,6 +144,23 @@ def test_pairs_in_both_directions_need_an_even_batch():
     task = OpticalFlow(get_config(**{'train.batch_size': 7}))
     with pytest.raises(ValueError, match='train.batch_size is 7: pairs in both directions'):
         next(task.train_batches(0))
+
+
+@pytest.mark.parametrize(
+    'variant, resolution, grid',
+    [
+        ('main', (24, 27), '24 x 28'),
+        ('main,frames=separate', (2, 23, 28), '2 x 24 x 28'),
+        ('conv', (5, 7), '6 x 7'),
+    ],
+)
+def test_tiles_beyond_the_resolution_of_the_positions_are_refused(variant, resolution, grid):
+    key = 'model.inputs.max_resolution'
+    task = OpticalFlow(get_config(variant, **{key: resolution}))
+    message = f'crop_size is {TILE}, which makes {grid} input elements, more than config.{key}'
+    with pytest.raises(ValueError, match=re.escape(message)):
+        assert task.train_source
+    assert task.eval_source  # a trained model takes tiles of any size
 
 
 def test_only_the_papers_data_stands_beside_its_number():

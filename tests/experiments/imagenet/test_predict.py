@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+import pytest
 
 from experiments.imagenet.predict import classify
 from experiments.predict import as_text
@@ -38,3 +39,15 @@ def test_an_image_is_classified_as_evaluation_sees_it(tmp_path):
         '   25.0 %  cat',
         f'  {tmp_path}/new/a.b_attention.png',
     ]
+
+
+def test_a_grey_model_says_that_it_sees_no_colours(tmp_path):
+    grey = {**IMAGES, 'mean': [0.5], 'std': [0.2]}
+    model = KnownModel(lambda images: np.zeros((1, 2)), grey, {'inputs': {}})
+    model.params = {'encoder/cross_attend_1/attention/query': {}}
+    model.attention = lambda module, images: RNG.random((1, 2, 3, 49))
+    image = write_image(tmp_path / 'colour.png', 11, 13)
+    with pytest.warns(UserWarning, match='colour.png is in colour, and the model sees it in grey'):
+        classify(model, str(tmp_path / 'colour.png'), tmp_path, ['cat', 'dog'])
+    cv2.imwrite(str(tmp_path / 'grey.png'), image[..., :1].repeat(3, -1))
+    classify(model, str(tmp_path / 'grey.png'), tmp_path, ['cat', 'dog'])  # without a warning

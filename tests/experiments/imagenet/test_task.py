@@ -10,8 +10,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from configs import imagenet as configs
+from experiments import run_config
 from experiments.imagenet.task import PAPER_EXAMPLES, ImageNet
 from experiments.training import evaluate, loop, parallel
+from experiments.training.checks import check_resumable
 from tests.toys.one_update import assert_same_update, one_update
 from tests.toys.sources import Untouchable
 
@@ -97,10 +99,53 @@ def test_mixing_needs_both_alphas():
         ImageNet(get_config(**{'loss.mixup_alpha': 0.2}))
 
 
-def test_more_classes_than_logits_are_refused():
-    task = ImageNet(get_config(**{'model.num_classes': 7}))
-    with pytest.raises(ValueError, match='10 classes, and config.model.num_classes is 7'):
+@pytest.mark.parametrize('number', [7, 11])
+def test_other_numbers_of_classes_are_refused(number):
+    task = ImageNet(get_config(**{'model.num_classes': number}))
+    with pytest.raises(ValueError, match=f'10 classes, and config.model.num_classes is {number}'):
         assert task.train_source
+
+
+def test_the_number_of_channels_is_one_or_three():
+    for mean, std in (((0.3, 0.3), (0.2, 0.2)), ((0.3,), (0.2, 0.2, 0.2)), ((), ())):
+        message = f'1 or 3 of them, got {len(mean)} and {len(std)}'
+        with pytest.raises(
+            ValueError, match=f'config.images.mean and config.images.std .*{message}'
+        ):
+            ImageNet(get_config(**{'images.mean': mean, 'images.std': std}))
+
+
+@pytest.mark.parametrize(
+    'variant, size, grid, resolution',
+    [
+        ('demo', 9, '9 x 9', r'\(8, 8\)'),
+        ('io_conv', 225, '57 x 57', r'\(56, 56\)'),  # of elements, a quarter of the pixels
+        ('perceiver_permuted', 225, '225 x 225', r'\(224, 224\)'),
+    ],
+)
+def test_training_on_images_beyond_the_resolution_of_the_positions_is_refused(
+    variant, size, grid, resolution
+):
+    task = ImageNet(get_config(variant, **{'images.image_size': size}))
+    message = f'image_size is {size}, which makes {grid} input elements, .*resolution {resolution}'
+    with pytest.raises(ValueError, match=message):
+        assert task.train_source
+    assert task.eval_source  # a trained model takes images of any size
+
+
+def test_learned_positions_are_as_many_as_there_are_pixels():
+    assert ImageNet(get_config('io_learned', **{'images.image_size': 300})).train_source
+
+
+def test_a_grey_model_refuses_to_train_on_colours(broken_folder):
+    config = folder_config(broken_folder, 'stop')
+    config.images.update(mean=(0.3,), std=(0.4,))
+    config.augmentation.randaugment_layers = 0
+    task = ImageNet(config)
+    blue = {'encoded': cv2.imencode('.png', np.full((3, 5, 3), (255, 0, 0), np.uint8))[1].tobytes()}
+    with pytest.raises(ValueError, match='sky.png: it is in colour, and config.images.mean'):
+        task.eval_transform({**blue, 'label': 0, 'name': 'sky.png'})
+    assert task.eval_transform(task.eval_source[0])['image'].shape == (8, 8, 1)  # grey, as RGB
 
 
 @pytest.fixture(scope='module')
@@ -130,12 +175,23 @@ def folder_config(path, on_broken):
 
 def test_unreadable_images_are_skipped_and_counted(broken_folder, tmp_path):
     config = folder_config(broken_folder, 'skip')
-    loop.train(config, ImageNet(config), tmp_path, 'skipping')
+    config.model.num_classes = 0
+    task = ImageNet(config)
+    loop.train(config, task, tmp_path, 'skipping')
     rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     broken = {row['step']: row['broken_examples'] for row in rows if row['split'] == 'train'}
     assert sum(broken.values()) in (2, 3)  # sixteen examples are two epochs of six and a part
     assert [row['broken_examples'] for row in rows if row['split'] == 'eval'] == [1]
     assert (tmp_path / 'report.png').exists()
+    # The data told the number of classes: the run knows it without.
+    saved = run_config.get_config(tmp_path)
+    assert saved.model.num_classes == config.model.num_classes == 2
+    saved.data.path = 'nowhere'
+    assert ImageNet(saved).describe() == task.describe()
+    again = folder_config(broken_folder, 'skip')
+    again.model.num_classes = 0
+    ImageNet(again)
+    check_resumable(tmp_path, again)
 
 
 def test_an_unreadable_image_stops_the_run_and_is_named(broken_folder, tmp_path):

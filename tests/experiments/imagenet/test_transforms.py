@@ -44,6 +44,41 @@ def test_broken_image_names_its_file(encoded):
         train_transform()(example, np.random.default_rng(0))
 
 
+GREY = NOISE[..., :1].repeat(3, -1)
+
+
+@pytest.mark.parametrize(
+    'encoded, expected',
+    [
+        (encode(NOISE), True),
+        (encode(NOISE, kind='PNG'), True),
+        (encode(NOISE, 'RGBA', 'PNG'), True),
+        (encode(NOISE, 'P', 'PNG'), True),  # a palette
+        (encode(NOISE, 'CMYK'), True),
+        (encode(NOISE, 'L'), False),
+        (encode(NOISE, 'L', 'PNG'), False),
+        (encode(GREY), False),  # greys that are stored as colours
+        (encode(GREY, kind='PNG'), False),
+        (encode(np.minimum(GREY, 235) + np.uint8([20, 10, 0]), kind='PNG'), False),  # old paper
+        (encode(np.where(np.arange(83)[:, None] == 7, NOISE, GREY), kind='PNG'), True),  # a line
+    ],
+)
+def test_colours_are_told_from_greys(encoded, expected):
+    assert transforms.is_coloured(encoded) is expected
+    example = {'encoded': encoded, 'label': 5, 'name': 'x.png'}
+    grey = dict(image_size=29, mean=(0.5,), std=(0.2,))
+    made = (
+        lambda: transforms.EvalTransform(crop_fraction=1.0, **grey)(example),
+        lambda: train_transform(randaugment_layers=0, **grey)(example, np.random.default_rng(0)),
+    )
+    for make in made:
+        if expected:
+            with pytest.raises(BrokenExample, match='x.png: it is in colour, and config.images.me'):
+                make()
+        else:
+            assert make()['image'].shape == (29, 29, 1)
+
+
 def test_evaluation_is_crop_resize_normalise():
     example = {'encoded': encode(NOISE, kind='PNG'), 'label': 5, 'name': 'x'}
     made = transforms.EvalTransform(image_size=29, mean=MEAN, std=STD, crop_fraction=0.875)(example)

@@ -80,6 +80,12 @@ def test_another_number_of_classes_is_refused():
         assert task.train_source
 
 
+def test_the_data_tells_the_number_of_classes():
+    config = get_config(**{'model.num_classes': 0})
+    assert ModelNet40(config).train_source.classes
+    assert config.model.num_classes == 10
+
+
 def test_more_points_than_there_are_are_refused(tmp_path):
     config = get_config(**{'points.num_points': 513})
     with pytest.raises(ValueError, match='config.points.num_points is 513, and .* has 512'):

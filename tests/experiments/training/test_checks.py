@@ -3,7 +3,12 @@ import json
 import pytest
 
 from experiments.training import loop
-from experiments.training.checks import check_resumable, check_sizes, count_steps
+from experiments.training.checks import (
+    check_resolution,
+    check_resumable,
+    check_sizes,
+    count_steps,
+)
 from tests.toys.toy_task import ToyTask, get_config
 
 
@@ -36,6 +41,16 @@ def test_evaluation_batches_must_divide_too():
     config.evaluation.batch_size = 12
     with pytest.raises(ValueError, match='config.evaluation.batch_size is 12, .* of 8 devices'):
         check_sizes(config, num_devices=8)
+
+
+def test_positions_must_tell_neighbours_apart():
+    for resolution in (None, (5, 7), (5, 8)):  # None: they are learned
+        check_resolution('size is 7', (5, 7), 'key', resolution)
+    with pytest.raises(ValueError) as error:
+        check_resolution('size is 7', (5, 7), 'key', (5, 6))
+    assert str(error.value) == (
+        'size is 7, which makes 5 x 7 input elements, more than key (5, 6): make it as large'
+    )
 
 
 def test_a_folder_with_another_config_is_refused(tmp_path):

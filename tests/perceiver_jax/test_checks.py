@@ -70,6 +70,7 @@ def test_fields_that_a_module_takes():
 
 MODULES = ['Encoder', 'QueryDecoder', 'ClassQueryDecoder', 'AverageDecoder', 'FlowUpsample']
 MODULES += ['ImageInputs', 'FlowInputs', 'TextInputs', 'JoinModalities', 'LearnedPositions', 'Mlp']
+MODULES += ['Attention', 'CrossAttend', 'SelfAttend']
 
 
 @pytest.mark.parametrize('name', MODULES)

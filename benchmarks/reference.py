@@ -14,7 +14,7 @@ import numpy as np
 def linear(params, name, x):
     """Applies a linear layer to the last axis."""
     p = params[name]
-    return x @ p['w'].astype(x.dtype) + p['b'].astype(x.dtype)
+    return x @ p['w'].astype(x.dtype) + jax.lax.broadcast_to_rank(p['b'].astype(x.dtype), x.ndim)
 
 
 def layer_norm(params, name, x):
@@ -24,7 +24,8 @@ def layer_norm(params, name, x):
     mean = wide.mean(-1, keepdims=True)
     variance = wide.var(-1, keepdims=True)
     wide = (wide - mean) * jax.lax.rsqrt(variance + 1e-5)
-    return (wide * p['scale'] + p['offset']).astype(x.dtype)
+    scale, offset = (jax.lax.broadcast_to_rank(p[name], x.ndim) for name in ('scale', 'offset'))
+    return (wide * scale + offset).astype(x.dtype)
 
 
 def attention(params, name, inputs_q, inputs_kv, num_heads):

@@ -15,14 +15,13 @@ Source: Perceiver (arXiv 2103.03206), section 3.1 and appendix C; Perceiver IO
 """
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
-import haiku as hk
 import jax.numpy as jnp
 from jax import Array
 
 from perceiver_jax import folding
+from perceiver_jax.checks import Module
 from perceiver_jax.dot_product_attention import attend, check_mask
 from perceiver_jax.errors import Refused
 from perceiver_jax.layers import LECUN_NORMAL, LayerNorm, Linear, Mlp, check_floating, dropout
@@ -30,7 +29,7 @@ from perceiver_jax.recording import record
 
 
 @dataclasses.dataclass
-class Attention(hk.Module):
+class Attention(Module):
     """Projects queries, keys and values, attends, and projects the result.
 
     Parameters: modules `query`, `key`, `value`, `output`, each with `w` and `b`. With a single
@@ -164,7 +163,7 @@ class Attention(hk.Module):
 
 
 @dataclasses.dataclass
-class CrossAttend(hk.Module):
+class CrossAttend(Module):
     """Queries attend to inputs, then an MLP.
 
     `x = [queries +] Attention(LN(queries), LN(inputs))`; `x += Mlp(LN(x))`.
@@ -241,7 +240,7 @@ class CrossAttend(hk.Module):
 
 
 @dataclasses.dataclass
-class SelfAttend(hk.Module):
+class SelfAttend(Module):
     """One layer of the latent transformer.
 
     `x += Attention(LN(x))`; `x += Mlp(LN(x))`.
@@ -296,21 +295,3 @@ class SelfAttend(hk.Module):
         x = x + attention(normal, normal, is_training=is_training)
         mlp = Mlp(self.widening_factor, dropout_rate=self.dropout_rate, name='mlp')
         return x + mlp(LayerNorm(name='norm_mlp')(x), is_training=is_training)
-
-
-def check_fields(module: type[CrossAttend] | type[SelfAttend], fields: Mapping[str, Any]) -> None:
-    """Checks a mapping of fields that a module with attention inside passes on.
-
-    Args:
-      module: `CrossAttend` or `SelfAttend`.
-      fields: Field name -> value. `implementation` and `name` belong to the module around it.
-
-    Raises:
-      Refused: A field is unknown, or not to be set here; it names those that are known.
-    """
-    known = [f.name for f in dataclasses.fields(module) if f.name not in ('implementation', 'name')]
-    if unknown := [name for name in fields if name not in known]:
-        raise Refused(
-            f'{module.__name__} has no field {unknown[0]!r} that can be set here; '
-            f'known: {", ".join(known)}.'
-        )

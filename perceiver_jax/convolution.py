@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from perceiver_jax.checks import Module, check_axes
 from perceiver_jax.layers import check_floating
 
 
 @dataclasses.dataclass
-class ConvDownsample(hk.Module):
+class ConvDownsample(Module):
     """7x7 convolution of stride 2, batch normalisation, ReLU, 3x3 max-pooling of stride 2.
 
     Parameters: `w` `[7, 7, C, channels]` float32, module `batch_norm`.
@@ -40,9 +41,10 @@ class ConvDownsample(hk.Module):
           `[B, ceil(height / 4), ceil(width / 4), channels]` in the dtype of `images`.
 
         Raises:
-          Refused: `images` are of another dtype.
+          Refused: `images` have other axes or another dtype.
         """
         check_floating('ConvDownsample', images=images)
+        check_axes('ConvDownsample', images=(images, 'B height width C'))
         shape = (7, 7, images.shape[-1], self.channels)
         init = hk.initializers.TruncatedNormal(1 / np.sqrt(np.prod(shape[:-1])))
         kernel = hk.get_parameter('w', shape, jnp.float32, init)
@@ -59,7 +61,7 @@ class ConvDownsample(hk.Module):
 
 
 @dataclasses.dataclass
-class BatchNorm(hk.Module):
+class BatchNorm(Module):
     """Batch normalisation over all axes but the last, with debiased running averages.
 
     The averages are those of Haiku's BatchNorm, so the published weights fit; unlike it, this

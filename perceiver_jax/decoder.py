@@ -12,9 +12,11 @@ from typing import Any
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from perceiver_jax.attention import CrossAttend, check_fields
+from perceiver_jax.attention import CrossAttend
+from perceiver_jax.checks import Module, check_axes, check_fields, check_integers
 from perceiver_jax.errors import Refused
 from perceiver_jax.inputs import extract_patches
 from perceiver_jax.layers import Linear, check_floating
@@ -23,7 +25,7 @@ from perceiver_jax.sharding import for_each_example
 
 
 @dataclasses.dataclass
-class AverageDecoder(hk.Module):
+class AverageDecoder(Module):
     """The mean of the latents through one Linear that starts at zero, as in the ICML paper.
 
     Parameters: module `output`.
@@ -46,15 +48,16 @@ class AverageDecoder(hk.Module):
           `[B, output_channels]` float32.
 
         Raises:
-          Refused: The latents are not of a floating-point dtype.
+          Refused: The latents have other axes, or are not of a floating-point dtype.
         """
         check_floating('AverageDecoder', latents=latents)
+        check_axes('AverageDecoder', latents=(latents, 'B N D'))
         average = latents.mean(axis=1, dtype=jnp.float32)
         return Linear(self.output_channels, jnp.zeros, name='output')(average)
 
 
 @dataclasses.dataclass
-class QueryDecoder(hk.Module):
+class QueryDecoder(Module):
     """Output queries attend to the latents once, then one Linear, as in Perceiver IO.
 
     Parameters: modules `cross_attend` and `output`.
@@ -108,7 +111,12 @@ class QueryDecoder(hk.Module):
             is not of a floating-point dtype.
         """
         check_floating('QueryDecoder', queries=queries, latents=latents)
-        mask = None if query_mask is None else query_mask[:, :, None]
+        check_axes('QueryDecoder', queries=(queries, 'B O E'), latents=(latents, 'B N D'))
+        mask = None
+        if query_mask is not None:
+            axes = '1 O' if np.shape(query_mask)[:1] == (1,) else 'B O'  # one for all examples
+            check_axes('QueryDecoder', queries=(queries, 'B O E'), query_mask=(query_mask, axes))
+            mask = query_mask[:, :, None]
         cross_attend = CrossAttend(
             **self.cross_attend, implementation=self.implementation, name='cross_attend'
         )
@@ -120,7 +128,7 @@ class QueryDecoder(hk.Module):
 
 
 @dataclasses.dataclass
-class ClassQueryDecoder(hk.Module):
+class ClassQueryDecoder(Module):
     """A single learned output query that is decoded to logits.
 
     Parameters: `query` `[1, query_channels]`, module `query_decoder`.
@@ -160,10 +168,11 @@ class ClassQueryDecoder(hk.Module):
           Logits `[B, num_classes]` float32.
 
         Raises:
-          Refused: The heads do not divide the channels, or the latents are not of a floating-point
-            dtype.
+          Refused: The heads do not divide the channels, or the latents have other axes or are not
+            of a floating-point dtype.
         """
         check_floating('ClassQueryDecoder', latents=latents)
+        check_axes('ClassQueryDecoder', latents=(latents, 'B N D'))
         init = hk.initializers.TruncatedNormal(self.query_init_std)
         query = hk.get_parameter('query', (1, self.query_channels), jnp.float32, init)
         queries = for_each_example(query.astype(latents.dtype), latents)
@@ -177,7 +186,7 @@ class ClassQueryDecoder(hk.Module):
 
 
 @dataclasses.dataclass
-class FlowUpsample(hk.Module):
+class FlowUpsample(Module):
     """Flow at full size from features of a coarse grid, by attention over 3x3 of its cells.
 
     A Linear (`flow`) gives the flow of each cell. Each of a cell's pixels gets an average of the
@@ -210,9 +219,10 @@ class FlowUpsample(hk.Module):
           `[B, rows * factor, columns * factor, 2]` in the dtype of `features`.
 
         Raises:
-          Refused: The features are not of a floating-point dtype.
+          Refused: The features have other axes, or are not of a floating-point dtype.
         """
         check_floating('FlowUpsample', features=features)
+        check_axes('FlowUpsample', features=(features, 'B rows columns C'))
         batch, rows, columns, _ = features.shape
         w_init = jnp.zeros if self.zero_init_output else None
         flow = Linear(2, w_init, name='flow')(features)
@@ -242,10 +252,13 @@ def decode_in_chunks(
       chunks.
 
     Raises:
-      Refused: If `chunk_size` is less than 1.
+      Refused: If `chunk_size` is less than 1, or a number is no integer.
 
     Source: Perceiver IO, section 3: outputs do not depend on each other.
     """
+    check_integers('decode_in_chunks', num_queries=num_queries)
+    if chunk_size is not None:
+        check_integers('decode_in_chunks', chunk_size=chunk_size)
     if chunk_size is not None and chunk_size < 1:
         raise Refused(f'chunk_size must be at least 1, not {chunk_size}.')
     queries = jnp.arange(num_queries)

@@ -15,7 +15,8 @@ import haiku as hk
 import jax.numpy as jnp
 from jax import Array
 
-from perceiver_jax.attention import CrossAttend, SelfAttend, check_fields
+from perceiver_jax.attention import CrossAttend, SelfAttend
+from perceiver_jax.checks import Module, check_axes, check_fields
 from perceiver_jax.errors import Refused
 from perceiver_jax.layers import check_floating
 from perceiver_jax.recording import is_recording
@@ -116,7 +117,7 @@ def repeats(steps: Sequence[Step]) -> list[tuple[list[Step], int]]:
 
 
 @dataclasses.dataclass
-class Block(hk.Module):
+class Block(Module):
     """The self-attends between two cross-attends.
 
     Parameters: modules `self_attend_1`, `self_attend_2`, ...
@@ -150,10 +151,11 @@ class Block(hk.Module):
           `[B, N, D]` in the dtype of `latents`.
 
         Raises:
-          Refused: The heads do not divide the channels, or the latents are not of a floating-point
-            dtype.
+          Refused: The heads do not divide the channels, or the latents have other axes or are not
+            of a floating-point dtype.
         """
         check_floating('Block', latents=latents)
+        check_axes('Block', latents=(latents, 'B N D'))
         for i in range(1, self.num_self_attends + 1):
             layer = SelfAttend(
                 **self.self_attend, implementation=self.implementation, name=f'self_attend_{i}'
@@ -163,7 +165,7 @@ class Block(hk.Module):
 
 
 @dataclasses.dataclass
-class Encoder(hk.Module):
+class Encoder(Module):
     """Learned latents that attend to the inputs and to each other, in the order of `schedule`.
 
     The defaults are the latents and depth of both papers' ImageNet models; the ICML Perceiver
@@ -242,10 +244,7 @@ class Encoder(hk.Module):
             are not of a floating-point dtype, or there is no such schedule.
         """
         check_floating('Encoder', inputs=inputs)
-        if inputs.ndim != 3:
-            raise Refused(f'Inputs are [B, M, C]; got {inputs.shape}.')
-        if input_mask is not None and input_mask.shape != inputs.shape[:2]:
-            raise Refused(f'The input mask is [B, M] = {inputs.shape[:2]}; got {input_mask.shape}.')
+        check_axes('Encoder', inputs=(inputs, 'B M C'), input_mask=(input_mask, 'B M'))
         steps = schedule(
             num_cross_attends=self.num_cross_attends,
             num_blocks=self.num_blocks,

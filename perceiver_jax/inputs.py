@@ -16,11 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from perceiver_jax.checks import (
+    Module,
+    check_axes,
+    check_entries,
+    check_integers,
+)
 from perceiver_jax.convolution import ConvDownsample
 from perceiver_jax.errors import Refused
-from perceiver_jax.layers import Linear, check_floating
+from perceiver_jax.layers import Linear, check_floating, check_integer_array
 from perceiver_jax.position_encoding import (
     LearnedPositions,
+    check_positions,
     fourier_features,
     grid_fourier_features,
 )
@@ -37,7 +44,7 @@ _T = TypeVar('_T')
 
 
 @dataclasses.dataclass
-class ImageInputs(hk.Module):
+class ImageInputs(Module):
     """An image as input elements: one per pixel, or per position of a small convolution.
 
     The position encoding is concatenated to the contents.
@@ -94,6 +101,8 @@ class ImageInputs(hk.Module):
         for field in (*needs[self.contents], *needs[self.positions]):
             if getattr(self, field) is None:
                 raise Refused(f'{self.contents} with {self.positions} positions needs {field}.')
+        if self.positions == 'fourier':
+            check_entries('max_resolution', self.max_resolution, 2, '2 axes of an image')
 
     def __call__(
         self, images: Array, input_mask: Array | None = None, *, is_training: bool
@@ -115,8 +124,7 @@ class ImageInputs(hk.Module):
           Refused: If `images` or `input_mask` have another shape, or `images` another dtype.
         """
         check_floating('ImageInputs', images=images)
-        if images.ndim != 4:
-            raise Refused(f'Images are [B, height, width, channels]; got {images.shape}.')
+        check_axes('ImageInputs', images=(images, 'B height width channels'))
         if self.contents == 'conv7x7':
             conv = ConvDownsample(
                 _given(self.contents_channels), batch_norm_axis=self.batch_norm_axis, name='conv7x7'
@@ -225,8 +233,10 @@ def extract_patches(images: Array, size: int) -> Array:
       `[B, height, width, size * size * C]`, channels in (row, column, channel) order.
 
     Raises:
-      Refused: If `size` is even.
+      Refused: If `size` is even, or the images have other axes.
     """
+    check_axes('extract_patches', images=(images, 'B height width C'))
+    check_integers('extract_patches', size=size)
     if size % 2 == 0:
         raise Refused(f'A patch around a pixel has an odd side, not {size}.')
     reach = size // 2
@@ -252,8 +262,10 @@ def space_to_depth(video: Array, patch: Sequence[int]) -> Array:
       (frame, row, column, channel) order.
 
     Raises:
-      Refused: The patches do not divide the video.
+      Refused: The patches do not divide the video, or have or find other axes.
     """
+    check_axes('space_to_depth', video=(video, 'B frames height width C'))
+    _check_patch(patch, '3 axes of a video: frames, rows and columns')
     _, *sizes, channels = video.shape
     if any(size % p for size, p in zip(sizes, patch, strict=True)):
         raise Refused(f'Patches of {tuple(patch)} do not divide a video of {tuple(sizes)}.')
@@ -264,8 +276,14 @@ def space_to_depth(video: Array, patch: Sequence[int]) -> Array:
     return reshape_examples(cut, frames, rows, columns, dt * dh * dw * channels)
 
 
+def _check_patch(patch: Sequence[int], of: str) -> None:
+    check_entries('patch', patch, int(of.split()[0]), of)
+    if not all(size > 0 for size in patch):
+        raise Refused(f'A patch has at least one element along each axis, not {tuple(patch)}.')
+
+
 @dataclasses.dataclass
-class FlowInputs(hk.Module):
+class FlowInputs(Module):
     """Two frames as input elements, by default one per pixel: projected 3x3 patches of both frames.
 
     Only the contents are projected, as in the release and Perceiver IO's table 6; its appendix H
@@ -302,10 +320,10 @@ class FlowInputs(hk.Module):
         super().__post_init__()
         if self.contents not in ('patches', 'conv7x7'):
             raise Refused(f"contents must be 'patches' or 'conv7x7', not {self.contents!r}.")
-        if len(self.max_resolution) != (2 if self.concatenate_frames else 3):
+        if np.shape(self.max_resolution) != (2 if self.concatenate_frames else 3,):
             raise Refused(
                 'max_resolution has an entry for height and width, and one before for time where '
-                f'frames are separate; got {tuple(self.max_resolution)}.'
+                f'frames are separate; got {self.max_resolution}.'
             )
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
@@ -333,8 +351,7 @@ class FlowInputs(hk.Module):
           Refused: If `frames` are no pairs of images, or of another dtype.
         """
         check_floating('FlowInputs', frames=frames)
-        if frames.ndim != 5 or frames.shape[1] != 2:
-            raise Refused(f'Frames are [B, 2, height, width, channels]; got {frames.shape}.')
+        check_axes('FlowInputs', frames=(frames, 'B 2 height width channels'))
         batch, _, height, width, channels = frames.shape
         rows, columns = self.grid(height, width)
         grid = (rows, columns) if self.concatenate_frames else (2, rows, columns)
@@ -375,7 +392,8 @@ def video_elements(
       `[B, M, dt * dh * dw * C + 3 (2 K + 1)]` in the dtype of `video`.
 
     Raises:
-      Refused: The patches do not divide the video, or it is of another dtype.
+      Refused: The patches do not divide the video, an argument has other axes, or the video is of
+        another dtype.
 
     Source: Perceiver, section 4.2; Perceiver IO, section 4.3.
     """
@@ -401,11 +419,16 @@ def audio_elements(
       `audio`.
 
     Raises:
-      Refused: The patches do not divide the sound, or it is of another dtype.
+      Refused: The patches do not divide the sound, an argument has other axes, or the sound is of
+        another dtype.
 
     Source: Perceiver, section 4.2; Perceiver IO, section 4.3.
     """
     check_floating('audio_elements', audio=audio)
+    check_axes('audio_elements', audio=(audio, 'B samples channels'))
+    check_integers('audio_elements', samples_per_patch=samples_per_patch)
+    if samples_per_patch < 1:
+        raise Refused(f'samples_per_patch must be at least 1, not {samples_per_patch}.')
     _, samples, channels = audio.shape
     if samples % samples_per_patch:
         raise Refused(f'Patches of {samples_per_patch} samples do not divide {samples}.')
@@ -419,7 +442,8 @@ def point_elements(points: Array, *, num_bands: int, max_resolution: Sequence[in
 
     Args:
       points: `[B, M, A]`, coordinates in [-1, 1], 3 of them for a cloud in space, of any
-        floating-point dtype.
+        floating-point dtype. Points beyond alias; they are refused where they are known, which they
+        are not inside `jax.jit` and the like.
       num_bands: K, frequencies along each axis.
       max_resolution: Twice the highest frequency along each axis.
 
@@ -428,14 +452,13 @@ def point_elements(points: Array, *, num_bands: int, max_resolution: Sequence[in
       float32 could not tell apart points that the higher frequencies do.
 
     Raises:
-      Refused: If `points` are no batch of clouds or of another dtype, or `max_resolution` does not
-        have A entries.
+      Refused: If `points` are no batch of clouds, of another dtype or known to be beyond [-1, 1],
+        or `max_resolution` does not have A entries.
 
     Source: Perceiver, section 4.3.
     """
-    check_floating('point_elements', points=points)
-    if points.ndim != 3:
-        raise Refused(f'Points are [B, M, coordinates]; got {points.shape}.')
+    check_positions('point_elements', points=points)
+    check_axes('point_elements', points=(points, 'B M coordinates'))
     return jnp.asarray(fourier_features(jnp.asarray(points), num_bands, max_resolution))
 
 
@@ -456,25 +479,27 @@ def spectrogram_elements(
       `max_resolution`.
 
     Raises:
-      Refused: The patches do not divide the spectrogram, it is of another dtype, or A is not 1 or
-        2.
+      Refused: The patches do not divide the spectrogram, an argument has other axes, the
+        spectrogram is of another dtype, or A is not 1 or 2.
 
     Source: Perceiver, section 4.2; Perceiver IO, table 6 (one axis).
     """
     check_floating('spectrogram_elements', spectrogram=spectrogram)
+    check_axes('spectrogram_elements', spectrogram=(spectrogram, 'B frames bins'))
+    _check_patch(patch, '2 axes of a spectrogram: frames and bins')
     if any(size % p for size, p in zip(spectrogram.shape[1:], patch, strict=True)):
         raise Refused(
             f'Patches of {tuple(patch)} do not divide a spectrogram of {spectrogram.shape[1:]}.'
         )
     patches = space_to_depth(spectrogram[:, None, :, :, None], (1, *patch))[:, 0]
-    if len(max_resolution) == 1:
+    if np.shape(max_resolution) == (1,):
         patches = reshape_examples(patches, -1, patches.shape[-1])
     grid = patches.shape[1:-1]
     return with_positions(patches, grid_fourier_features(grid, num_bands, max_resolution))
 
 
 @dataclasses.dataclass
-class TextInputs(hk.Module):
+class TextInputs(Module):
     """Tokens as learned vectors, plus learned positions.
 
     Parameters: `embeddings` `[vocabulary_size, channels]`, module `position_encoding`.
@@ -507,8 +532,7 @@ class TextInputs(hk.Module):
         Raises:
           Refused: There are more tokens than positions, or they are no integers.
         """
-        if not jnp.issubdtype(tokens.dtype, jnp.integer):
-            raise Refused(f'TextInputs takes tokens of an integer dtype, not {tokens.dtype}.')
+        check_integer_array('TextInputs', tokens=tokens)
         if tokens.ndim != 2 or tokens.shape[1] > self.max_length:
             raise Refused(f'Tokens are [B, at most {self.max_length}]; got {tokens.shape}.')
         shape = (self.vocabulary_size, self.channels)
@@ -532,7 +556,7 @@ class TextInputs(hk.Module):
 
 
 @dataclasses.dataclass
-class JoinModalities(hk.Module):
+class JoinModalities(Module):
     """Elements of several modalities as one array, padded to a common width.
 
     What pads a modality is a learned vector of its own, which tells the modalities apart.
@@ -568,10 +592,14 @@ class JoinModalities(hk.Module):
           `[B, sum of M, largest C + min_padding]`, in the order of `modalities`.
 
         Raises:
-          Refused: If `hidden` names a modality that is not there, there are no mask tokens, or
-            elements are of another dtype.
+          Refused: If there are no modalities, `hidden` names one that is not there, there are no
+            mask tokens, or arrays have other axes or another dtype.
         """
         hidden = hidden or {}
+        if not hasattr(modalities, 'values') or not modalities:
+            raise Refused(f'JoinModalities takes a mapping of modalities, not {modalities!r:.60}.')
+        for modality, x in modalities.items():
+            check_axes('JoinModalities', **{modality: (x, 'B M C')})
         if unknown := hidden.keys() - modalities.keys():
             raise Refused(f'hidden names {sorted(unknown)}; there is {list(modalities)}.')
         width = max(x.shape[-1] for x in modalities.values()) + self.min_padding
@@ -582,6 +610,9 @@ class JoinModalities(hk.Module):
             if self.mask_tokens:
                 token = self._vector(f'{modality}_mask_token', width).astype(x.dtype)
                 if modality in hidden:
+                    check_axes(
+                        'JoinModalities', elements=(x, 'B M C'), hidden=(hidden[modality], 'B M')
+                    )
                     is_hidden = with_examples(jnp.asarray(hidden[modality]), x)[..., None]
                     x = jnp.where(is_hidden, jax.lax.broadcast_to_rank(token, x.ndim), x)
             elif modality in hidden:

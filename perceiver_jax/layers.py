@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from perceiver_jax.checks import Module, check_array
 from perceiver_jax.errors import Refused
 from perceiver_jax.sharding import sharding_like
 
@@ -33,9 +34,10 @@ def check_floating(where: str, **arrays: Array | np.ndarray) -> None:
       **arrays: Name of an argument -> what was given.
 
     Raises:
-      Refused: One of them is not of a floating-point dtype.
+      Refused: One of them is not of a floating-point dtype, or no array.
     """
     for name, array in arrays.items():
+        check_array(where, name, array)
         if not jnp.issubdtype(array.dtype, jnp.floating):
             raise Refused(
                 f'{where} takes {name} of a floating-point dtype, such as float32 or bfloat16, '
@@ -43,8 +45,24 @@ def check_floating(where: str, **arrays: Array | np.ndarray) -> None:
             )
 
 
+def check_integer_array(where: str, **arrays: Array | np.ndarray) -> None:
+    """Checks that arrays hold integers, such as tokens or indices.
+
+    Args:
+      where: What takes the arrays, such as 'TextInputs'.
+      **arrays: Name of an argument -> what was given.
+
+    Raises:
+      Refused: One of them is of another dtype, or no array.
+    """
+    for name, array in arrays.items():
+        check_array(where, name, array)
+        if not jnp.issubdtype(array.dtype, jnp.integer):
+            raise Refused(f'{where} takes {name} of an integer dtype, not {array.dtype}.')
+
+
 @dataclasses.dataclass
-class Linear(hk.Module):
+class Linear(Module):
     """A projection of the last axis: `x w + b`.
 
     Parameters: `w` `[in, channels]` and `b` `[channels]`, float32.
@@ -222,7 +240,7 @@ _gelu = jax.checkpoint(functools.partial(jax.nn.gelu, approximate=True))
 
 
 @dataclasses.dataclass
-class Mlp(hk.Module):
+class Mlp(Module):
     """Linear (`hidden`), GELU (the tanh approximation), Linear (`output`) to the input's width.
 
     The papers use widening factor 1: "no bottleneck".

@@ -5,13 +5,14 @@ All of them compute in `dtype`, 'float32' or 'bfloat16', with float32 parameters
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import haiku as hk
 import jax.numpy as jnp
 from jax import Array
 
+from perceiver_jax.checks import build, check_array, check_axes
 from perceiver_jax.decoder import (
     AverageDecoder,
     ClassQueryDecoder,
@@ -75,10 +76,10 @@ def image_classifier(
     Source: Perceiver, section 4.1; Perceiver IO, section 4.4 and appendix A.
     """
     _check_dtype(dtype)
-    byte_array = ImageInputs(**inputs, batch_norm_axis=batch_norm_axis, name='inputs')(
-        images.astype(dtype), input_mask, is_training=is_training
-    )  # [B, M, C]
-    latents = Encoder(**encoder, implementation=implementation, name='encoder')(
+    check_axes('image_classifier', images=(images, 'B height width channels'))
+    read = build(ImageInputs, inputs, batch_norm_axis=batch_norm_axis, name='inputs')
+    byte_array = read(images.astype(dtype), input_mask, is_training=is_training)  # [B, M, C]
+    latents = build(Encoder, encoder, implementation=implementation, name='encoder')(
         byte_array, input_mask, is_training=is_training
     )  # [B, N, D]
     return _classify(
@@ -126,9 +127,10 @@ def point_classifier(
     Source: Perceiver, section 4.3.
     """
     _check_dtype(dtype)
+    check_axes('point_classifier', points=(points, 'B M coordinates'))
     points = points.astype(jnp.float32)  # positions are, whatever `dtype` is
-    elements = point_elements(points, **inputs).astype(dtype)  # [B, M, C]
-    latents = Encoder(**encoder, implementation=implementation, name='encoder')(
+    elements = build(point_elements, inputs, points=points).astype(dtype)  # [B, M, C]
+    latents = build(Encoder, encoder, implementation=implementation, name='encoder')(
         elements, input_mask, is_training=is_training
     )  # [B, N, D]
     return _classify(
@@ -150,9 +152,14 @@ def _classify(
 ) -> Array:  # [B, N, D] -> [B, num_classes]
     if decoder is None:
         return AverageDecoder(num_classes, name='decoder')(latents)
-    return ClassQueryDecoder(num_classes, **decoder, implementation=implementation, name='decoder')(
-        latents, is_training=is_training
+    decode = build(
+        ClassQueryDecoder,
+        decoder,
+        num_classes=num_classes,
+        implementation=implementation,
+        name='decoder',
     )
+    return decode(latents, is_training=is_training)
 
 
 def optical_flow(
@@ -200,25 +207,32 @@ def optical_flow(
     Source: Perceiver IO, section 4.2 and appendix H; scales and queries of DeepMind's release.
     """
     _check_dtype(dtype)
-    read = FlowInputs(**inputs, batch_norm_axis=batch_norm_axis, name='inputs')
+    check_axes('optical_flow', frames=(frames, 'B 2 height width channels'))
+    read = build(FlowInputs, inputs, batch_norm_axis=batch_norm_axis, name='inputs')
     if (upsampling is None) != (read.contents == 'patches'):
         raise Refused(
             f'upsampling goes with contents that are downsampled, not {read.contents!r} '
             f'with {upsampling}.'
         )
     elements = read(frames.astype(dtype), is_training=is_training)  # [B, M, C]
-    latents = Encoder(**encoder, implementation=implementation, name='encoder')(
+    latents = build(Encoder, encoder, implementation=implementation, name='encoder')(
         elements, is_training=is_training
     )  # [B, N, D]
     batch, _, height, width, _ = frames.shape
     rows, columns = read.grid(height, width)
     queries = elements[:, : rows * columns]
     channels = 2 if upsampling is None else read.channels
-    decode = QueryDecoder(channels, **decoder, implementation=implementation, name='decoder')
+    decode = build(
+        QueryDecoder,
+        decoder,
+        output_channels=channels,
+        implementation=implementation,
+        name='decoder',
+    )
     flow = decode(queries, latents, is_training=is_training)  # [B, rows * columns, channels]
     flow = flow.reshape(batch, rows, columns, channels)
     if upsampling is not None:
-        flow = FlowUpsample(**upsampling, name='upsampling')(flow)[:, :height, :width]
+        flow = build(FlowUpsample, upsampling, name='upsampling')(flow)[:, :height, :width]
     return flow / output_divisor * flow_scale
 
 
@@ -261,14 +275,17 @@ def masked_language_model(
     Source: Perceiver IO, section 4.1; masks and output queries of DeepMind's release.
     """
     _check_dtype(dtype)
-    embed = TextInputs(**inputs, name='inputs')
+    embed = build(TextInputs, inputs, name='inputs')
     elements, embeddings = embed(tokens, dtype)  # [B, M, C], [vocabulary, C]
-    latents = Encoder(**encoder, implementation=implementation, name='encoder')(
+    latents = build(Encoder, encoder, implementation=implementation, name='encoder')(
         elements, input_mask, is_training=is_training
     )
     queries = LearnedPositions(embed.max_length, channels=embed.channels, name='output_queries')()
     queries = queries[: tokens.shape[1]].astype(dtype)  # [M, C]
-    outputs = QueryDecoder(None, **decoder, implementation=implementation, name='decoder')(
+    decode = build(
+        QueryDecoder, decoder, output_channels=None, implementation=implementation, name='decoder'
+    )
+    outputs = decode(
         for_each_example(queries, tokens),
         latents,
         input_mask if query_mask is None else query_mask,
@@ -340,11 +357,18 @@ def video_autoencoder(
     Source: Perceiver IO, section 4.3; paddings, mask tokens and queries of DeepMind's release.
     """
     _check_dtype(dtype)
-    if video.ndim != 5 or audio.ndim != 3 or audio.shape[-1] != 1:
-        raise Refused(
-            'Video is [B, frames, height, width, 3] and audio [B, samples, 1]; '
-            f'got {video.shape} and {audio.shape}.'
-        )
+    check_axes(
+        'video_autoencoder',
+        video=(video, 'B frames height width channels'),
+        audio=(audio, 'B samples 1'),
+        label=(label, f'B {num_classes}'),
+    )
+    _check_parts('inputs', inputs, {'video', 'audio', 'min_padding'})
+    _check_parts(
+        'queries', queries, {'video', 'audio', 'label_channels', 'min_padding', 'endpoint'}
+    )
+    for modality in ('video', 'audio'):
+        _check_parts(f'queries[{modality!r}]', queries[modality], {'num_bands', 'max_resolution'})
     if unknown := set(output_elements or ()) - {'video', 'audio'}:
         raise Refused(f"output_elements are of 'video' and 'audio', not of {sorted(unknown)}.")
     batch, hidden = video.shape[0], dict(hidden or {})
@@ -352,12 +376,12 @@ def video_autoencoder(
         label = jnp.zeros((batch, num_classes))
         hidden['label'] = jnp.ones((batch, 1), bool)
     elements = {
-        'audio': audio_elements(audio.astype(dtype), **inputs['audio']),
-        'video': video_elements(video.astype(dtype), **inputs['video']),
+        'audio': build(audio_elements, inputs['audio'], audio=audio.astype(dtype)),
+        'video': build(video_elements, inputs['video'], video=video.astype(dtype)),
         'label': label.astype(dtype)[:, None],
     }
     join = JoinModalities(inputs['min_padding'], mask_tokens=True, name='inputs')
-    latents = Encoder(**encoder, implementation=implementation, name='encoder')(
+    latents = build(Encoder, encoder, implementation=implementation, name='encoder')(
         join(elements, hidden), input_mask, is_training=is_training
     )  # [B, N, D]
 
@@ -373,7 +397,7 @@ def video_autoencoder(
         queries['label_channels'],
         *(len(grids[m]) * (2 * queries[m]['num_bands'] + 1) for m in ('audio', 'video')),
     )
-    decode_queries = QueryDecoder(**decoder, implementation=implementation, name='decoder')
+    decode_queries = build(QueryDecoder, decoder, implementation=implementation, name='decoder')
     outputs = {m: Linear(output_channels[m], name=f'{m}_output') for m in grids}
 
     def decode(modality: str, which: Array) -> Array:  # [O] -> [B, O, channels of the modality]
@@ -451,19 +475,24 @@ def audio_visual_classifier(
         'spectrogram': spectrogram_elements,
         'video': video_elements,
     }
+    _check_parts('inputs', inputs, {'min_padding'}, {*make_elements})
     expected = set(inputs) - {'min_padding'}
+    if not hasattr(modalities, 'values'):
+        raise Refused(f'modalities are a mapping of arrays, not {type(modalities).__name__}.')
+    for name, x in modalities.items():
+        check_array('audio_visual_classifier', name, x)
     if set(modalities) != expected or not expected <= make_elements.keys():
         raise Refused(
             f'modalities are {sorted(modalities)}, and the model takes {sorted(expected)}, '
             f'of {list(make_elements)}.'
         )
     elements = {
-        name: make(modalities[name].astype(dtype), **inputs[name])
+        name: build(make, inputs[name], **{name: modalities[name].astype(dtype)})
         for name, make in make_elements.items()
         if name in expected
     }
     byte_array = JoinModalities(inputs['min_padding'], name='inputs')(elements)  # [B, M, C]
-    latents = Encoder(**encoder, implementation=implementation, name='encoder')(
+    latents = build(Encoder, encoder, implementation=implementation, name='encoder')(
         byte_array, is_training=is_training
     )  # [B, N, D]
     return _classify(
@@ -484,6 +513,16 @@ MODELS: dict[str, Callable[..., Any]] = {
     'video_autoencoder': video_autoencoder,
     'audio_visual_classifier': audio_visual_classifier,
 }
+
+
+def _check_parts(
+    name: str, parts: Mapping[str, Any], needed: set[str], possible: Collection[str] = ()
+) -> None:
+    """Checks which keys a mapping has whose values are mappings for several modalities."""
+    if not hasattr(parts, 'keys') or not needed <= set(parts) <= {*needed, *possible}:
+        shown = sorted(parts) if hasattr(parts, 'keys') else repr(parts)
+        either = f', and of {sorted(possible)}' if possible else ''
+        raise Refused(f'{name} is a mapping with {sorted(needed)}{either}; got {shown}.')
 
 
 def _check_dtype(dtype: str) -> None:

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from perceiver_jax.checks import Module, check_axes, check_entries, check_integers
 from perceiver_jax.errors import Refused
-from perceiver_jax.layers import Linear, check_floating
+from perceiver_jax.layers import Linear, check_floating, check_integer_array
 
 
 def grid_positions(shape: Sequence[int]) -> np.ndarray:
@@ -26,8 +27,12 @@ def grid_positions(shape: Sequence[int]) -> np.ndarray:
       `[*shape, len(shape)]` float64; the last axis holds the coordinates in the order of `shape`.
       An axis of size 1 is at -1.
 
+    Raises:
+      Refused: `shape` is a single number.
+
     Source: Perceiver, section 3.2.
     """
+    _check_grid('grid_positions', shape=shape)
     axes = [np.linspace(-1.0, 1.0, size) for size in shape]
     return np.stack(np.meshgrid(*axes, indexing='ij'), axis=-1)
 
@@ -46,6 +51,10 @@ def fourier_features(
     become a constant of the compiled program; jax positions (points of a cloud) are computed
     where they are, in float32 whatever their dtype.
 
+    Beyond [-1, 1] positions alias: 1.2 has the sines of -0.8 at every whole frequency. What lies
+    there is refused where the positions are known. Inside `jax.jit` and the like they are not, and
+    no error can be raised: scale them before.
+
     Args:
       positions: `[..., A]` coordinates within [-1, 1], of any floating-point dtype.
       num_bands: K, the frequencies along each axis.
@@ -60,17 +69,14 @@ def fourier_features(
 
     Raises:
       Refused: If `max_resolution` does not have one entry for each axis, or the positions are of
-        another dtype.
+        another dtype, or known to be beyond [-1, 1] by more than 0.001.
 
     Source: Perceiver, section 3.2; channel order of DeepMind's release.
     """
-    check_floating('fourier_features', positions=positions)
+    check_positions('fourier_features', positions=positions)
+    check_integers('fourier_features', num_bands=num_bands)
     num_axes = positions.shape[-1]
-    if len(max_resolution) != num_axes:
-        raise Refused(
-            f'max_resolution {tuple(max_resolution)} must have one entry for each of the '
-            f'{num_axes} axes of the positions.'
-        )
+    check_entries('max_resolution', max_resolution, num_axes, f'{num_axes} axes of the positions')
     xp = np if isinstance(positions, np.ndarray) else jnp
     positions = positions.astype(np.float64 if xp is np else np.float32)
     frequencies = np.stack([np.linspace(1.0, mu / 2, num_bands) for mu in max_resolution])
@@ -82,6 +88,39 @@ def fourier_features(
     if not sine_only:
         features.append(xp.cos(angles))
     return xp.concatenate(features, axis=-1).astype(np.float32)
+
+
+def check_positions(where: str, **positions: np.ndarray | Array) -> None:
+    """Checks arrays of coordinates, as far as they are known.
+
+    Args:
+      where: What takes the positions, such as 'point_elements'.
+      **positions: Name of an argument -> what was given, `[..., A]`; the values of traced arrays
+        are not known.
+
+    Raises:
+      Refused: One of them is no array of a floating-point dtype, has no axis, or holds a coordinate
+        beyond [-1, 1] by more than 0.001: rounding is let through.
+    """
+    check_floating(where, **positions)
+    for name, x in positions.items():
+        if not x.ndim:
+            raise Refused(f'{where} takes {name} [..., coordinates]; got a single number.')
+        if isinstance(x, jax.core.Tracer) or not x.size:
+            continue
+        farthest = float(np.abs(np.asarray(x)).max())
+        if farthest > 1.001:
+            raise Refused(
+                f'{where} takes {name} within [-1, 1], and one is {farthest:g} away from 0: scale '
+                'them, since what lies beyond aliases.'
+            )
+
+
+def _check_grid(where: str, **shapes: Sequence[int]) -> None:
+    for name, shape in shapes.items():
+        if not np.ndim(shape):
+            raise Refused(f'{where} takes {name} as a size for each axis, not {shape!r}.')
+        check_integers(where, **{f'{name}[{axis}]': size for axis, size in enumerate(shape)})
 
 
 def grid_fourier_features(
@@ -112,16 +151,17 @@ def grid_fourier_features(
       in the order of `fourier_features`.
 
     Raises:
-      Refused: If `max_resolution` does not have one entry for each axis.
+      Refused: If `max_resolution` does not have one entry for each axis, or `elements` are no
+        integers.
 
     Source: Perceiver, section 3.2.
     """
+    _check_grid('grid_fourier_features', shape=shape)
     num_axes = len(shape)
-    if len(max_resolution) != num_axes:
-        raise Refused(
-            f'max_resolution {tuple(max_resolution)} must have one entry for each of the '
-            f'{num_axes} axes of the grid {tuple(shape)}.'
-        )
+    of = f'{num_axes} axes of the grid {tuple(shape)}'
+    check_entries('max_resolution', max_resolution, num_axes, of)
+    if elements is not None:
+        check_integer_array('grid_fourier_features', elements=elements)
     rows = []  # for each axis [..., 1 + 2 K]: the position, its sines, its cosines
     for axis, (size, mu) in enumerate(zip(shape, max_resolution, strict=True)):
         positions = np.linspace(-1.0, 1.0, size + (not endpoint))[:size, None]
@@ -138,7 +178,7 @@ def grid_fourier_features(
 
 
 @dataclasses.dataclass
-class LearnedPositions(hk.Module):
+class LearnedPositions(Module):
     """One learned vector for each position.
 
     Parameters: `positions` `[num_positions, channels]`, and the module `projection` with
@@ -190,9 +230,11 @@ def resample_positions(
 
     Raises:
       Refused: There are not as many positions as the grid has, the axes differ in number, or the
-        positions are not of a floating-point dtype.
+        positions are not `[prod(grid), C]` of a floating-point dtype.
     """
     check_floating('resample_positions', positions=positions)
+    check_axes('resample_positions', positions=(positions, 'M C'))
+    _check_grid('resample_positions', grid=grid, new_grid=new_grid)
     if positions.shape[0] != np.prod(grid) or len(grid) != len(new_grid):
         raise Refused(
             f'{positions.shape[0]} positions of the grid {tuple(grid)} cannot be resampled to '

@@ -11,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from perceiver_jax.checks import check_axes, check_entries, check_integers
 from perceiver_jax.errors import Refused
+
+_SIDES = '2 sides, height and width'
 
 
 def even_tiles(size: int, tile: int, min_overlap: int = 20) -> list[int]:
@@ -57,6 +60,7 @@ def deepmind_tiles(size: int, tile: int, min_overlap: int = 20) -> list[int]:
 
 
 def _check_sizes(size: int, tile: int, min_overlap: int) -> None:
+    check_integers('tiles', size=size, tile=tile, min_overlap=min_overlap)
     if not 0 <= min_overlap < tile <= size:
         raise Refused(
             f'tiles need 0 <= min_overlap < tile <= size, got min_overlap={min_overlap}, '
@@ -79,9 +83,11 @@ def tile_corners(
       (top, left) of each tile in pixels, row by row.
 
     Raises:
-      Refused: The placement is unknown, or a tile is larger than the frame or not larger than the
-        overlap.
+      Refused: The placement is unknown, `size` or `tile` is no pair, or a tile is larger than the
+        frame or not larger than the overlap.
     """
+    check_entries('size', size, 2, _SIDES)
+    check_entries('tile', tile, 2, _SIDES)
     placements = {'even': even_tiles, 'deepmind': deepmind_tiles}
     if placement not in placements:
         raise Refused(f'placement must be one of {[*placements]}, got {placement!r}')
@@ -117,7 +123,17 @@ def flow_of_tiles(
 
     Returns:
       Flow in pixels, float32 `[B, H, W, 2]`: (u, v) = (right, down); 0 where there is no tile.
+
+    Raises:
+      Refused: An array has other axes, or `tile` is no pair.
     """
+    check_axes(
+        'flow_of_tiles',
+        frames=(frames, 'B 2 H W C'),
+        corners=(corners, 'B T 2'),
+        is_tile=(is_tile, 'B T'),
+    )
+    check_entries('tile', tile, 2, _SIDES)
     batch, _, *size, channels = frames.shape
     missing = -corners.shape[1] % tiles_at_once
     corners = jnp.pad(corners, ((0, 0), (0, missing), (0, 0)), mode='edge')
@@ -191,8 +207,8 @@ def tiled(
     if frames.ndim != 4 or frames.shape[::3] != (2, 3) or not frames.size:
         raise Refused(f'frames must be [2, H, W, 3], got {frames.shape}')
 
-    if len(tile) != 2:
-        raise Refused(f'tile must be (height, width), got {tuple(tile)}')
+    check_entries('tile', tile, 2, _SIDES)
+    check_integers('tiled', tile_height=tile[0], tile_width=tile[1])
 
     sizes = frames.shape[1:3]
     missing = [max(side - size, 0) for side, size in zip(tile, sizes, strict=True)]

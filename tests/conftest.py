@@ -3,9 +3,9 @@
 import os
 import tempfile
 
-import pytest
-
 os.environ['JAX_PLATFORMS'] = 'cpu'
+# Arrays of different ranks do not broadcast: [B] losses times [B, K] weights are an error.
+os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 # Tests compile much and run each program for a moment: without LLVM's optimizations they take two
 # thirds of the time.
 os.environ['XLA_FLAGS'] = (
@@ -22,12 +22,3 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
 os.environ['PYTHONPATH'] = os.pathsep.join(  # for the processes that tests start
     [os.path.dirname(os.path.dirname(__file__)), os.environ.get('PYTHONPATH', '')]
 )
-
-
-@pytest.fixture(scope='module')
-def no_rank_promotion():
-    """Arrays of different ranks do not broadcast: [B] losses times [B, K] weights are an error."""
-    import jax  # after the environment is set
-
-    with jax.numpy_rank_promotion('raise'):
-        yield

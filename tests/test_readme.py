@@ -2,8 +2,10 @@ import pathlib
 import re
 
 import cv2
+import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from perceiver_jax import RELEASED, initialise
 from perceiver_jax.weights import foreign_files, translation
@@ -19,9 +21,26 @@ def run(example):
     return names
 
 
-def test_the_training_example_learns():
-    names = run(TRAINING)
-    assert names['loss'] < 0.05 < np.var(names['curves'][..., 1])
+@pytest.fixture(scope='module')
+def training():
+    return run(TRAINING)
+
+
+def test_the_training_example_learns(training):
+    assert training['loss'] < 0.05 < np.var(training['curves'][..., 1])
+
+
+def test_the_training_example_is_data_parallel_on_a_mesh(training):
+    """As JAX's documentation has it: the axes of `jax.make_mesh` are explicit."""
+    mesh = jax.make_mesh((8,), ('data',))
+    curves = training['curves']
+    params = training['model'].init(jax.random.key(0), curves[:, :40], curves[:, 40:, :1])
+    trained = params, training['optimizer'].init(params)
+    params, state = jax.device_put(trained, NamedSharding(mesh, PartitionSpec()))
+    curves = jax.device_put(curves, NamedSharding(mesh, PartitionSpec('data')))
+    for _ in range(3):
+        params, state, loss = training['update'](params, state, curves)
+    assert loss == pytest.approx(0.8925, abs=1e-4)  # as on one device
 
 
 def test_the_weights_example(tmp_path, monkeypatch):

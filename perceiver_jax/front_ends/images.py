@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from perceiver_jax.checks import check_array, check_axes, check_integers, check_number
 from perceiver_jax.errors import Refused
 
 
@@ -91,12 +92,15 @@ def prepare_image(
       Normalised image, float32 `[size, size, channels]`.
 
     Raises:
-      Refused: `image` is of another shape or dtype, or `size` or `crop_fraction` is out of range.
+      Refused: `image` is of another shape or dtype, `mean` and `std` are not one number for each
+        channel, or `size` or `crop_fraction` is out of range.
     """
+    _check_channels(mean, std)
     _check_image('image', image, len(mean))
+    check_number('size', size)
     if size < 1 or size % 1:
         raise Refused(f'size must be a whole number of pixels, got {size}')
-    return normalise(resize(centre_crop(image, crop_fraction), size), mean, std)
+    return normalise(resize(centre_crop(image, crop_fraction), int(size)), mean, std)
 
 
 def prepare_frames(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -120,10 +124,16 @@ def prepare_frames(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _check_image(name: str, image: np.ndarray, channels: int) -> None:
+    check_array('a front end', name, image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != channels:
         raise Refused(
             f'{name} must be uint8 [height, width, {channels}], got {image.dtype} {image.shape}'
         )
+
+
+def _check_channels(mean: Sequence[float], std: Sequence[float]) -> None:
+    if np.ndim(mean) != 1 or np.shape(mean) != np.shape(std):
+        raise Refused(f'mean and std must have one entry for each channel, got {mean} and {std}')
 
 
 def centre_crop(image: np.ndarray, fraction: float) -> np.ndarray:
@@ -138,10 +148,12 @@ def centre_crop(image: np.ndarray, fraction: float) -> np.ndarray:
       Central square, `[side, side, channels]`, a view of `image`.
 
     Raises:
-      Refused: `fraction` is out of range.
+      Refused: `fraction` is out of range, or `image` has other axes.
 
     Source: DeepMind's release of Perceiver IO.
     """
+    check_axes('centre_crop', image=(image, 'height width channels'))
+    check_number('the part of the shorter side to crop', fraction)
     if not 0 < fraction <= 1:
         raise Refused(f'the part of the shorter side to crop must be in 0..1, got {fraction}')
     height, width = image.shape[:2]
@@ -163,8 +175,13 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     Returns:
       Resized image, float32 `[size, size, channels]`; it overshoots the range of `image` at edges.
 
+    Raises:
+      Refused: `image` has other axes, or `size` is no integer.
+
     Source: tf.image.resize(method='bicubic'); Keys, Cubic Convolution Interpolation, 1981.
     """
+    check_axes('resize', image=(image, 'height width channels'))
+    check_integers('resize', size=size)
     import cv2
 
     height, width, channels = image.shape
@@ -204,7 +221,12 @@ def normalise(image: np.ndarray, mean: Sequence[float], std: Sequence[float]) ->
 
     Returns:
       Normalised image, float32 `[height, width, channels]`.
+
+    Raises:
+      Refused: `image` has other axes, or `mean` and `std` are not one number for each channel.
     """
+    check_axes('normalise', image=(image, 'height width channels'))
+    _check_channels(mean, std)
     scale, offset = _row_of_scales(tuple(mean), tuple(std), image.shape[1])
     return (image.reshape(len(image), -1) * scale - offset).reshape(image.shape)
 

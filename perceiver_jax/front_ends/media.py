@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from perceiver_jax.checks import check_number
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import whole
 from perceiver_jax.front_ends.images import centre_crop
@@ -202,7 +203,7 @@ def frames_at(
 
     Raises:
       NoSuchStream: There is no video in the file.
-      Refused: The video cannot be decoded.
+      Refused: The video cannot be decoded, or `times` is no sequence.
       OSError: The file cannot be opened.
     """
     with contextlib.closing(shown_frames(path, times)) as frames:
@@ -227,10 +228,12 @@ def shown_frames(
 
     Raises:
       NoSuchStream: There is no video in the file.
-      Refused: The video cannot be decoded.
+      Refused: The video cannot be decoded, or `times` is no sequence.
       OSError: The file cannot be opened.
     """
     times, done = np.asarray(times), 0
+    if times.ndim != 1:
+        raise Refused(f'times must be a sequence of seconds, got {times.tolist()}')
     with _opened(path, 'video') as (container, stream, beginning):
         # No seek here either: some formats land behind the frame asked for.
         frames = _undamaged(_decoded(container, stream))
@@ -434,6 +437,8 @@ def _opened(path: str | Path, kind: str) -> Iterator[tuple[Any, Any, float]]:
 
 
 def _check_times(start: float = 0.0, **positive: float) -> None:
+    for name, value in {'start': start, **positive}.items():
+        check_number(name, value)
     if not 0 <= start < math.inf:
         raise Refused(f'start must be at least 0 seconds, got {start}')
     for name, value in positive.items():

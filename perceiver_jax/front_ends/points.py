@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from perceiver_jax.checks import check_array, check_integers
 from perceiver_jax.errors import Refused
 
 
@@ -19,10 +20,16 @@ def prepare_points(points: np.ndarray, num_points: int | None = None) -> np.ndar
       from 0 is 1 or -1.
 
     Raises:
-      Refused: `points` has another shape, is empty or not finite, or all points are in one place.
+      Refused: `points` has another shape, is empty or not finite, all points are in one place, or
+        `num_points` is no positive integer.
 
     Source: Perceiver, section 4.3. That the cube is [-1, 1]^3 around the mean is our choice.
     """
+    check_array('prepare_points', 'points', points)
+    if num_points is not None:
+        check_integers('prepare_points', num_points=num_points)
+        if num_points < 1:
+            raise Refused(f'num_points must be at least 1, got {num_points}')
     if points.ndim != 2 or points.shape[1] != 3 or not len(points):
         raise Refused(f'points must be [points, 3 coordinates], got {points.shape}')
     if num_points is not None and num_points < len(points):

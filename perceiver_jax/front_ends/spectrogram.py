@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from perceiver_jax.checks import check_array, check_integers
 from perceiver_jax.errors import Refused
 
 FLOOR = 1e-10  # smallest power: -100 dB
@@ -48,11 +49,16 @@ def log_mel(
       decibels are at least -100.
 
     Raises:
-      Refused: The hop does not divide the sound, the window does not fit the hop, the frequencies
-        are out of range, or a filter would fall between those of the Fourier transform.
+      Refused: `sound` is no array, the hop does not divide it, the window does not fit the hop, the
+        frequencies are out of range, or a filter would fall between those of the Fourier
+        transform.
 
     Source: O'Shaughnessy, Speech Communication, 1987, for the mel scale.
     """
+    check_array('log_mel', 'sound', sound)
+    check_integers('log_mel', hop=hop, window=window, num_bins=num_bins)
+    if not sound.ndim or hop < 1:
+        raise Refused(f'log_mel takes sound [..., samples] and a hop; got {sound.shape} and {hop}.')
     samples = sound.shape[-1]
     if samples % hop or window < hop or (window - hop) % 2:
         raise Refused(

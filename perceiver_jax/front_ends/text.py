@@ -41,6 +41,8 @@ def decode_text(tokens: Sequence[int] | np.ndarray) -> str:
       Refused: A token is not an integer from 0 to 261.
     """
     tokens = np.asarray(tokens)
+    if tokens.dtype.kind not in 'biuf':
+        raise Refused(f'tokens are integers in 0..{VOCABULARY_SIZE - 1}, got {tokens.dtype}')
     outside = tokens[(tokens < 0) | (tokens >= VOCABULARY_SIZE) | (tokens % 1 != 0)]
     if outside.size:
         raise Refused(f'tokens are integers in 0..{VOCABULARY_SIZE - 1}, got {outside[0]}')
@@ -62,11 +64,13 @@ def pad_tokens(
       true where there is a token.
 
     Raises:
-      Refused: A sequence is longer than `length`.
+      Refused: A sequence is longer than `length`, or a number stands in its place.
     """
     tokens = np.full((len(sequences), length), PAD, np.int32)
     mask = np.zeros((len(sequences), length), bool)
     for row, sequence in enumerate(sequences):
+        if np.ndim(sequence) != 1:
+            raise Refused(f'sequence {row} is {sequence!r}: a single sequence is a list of one')
         if len(sequence) > length:
             raise Refused(f'sequence {row} has {len(sequence)} tokens, at most {length} fit')
         tokens[row, : len(sequence)] = sequence

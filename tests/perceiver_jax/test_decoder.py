@@ -143,6 +143,37 @@ def test_integers_are_refused(make, arrays, name):
         hk.transform(lambda *x: make()(*x, **how)).init(jax.random.key(0), *arrays)
 
 
+@pytest.mark.parametrize(
+    'make, arrays, message',
+    [
+        (
+            lambda: QueryDecoder(7),
+            (QUERIES[0], LATENTS),
+            r'QueryDecoder takes queries \[B, O, E\] and latents \[B, N, D\]; got \(',
+        ),
+        (lambda: QueryDecoder(7), (QUERIES[:1], LATENTS), r'latents \[B, N, D\]; got \(1, '),
+        (lambda: QueryDecoder(7), (QUERIES, LATENTS, QUERIES[0] > 0), r'query_mask \[B, O\]; got'),
+        (lambda: QueryDecoder(7), (QUERIES.tolist(), LATENTS), 'queries as an array, not as list'),
+        (lambda: QueryDecoder(7), (QUERIES, LATENTS.tolist()), 'latents as an array, not as list'),
+        (
+            lambda: ClassQueryDecoder(7),
+            (LATENTS[0],),
+            r'ClassQueryDecoder takes latents \[B, N, D\]',
+        ),
+        (
+            lambda: AverageDecoder(7),
+            (LATENTS[0],),
+            r'AverageDecoder takes latents \[B, N, D\]; got',
+        ),
+        (lambda: FlowUpsample(2), (LATENTS,), r'takes features \[B, rows, columns, C\]; got'),
+    ],
+)
+def test_other_axes_are_refused_in_the_words_of_the_module(make, arrays, message):
+    how = {} if 'Average' in message or 'features' in message else dict(is_training=False)
+    with pytest.raises(Refused, match=message):
+        hk.transform(lambda: make()(*arrays, **how)).init(jax.random.key(0))
+
+
 @pytest.mark.parametrize('chunk_size', [None, 2])
 def test_an_empty_batch_gives_empty_outputs(chunk_size):
     def forward(latents):

@@ -212,6 +212,7 @@ def test_shapes_that_do_not_fit_are_shown():
             dict(self_attend=dict(use_query_residual=False)),
             "SelfAttend has no field 'use_query_residual'",
         ),
+        (dict(cross_attend=dict(num_head=2)), 'Did you mean num_heads'),
         (dict(cross_attend=dict(implementation='plain')), "no field 'implementation'"),
         (dict(self_attend=dict(name='layer')), "no field 'name'"),
     ],
@@ -222,6 +223,18 @@ def test_unknown_fields_of_attention_are_named(fields, message):
     if 'self_attend' in fields:
         with pytest.raises(Refused, match=message):
             hk.transform(lambda: Block(1, **fields)).init(None)
+
+
+@pytest.mark.parametrize(
+    'given, message',
+    [
+        ((inputs().tolist(),), 'Encoder takes inputs as an array, not as list'),
+        ((inputs(), [[True] * M] * B), 'Encoder takes input_mask as an array, not as list'),
+    ],
+)
+def test_lists_are_refused(given, message):
+    with pytest.raises(Refused, match=message):
+        hk.transform(lambda: Encoder()(*given, is_training=False)).init(None)
 
 
 @pytest.mark.parametrize('dtype', ['uint8', 'int16', 'int32', 'bool'])

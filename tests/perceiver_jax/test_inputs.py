@@ -345,7 +345,7 @@ def test_the_papers_points_have_387_channels_as_exact_as_float32_allows():
 
 
 @pytest.mark.parametrize(
-    'shape, message', [((7, 3), r'Points are .* got \(7, 3\)'), ((2, 7, 2), 'max_resolution')]
+    'shape, message', [((7, 3), r'takes points .* got \(7, 3\)'), ((2, 7, 2), 'max_resolution')]
 )
 def test_what_are_no_points_is_refused(shape, message):
     with pytest.raises(ValueError, match=message):
@@ -431,6 +431,79 @@ def test_integers_are_refused(make, shape, name, dtype):
     model = hk.transform_with_state(make)
     with pytest.raises(Refused, match=f'takes {name} of a floating-point dtype, .* not {dtype}'):
         model.init(jax.random.key(0), np.ones(shape, dtype))
+
+
+@pytest.mark.parametrize('make, shape, name', ELEMENTS)
+def test_lists_and_other_axes_are_refused(make, shape, name):
+    for given, message in (
+        (np.ones(shape, np.float32).tolist(), f'takes {name} as an array, not as list'),
+        (np.ones(shape[1:], np.float32), rf'takes {name} \[B, .*\]; got \({shape[1]}, '),
+    ):
+        with pytest.raises(Refused, match=message):
+            hk.transform_with_state(lambda x=given: make(x)).init(jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    'make, message',
+    [
+        (
+            lambda: ImageInputs(num_bands=2, max_resolution=4),
+            'max_resolution 4 must have one entry',
+        ),
+        (lambda: ImageInputs(num_bands=2, max_resolution=(4,)), r'\(4,\) must have .* the 2 axes'),
+        (lambda: ImageInputs(num_bands=[2], max_resolution=(4, 4)), r'num_bands as an integer'),
+        (lambda: FlowInputs(max_resolution=4), 'an entry for height and width, .*; got 4'),
+        (lambda: space_to_depth(VIDEO, 2), 'patch 2 must have one entry for each of the 3 axes'),
+        (lambda: space_to_depth(VIDEO, (0, 1, 1)), r'at least one element .* not \(0, 1, 1\)'),
+        (
+            lambda: video_elements(VIDEO, patch=(1, 1, 1), num_bands=2, max_resolution=4),
+            'max_resolution 4 must have one entry for each of the 3 axes of the grid',
+        ),
+        (
+            lambda: audio_elements(VIDEO[0, 0], samples_per_patch=5, num_bands=2, max_resolution=4),
+            'max_resolution 4 must have one entry for each of the 1 axes',
+        ),
+        (
+            lambda: audio_elements(
+                VIDEO[0, 0], samples_per_patch=[5], num_bands=2, max_resolution=[4]
+            ),
+            r'samples_per_patch as an integer, not \[5\]',
+        ),
+        (
+            lambda: spectrogram_elements(
+                VIDEO[0, ..., 0], patch=2, num_bands=2, max_resolution=(3, 5)
+            ),
+            'patch 2 must have one entry for each of the 2 axes of a spectrogram',
+        ),
+        (
+            lambda: spectrogram_elements(
+                VIDEO[0, ..., 0], patch=(2, 5), num_bands=2, max_resolution=3
+            ),
+            'max_resolution 3 must have one entry for each of the 2 axes',
+        ),
+        (
+            lambda: point_elements(np.zeros((1, 2, 3)), num_bands=2, max_resolution=4),
+            'max_resolution 4 must have one entry for each of the 3 axes',
+        ),
+        (
+            lambda: point_elements(np.full((1, 2, 3), 1.5), num_bands=2, max_resolution=(4, 4, 4)),
+            r'point_elements takes points within \[-1, 1\], and one is 1.5 away from 0',
+        ),
+        (lambda: extract_patches(VIDEO[0], [3]), r'size as an integer, not \[3\]'),
+        (lambda: JoinModalities(2)([VIDEO]), 'takes a mapping of modalities'),
+        (lambda: JoinModalities(2)({}), 'takes a mapping of modalities, not {}'),
+        (
+            lambda: JoinModalities(2, mask_tokens=True)(
+                {'touch': VIDEO[0, 0]}, {'touch': np.zeros((6, 1), bool)}
+            ),
+            r'hidden \[B, M\]; got \(6, 15, \d+\) and \(6, 1\)',
+        ),
+        (lambda: TextInputs()([[3, 4]], 'float32'), 'TextInputs takes tokens as an array, not as'),
+    ],
+)
+def test_one_number_for_several_and_the_like_are_refused(make, message):
+    with pytest.raises(Refused, match=message):
+        hk.transform(make).init(jax.random.key(0))
 
 
 @pytest.mark.parametrize('make, shape, name', ELEMENTS)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from configs import imagenet, modelnet40
+from perceiver_jax.errors import Refused
 from perceiver_jax.models import (
     audio_visual_classifier,
     image_classifier,
@@ -55,7 +56,7 @@ def test_a_permutation_of_the_pixels_changes_nothing():
 
 
 def test_an_unknown_field_is_refused():
-    with pytest.raises(TypeError, match='num_bnads'):
+    with pytest.raises(Refused, match="'num_bnads'.* Did you mean num_bands"):
         build(inputs=dict(num_bnads=4)).init(jax.random.key(0), IMAGES)
 
 
@@ -291,6 +292,53 @@ def test_tokens_that_do_not_exist_give_no_numbers():
     known, too_large, negative = model.apply(params, None, tokens)
     assert np.isfinite(known).all()
     assert np.isnan(too_large).all() and np.isnan(negative).all()
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        (dict(inputs={'video': {}, 'audio': {}}), r"inputs is a mapping with \['audio', 'min_padd"),
+        (dict(inputs=None), 'inputs is a mapping with .*; got None'),
+        (dict(queries={}), r"queries is a mapping with \['audio', .*; got \[\]"),
+        (dict(encoder=dict(num_latnts=3)), "Encoder has no field 'num_latnts'.*mean num_latents"),
+        (
+            dict(encoder=dict(num_latents=[3])),
+            r'Encoder takes num_latents as an integer, not \[3\]',
+        ),
+        (dict(encoder=dict(implementation='plain')), "Encoder has no field 'implementation' that"),
+        (dict(encoder=[3]), r'Encoder takes a mapping of fields, not \[3\]'),
+        (dict(decoder={}), 'QueryDecoder needs output_channels'),
+    ],
+)
+def test_mappings_that_make_no_autoencoder_are_named(changes, message):
+    with pytest.raises(Refused, match=message):
+        autoencode(**changes).init(jax.random.key(0), *CLIP)
+
+
+@pytest.mark.parametrize(
+    'model, arrays, message',
+    [
+        (image_classifier, ([[1.0]],), 'image_classifier takes images as an array, not as list'),
+        (image_classifier, (IMAGES[0],), r'images \[B, height, width, channels\]; got \(8, 8, 1\)'),
+        (point_classifier, ([[1.0]],), 'point_classifier takes points as an array'),
+        (optical_flow, (IMAGES,), r'frames \[B, 2, height, width, channels\]; got \(3, 8, 8, 1\)'),
+        (audio_visual_classifier, ([IMAGES],), 'modalities are a mapping of arrays, not list'),
+        (
+            audio_visual_classifier,
+            ({'audio': [1.0]},),
+            'audio_visual_classifier takes audio as an array, not as list',
+        ),
+        (masked_language_model, ([[3]],), 'TextInputs takes tokens as an array, not as list'),
+    ],
+)
+def test_lists_and_other_axes_are_refused_by_the_model(model, arrays, message):
+    fields = dict(inputs={}, encoder={}, decoder={})
+    if 'classifier' in model.__name__:
+        fields['num_classes'] = 3
+    if model is audio_visual_classifier:
+        fields['inputs'] = dict(audio={}, min_padding=1)
+    with pytest.raises(Refused, match=message):
+        hk.transform_with_state(lambda: model(*arrays, is_training=False, **fields)).init(None)
 
 
 def test_only_pixels_and_sound_are_reconstructed_in_part():

@@ -124,6 +124,55 @@ def test_learned_positions_and_their_projection():
     np.testing.assert_array_equal(model.apply(params, None, None), params['positions']['positions'])
 
 
+@pytest.mark.parametrize('x', [1.002, -1.5, 700_000.0, np.inf])
+@pytest.mark.parametrize('xp', [np, jnp])
+def test_known_positions_beyond_the_cube_are_refused(xp, x):
+    """1.2 has the sines of -0.8 at every whole frequency."""
+    positions = xp.array([[0.5, x]], 'float32')
+    with pytest.raises(
+        Refused, match=r'fourier_features takes positions within \[-1, 1\], and one'
+    ):
+        fourier_features(positions, 2, (4, 4))
+
+
+def test_positions_at_the_edge_and_unknown_ones_are_not():
+    edge = np.array([[-1.0009, 1.0], [0.5, 1.0005]], np.float32)
+    assert fourier_features(edge, 2, (4, 4)).shape == (2, 10)
+    assert fourier_features(jnp.asarray(edge), 2, (4, 4)).shape == (2, 10)
+    assert fourier_features(edge[:0], 2, (4, 4)).shape == (0, 10)
+    traced = jax.eval_shape(lambda x: fourier_features(9 * x, 2, (4, 4)), edge)
+    assert traced.shape == (2, 10)
+
+
+@pytest.mark.parametrize(
+    'call, message',
+    [
+        (lambda: grid_positions(5), 'grid_positions takes shape as a size for each axis, not 5'),
+        (lambda: grid_positions((5, 2.5)), r'shape\[1\] as an integer, not 2.5'),
+        (lambda: grid_fourier_features(5, 2, (4,)), 'shape as a size for each axis, not 5'),
+        (lambda: grid_fourier_features((5,), 2, 4), 'max_resolution 4 must have one entry'),
+        (lambda: grid_fourier_features((5,), [2], (4,)), r'num_bands as an integer, not \[2\]'),
+        (
+            lambda: grid_fourier_features((5,), 2, (4,), elements=[0, 1]),
+            'elements as an array, not as list',
+        ),
+        (
+            lambda: grid_fourier_features((5,), 2, (4,), elements=np.ones(3)),
+            'takes elements of an integer dtype, not float64',
+        ),
+        (lambda: fourier_features([[0.5]], 2, (4,)), 'positions as an array, not as list'),
+        (lambda: fourier_features(np.float32(0.5), 2, (4,)), 'got a single number'),
+        (lambda: fourier_features(np.ones((3, 2)), 2, 4), 'max_resolution 4 must .* the 2 axes'),
+        (lambda: resample_positions(np.ones((4, 2)), 4, (8,)), 'grid as a size for each axis'),
+        (lambda: resample_positions(np.ones((4, 2)), (4,), 8), 'new_grid as a size for each axis'),
+        (lambda: resample_positions(np.ones(4), (4,), (8,)), r'positions \[M, C\]; got \(4,\)'),
+    ],
+)
+def test_lists_and_single_numbers_are_refused(call, message):
+    with pytest.raises(Refused, match=message):
+        call()
+
+
 def test_integer_positions_are_refused():
     for array in (np.ones((5, 3), int), jnp.ones((5, 3), jnp.int32)):
         with pytest.raises(Refused, match='fourier_features takes positions of a floating-point'):

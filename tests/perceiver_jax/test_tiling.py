@@ -119,6 +119,9 @@ def test_one_shape_for_all_batches_and_progress():
         (dict(frames=np.zeros((3, 31, 37, 3))), r'\(3, 31, 37, 3\)'),
         (dict(frames=np.zeros((2, 0, 37, 3))), r'\(2, 0, 37, 3\)'),
         (dict(tile=(17, 29)), 'tile=17'),
+        (dict(tile=29), 'tile 29 must have one entry for each of the 2 sides, height and width'),
+        (dict(tile=(29.5, 31)), 'tile_height as an integer, not 29.5'),
+        (dict(min_overlap=(5, 5)), r'min_overlap as an integer, not \(5, 5\)'),
     ],
 )
 def test_bad_arguments_are_named(changes, message):
@@ -134,7 +137,9 @@ def test_a_function_of_something_else_is_refused(shape):
 
 
 def test_a_tile_has_two_sides():
-    with pytest.raises(ValueError, match=r'tile must be \(height, width\), got \(4,\)'):
+    with pytest.raises(
+        ValueError, match=r'tile \(4,\) must have one entry for each of the 2 sides'
+    ):
         tiled(lambda frames: frames, np.zeros((2, 4, 5, 3)), (4,))
 
 
@@ -142,6 +147,8 @@ def test_corners_are_row_by_row():
     expected = [(0, 0), (0, 476), (0, 528), (68, 0), (68, 476), (68, 528)]
     assert tile_corners((436, 1024), (368, 496), 'deepmind') == expected
     assert tile_corners((11, 13), (11, 13), min_overlap=3) == [(0, 0)]
+    with pytest.raises(ValueError, match='size 436 must have one entry for each of the 2 sides'):
+        tile_corners(436, (368, 496))
     with pytest.raises(ValueError, match="placement must be one of .*, got 'odd'"):
         tile_corners((436, 1024), (368, 496), 'odd')
 

@@ -5,8 +5,6 @@ import pytest
 
 from experiments.audioset import mixing
 
-pytestmark = pytest.mark.usefixtures('no_rank_promotion')
-
 RNG = jax.random.key(3)
 
 # Compiled whole, as in training: each operation by itself would take much longer to compile.

@@ -7,8 +7,6 @@ import pytest
 from experiments.flow import metrics as flow_metrics
 from experiments.flow.metrics import end_point_error, summarise
 
-pytestmark = pytest.mark.usefixtures('no_rank_promotion')
-
 measure = jax.jit(flow_metrics.measure)
 
 RNG = np.random.default_rng(0)

@@ -5,8 +5,6 @@ import pytest
 
 from experiments.imagenet.mixing import mixup_cutmix
 
-pytestmark = pytest.mark.usefixtures('no_rank_promotion')
-
 H, W, C, K = 17, 23, 3, 7
 B = 512
 

@@ -7,8 +7,6 @@ import pytest
 
 from experiments.training.losses import sigmoid_cross_entropy, softmax_cross_entropy
 
-pytestmark = pytest.mark.usefixtures('no_rank_promotion')
-
 LOGITS = np.array([[0.0, 0.0, 0.0], [2.0, -1.0, 0.5]], np.float32)
 LOG_PROBABILITIES = LOGITS - np.log(np.exp(LOGITS).sum(1, keepdims=True))
 

@@ -5,8 +5,6 @@ import pytest
 
 from experiments.training.optimizer import decays, make_optimizer
 
-pytestmark = pytest.mark.usefixtures('no_rank_promotion')
-
 LAMB = dict(
     learning_rate=0.03,
     b1=0.9,

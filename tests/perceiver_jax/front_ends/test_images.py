@@ -9,6 +9,7 @@ from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.images import (
     centre_crop,
     decode_image,
+    normalise,
     prepare_frames,
     prepare_image,
     read_image,
@@ -165,6 +166,15 @@ def test_prepared_frames_run_from_minus_one_to_one():
         (lambda: prepare_image(NOISE, 8, 0, MEAN, STD), 'in 0..1, got 0'),
         (lambda: prepare_image(NOISE, 2.5, 1, MEAN, STD), 'whole number of pixels, got 2.5'),
         (lambda: prepare_image(NOISE, 0, 1, MEAN, STD), 'whole number of pixels, got 0'),
+        (lambda: prepare_image(NOISE, (8, 8), 1, MEAN, STD), r'size must be one number, got \(8'),
+        (lambda: prepare_image(NOISE, 8, 1, 0.5, STD), 'mean and std must have one entry for each'),
+        (lambda: prepare_image(NOISE, 8, 1, MEAN, STD[:2]), 'mean and std must have one entry for'),
+        (lambda: prepare_image(NOISE.tolist(), 8, 1, MEAN, STD), 'image as an array, not as list'),
+        (lambda: prepare_frames(NOISE, [NOISE]), 'second frame as an array, not as list'),
+        (lambda: resize(NOISE, (8, 8)), r'resize takes size as an integer, not \(8, 8\)'),
+        (lambda: resize(NOISE[..., 0], 8), r'resize takes image \[height, width, channels\]; got'),
+        (lambda: centre_crop(NOISE[0], 1), r'centre_crop takes image \[height, width, channels\]'),
+        (lambda: normalise(NOISE, MEAN, 1.0), 'mean and std must have one entry for each channel'),
         (lambda: decode_image(encode(NOISE), 4), 'channels must be 1 or 3, not 4'),
     ],
 )

@@ -291,6 +291,8 @@ def test_a_bug_within_a_front_end_keeps_its_traceback(tmp_path, monkeypatch):
     [
         (dict(start=-1.0), 'start must be at least 0 seconds, got -1.0'),
         (dict(sample_rate=0), 'sample_rate must be positive, got 0'),
+        (dict(size=(8, 8)), r'size must be one number, got \(8, 8\)'),
+        (dict(start='1'), "start must be one number, got '1'"),
         (dict(num_frames=0), 'num_frames must be positive, got 0'),
         (dict(frames_per_second=float('nan')), 'frames_per_second must be positive, got nan'),
     ],

@@ -29,6 +29,7 @@ def test_some_points_are_taken_at_equal_distances():
     [
         (np.zeros((3, 2)), r'got \(3, 2\)'),
         (np.zeros((0, 3)), r'got \(0, 3\)'),
+        ([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]], 'takes points as an array, not as list'),
         (np.ones((3, 3)), 'in more than one place'),
         (np.array([[0, 0, 0], [0, 0, np.inf]]), 'finite'),
         (np.array([[0, 0, 0], [np.nan, 0, 1]]), 'finite'),

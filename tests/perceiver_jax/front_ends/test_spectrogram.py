@@ -85,6 +85,7 @@ def test_silence_is_the_floor_and_decibels_are_scaled():
     'change, message',
     [
         (dict(hop=300), 'A hop of 300 samples must divide the sound of 800'),
+        (dict(hop=[200]), r'hop as an integer, not \[200\]'),
         (dict(window=100), 'and a window, of 100'),
         (dict(high=5_000.0), 'from 0.0 to 5000.0 Hz are not within 0 to 4000'),
         (dict(num_bins=300), 'mel filters from 0.0 to 4000.0 Hz fall between'),
@@ -94,3 +95,5 @@ def test_settings_that_make_no_spectrogram_are_refused(change, message):
     settings = dict(sample_rate=8_000, hop=200, window=400, num_bins=7, low=0.0, high=4_000.0)
     with pytest.raises(ValueError, match=message):
         log_mel(jnp.zeros(800), **{**settings, **change}, **PLAIN)
+    with pytest.raises(ValueError, match='log_mel takes sound as an array, not as list'):
+        log_mel([0.0] * 800, **settings, **PLAIN)

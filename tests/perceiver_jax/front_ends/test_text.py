@@ -34,6 +34,13 @@ def test_too_long_sequence_is_named():
         pad_tokens([[6], [6] * 7], length=5)
 
 
+def test_one_sequence_is_no_list_of_them():
+    with pytest.raises(ValueError, match='sequence 0 is 6: a single sequence is a list of one'):
+        pad_tokens([6, 7], length=5)
+    with pytest.raises(ValueError, match=r'integers in 0..261, got <U4'):
+        decode_text('text')
+
+
 def test_a_number_is_no_text():
     with pytest.raises(TypeError):
         encode_text(5)

@@ -56,7 +56,7 @@ def write_attention(
     """
     height, width = image.shape[:2]
     rows = len(attention)
-    heights = (11 / (1 + rows) * height / width + 0.7, 2.1 * rows * height / width + 0.3)
+    heights = (11 / (1 + rows) * height / width + 0.5, 2.1 * rows * height / width + 0.3)
     extent = (0, width, height, 0)
     # Enlarged small images show their pixels.
     interpolation = 'nearest' if max(height, width) <= 64 else 'antialiased'
@@ -83,7 +83,7 @@ def write_attention(
             part = ScalarMappable(Normalize(low * mean.size, high * mean.size), 'inferno')
             bar = axes.inset_axes((0, -0.06, 1, 0.03))
             figure.colorbar(part, cax=bar, orientation='horizontal')
-            bar.set_xlabel('attention, where 1 is the same to every pixel')
+            bar.set_xlabel('attention, in multiples of an even share')
             for cell, latent in zip(row, _spread(len(maps), NUM_LATENTS_DRAWN), strict=False):
                 cell.imshow(maps[latent], cmap='magma', vmin=0, interpolation='nearest')
                 cell.set_title(f'{name}, latent {latent}', fontsize=8, loc='center', pad=3)

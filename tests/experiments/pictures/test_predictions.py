@@ -73,7 +73,7 @@ def test_the_attention_picture_shows_means_over_the_image_and_single_latents(tmp
         (bar,) = axes.child_axes
         ends = np.percentile(weights.mean(0), (5, 99.5)) * weights[0].size
         np.testing.assert_allclose(bar.get_xlim(), ends)
-        assert bar.get_xlabel() == 'attention, where 1 is the same to every pixel'
+        assert bar.get_xlabel() == 'attention, in multiples of an even share'
 
 
 def test_a_grey_image_is_drawn_too(tmp_path, drawn):

@@ -56,7 +56,8 @@ def write_attention(
     """
     height, width = image.shape[:2]
     rows = len(attention)
-    heights = (11 / (1 + rows) * height / width + 0.5, 2.1 * rows * height / width + 0.3)
+    image_height = 11 / (1 + rows) * height / width  # inches
+    heights = (image_height + 0.6, 2.1 * rows * height / width + 0.3)
     extent = (0, width, height, 0)
     # Enlarged small images show their pixels.
     interpolation = 'nearest' if max(height, width) <= 64 else 'antialiased'
@@ -81,7 +82,7 @@ def write_attention(
             axes.imshow(_heat(mean, low, high), extent=extent, interpolation='nearest')
             axes.set_title(f'{name}, mean of {len(maps)} latents')
             part = ScalarMappable(Normalize(low * mean.size, high * mean.size), 'inferno')
-            bar = axes.inset_axes((0, -0.06, 1, 0.03))
+            bar = axes.inset_axes((0, -0.24 / image_height, 1, 0.12 / image_height))
             figure.colorbar(part, cax=bar, orientation='horizontal')
             bar.set_xlabel('attention, in multiples of an even share')
             for cell, latent in zip(row, _spread(len(maps), NUM_LATENTS_DRAWN), strict=False):

@@ -30,6 +30,7 @@ class Task(Protocol):
 
     metric: str  # the headline metric, a key of what `summarise` returns
     higher_is_better: bool
+    loss_unit: str  # of the loss, for its curve
 
     def __init__(self, config: ml_collections.ConfigDict): ...
 

@@ -42,6 +42,7 @@ class AudioSet:
     """Multi-label classification of clips; an `experiments.tasks.Task`."""
 
     higher_is_better = True
+    loss_unit = 'nats'
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.config = config
@@ -278,9 +279,11 @@ class AudioSet:
         )
         precision = average_precision(labels, scores)
         known = [k for k in np.argsort(-precision) if not np.isnan(precision[k])]
+        title = 'Average precision'
         if len(known) > 2 * NUM_CLASSES_DRAWN:
             known = known[:NUM_CLASSES_DRAWN] + known[-NUM_CLASSES_DRAWN:]
-        class_bars(side, [names[k] for k in known], precision[known], 'Average precision')
+            title = f'{title}, best and worst {NUM_CLASSES_DRAWN}'
+        class_bars(side, [names[k] for k in known], precision[known], title)
 
     def _picture(self, sound: np.ndarray) -> np.ndarray:
         """Returns what the model hears: a spectrogram `[frames, bins]`, or the wave `[samples]`."""

@@ -86,7 +86,8 @@ def estimate_flow(
         true_flow, valid = truth
         result['epe'] = float(np.linalg.norm(flow - true_flow, axis=-1)[valid].mean())
         files.append(f'{stem}_flow_comparison.png')
-        write_flow_comparison(files[-1], (frames + 1) / 2, flow, true_flow, valid)
+        title = f'Flow from {Path(first).name} to {Path(second).name}'
+        write_flow_comparison(files[-1], (frames + 1) / 2, flow, true_flow, valid, title)
     return result
 
 

@@ -38,6 +38,7 @@ class OpticalFlow:
     """Optical flow by Perceiver IO; an `experiments.tasks.Task`."""
 
     higher_is_better = False
+    loss_unit = f'end-point error in units of {FLOW_SCALE:g} px'
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.config = config

@@ -59,6 +59,7 @@ def classify(model: Pretrained, path: str, out: str, names: Sequence[str]) -> di
     if seen.shape[-1] == 1:
         seen = seen[..., 0]
     picture = Path(out, f'{Path(path).stem}_attention.png')
-    title = f'{best[0]["label"]}, {100 * best[0]["probability"]:.1f} %'
+    answer = f'{best[0]["label"]}, {100 * best[0]["probability"]:.1f} %'
+    title = f'{Path(path).name}: {answer}'
     write_attention(picture, seen, attention, title)
     return {'input': path, 'best': best, 'files': [str(picture)]}

@@ -37,6 +37,7 @@ class ImageNet:
 
     metric = 'top1'
     higher_is_better = True
+    loss_unit = 'nats'
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.config = config
@@ -217,6 +218,7 @@ class ImageNet:
             answers(names, guesses, labels),
             guesses == labels,
             heat,
+            'attention of the first cross-attend',
         )
 
     def _displayable(self, images: np.ndarray) -> np.ndarray:

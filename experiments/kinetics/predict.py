@@ -66,6 +66,6 @@ def autoencode(
     stem = str(Path(out, f'{Path(path).stem}_reconstruction'))
     write_clip(f'{stem}.mp4', outputs['video'], outputs['audio'], *rates)
     videos, sounds = (video[0], outputs['video']), (audio[0], outputs['audio'])
-    write_clip_comparison(f'{stem}.png', videos, sounds, *rates, start)
+    write_clip_comparison(f'{stem}.png', videos, sounds, *rates, start, Path(path).name)
     best = best_classes(probabilities(outputs['label'], 'softmax'), names)
     return {'input': path, 'best': best, 'files': [f'{stem}.mp4', f'{stem}.png']}

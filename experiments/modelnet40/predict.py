@@ -57,6 +57,7 @@ def classify_shape(model: Pretrained, path: str, out: str, names: Sequence[str])
         weights = np.asarray(model.attention(module, points[None])[0])  # [heads, latents, points]
         attention[title_of(module)] = weights.mean(0)
     picture = Path(out, f'{Path(path).stem}_attention.png')
-    title = f'{best[0]["label"]}, {100 * best[0]["probability"]:.1f} %'
+    answer = f'{best[0]["label"]}, {100 * best[0]["probability"]:.1f} %'
+    title = f'{Path(path).name}: {answer}'
     write_cloud_attention(picture, points, attention, title)
     return {'input': path, 'best': best, 'files': [str(picture)]}

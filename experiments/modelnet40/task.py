@@ -32,6 +32,7 @@ class ModelNet40:
 
     metric = 'accuracy'
     higher_is_better = True
+    loss_unit = 'nats'
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.config = config
@@ -182,6 +183,7 @@ class ModelNet40:
             answers(names, guesses, labels),
             guesses == labels,
             None if heat is None else np.asarray(heat),
+            'attention',
         )
 
     def describe(self) -> dict[str, Any]:

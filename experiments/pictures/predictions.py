@@ -10,10 +10,19 @@ from typing import Any
 import cv2
 import matplotlib
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 
 from experiments.pictures.flow_colours import flow_picture
-from experiments.pictures.panels import cloud_grid, draw_flow_error, draw_wheel, longest_flow
-from experiments.pictures.style import BLUE, ORANGE, saved_figure
+from experiments.pictures.panels import (
+    Scale,
+    cloud_grid,
+    draw_flow_error,
+    draw_wheel,
+    headed,
+    longest_flow,
+)
+from experiments.pictures.style import BLUE, INK, ORANGE, saved_figure
 from perceiver_jax.files import write_whole
 
 NUM_LATENTS_DRAWN = 6
@@ -47,7 +56,8 @@ def write_attention(
     """
     height, width = image.shape[:2]
     rows = len(attention)
-    heights = (11 / (1 + rows) * height / width, 2.1 * rows * height / width)
+    image_height = 11 / (1 + rows) * height / width  # inches
+    heights = (image_height + 0.6, 2.1 * rows * height / width + 0.3)
     extent = (0, width, height, 0)
     # Enlarged small images show their pixels.
     interpolation = 'nearest' if max(height, width) <= 64 else 'antialiased'
@@ -58,6 +68,8 @@ def write_attention(
         halves = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)
         whole, single = halves[:, 0]
         panels = whole.subplots(1, 1 + rows, squeeze=False)[0]
+        scale = Scale('0', 'highest of each', 'magma')
+        single = headed(single, 'Attention of single latents', scale)
         cells = single.subplots(rows, NUM_LATENTS_DRAWN, squeeze=False)
         for axes in (*panels, *cells.ravel()):
             axes.set_axis_off()
@@ -65,8 +77,14 @@ def write_attention(
         panels[0].set_title('The image as the model sees it')
         for axes, row, (name, maps) in zip(panels[1:], cells, attention.items(), strict=True):
             axes.imshow(grey, **as_image)
-            axes.imshow(_heat(maps.mean(0)), extent=extent, interpolation='nearest')
-            axes.set_title(f'{name}, mean of {len(maps)} latents: bright is most')
+            mean = maps.mean(0)
+            low, high = _ends(mean)
+            axes.imshow(_heat(mean, low, high), extent=extent, interpolation='nearest')
+            axes.set_title(f'{name}, mean of {len(maps)} latents')
+            part = ScalarMappable(Normalize(low * mean.size, high * mean.size), 'inferno')
+            bar = axes.inset_axes((0, -0.24 / image_height, 1, 0.12 / image_height))
+            figure.colorbar(part, cax=bar, orientation='horizontal')
+            bar.set_xlabel('attention, in multiples of an even share')
             for cell, latent in zip(row, _spread(len(maps), NUM_LATENTS_DRAWN), strict=False):
                 cell.imshow(maps[latent], cmap='magma', vmin=0, interpolation='nearest')
                 cell.set_title(f'{name}, latent {latent}', fontsize=8, loc='center', pad=3)
@@ -90,9 +108,9 @@ def write_cloud_attention(
         titles += [f'{name}, mean', *(f'latent {i}' for i in latents)]
         heat += [rows.mean(0), *rows[latents]]
     clouds = np.broadcast_to(points, (len(heat), *points.shape))
-    with saved_figure(path, title, height=2 * len(attention) + 0.8) as figure:
+    with saved_figure(path, title, height=1.75 * len(attention) + 0.9) as figure:
         cells = figure.subfigures(squeeze=False)[0, 0]
-        cloud_grid(cells, clouds, titles, None, np.stack(heat))
+        cloud_grid(cells, clouds, titles, None, np.stack(heat), 'attention')
 
 
 def write_flow_comparison(
@@ -101,6 +119,7 @@ def write_flow_comparison(
     prediction: np.ndarray,
     truth: np.ndarray,
     valid: np.ndarray,
+    title: str = '',
 ) -> None:
     """Draws two frames, the true flow and a predicted one in the same colours, and the error.
 
@@ -110,10 +129,11 @@ def write_flow_comparison(
       prediction: The predicted flow `[height, width, 2]`, in pixels.
       truth: The true flow `[height, width, 2]`, in pixels.
       valid: Where the truth is known, bool `[height, width]`.
+      title: One line over the picture.
     """
     height, width = valid.shape
-    inches = 1.6 + 3 * min(5.4 * height / width, 5.4)  # portraits are drawn smaller
-    with saved_figure(path, height=inches, w_pad=0.08, h_pad=0.08) as figure:
+    inches = 1.9 + 3 * min(5.4 * height / width, 5.4)  # portraits are drawn smaller
+    with saved_figure(path, title, height=inches, w_pad=0.08, h_pad=0.08) as figure:
         panels = figure.subplots(3, 2, squeeze=False).ravel()
         first, second, true, predicted, difference, wheel = panels
         for axes in panels[:5]:  # framed: where nothing moves the picture is white
@@ -131,7 +151,8 @@ def write_flow_comparison(
         error = np.linalg.norm(prediction - truth, axis=-1)
         shown = draw_flow_error(difference, error, valid)
         difference.set_title(f'End-point error in px, {error[valid].mean():.2f} on average')
-        figure.colorbar(shown, ax=difference, location='bottom', aspect=50, pad=0.02, extend='max')
+        bar = difference.inset_axes((0, -0.08, 1, 0.04))
+        figure.colorbar(shown, cax=bar, orientation='horizontal', extend='max')
         draw_wheel(wheel, largest)
 
 
@@ -142,6 +163,7 @@ def write_clip_comparison(
     frames_per_second: float,
     sample_rate: int,
     start: float = 0.0,
+    title: str = '',
 ) -> None:
     """Draws frames and sound of a clip above those of its reconstruction.
 
@@ -152,9 +174,10 @@ def write_clip_comparison(
       frames_per_second: Frame rate of the video.
       sample_rate: Sample rate of the audio, Hz.
       start: Seconds in the video where the clip begins.
+      title: One line over the picture.
     """
     chosen = _spread(len(video[0]), NUM_FRAMES_DRAWN)
-    with saved_figure(path, height=6, w_pad=0.06, h_pad=0.04) as figure:
+    with saved_figure(path, title, height=6, w_pad=0.06, h_pad=0.04) as figure:
         halves = figure.subfigures(2, 1, squeeze=False, height_ratios=(3.3, 2.7))
         frames, waves = halves[:, 0]
         cells = frames.subplots(2, len(chosen), squeeze=False)
@@ -164,10 +187,11 @@ def write_clip_comparison(
         )
         for name, color, row, pictures, axes, sound in parts:
             for cell, index in zip(row, chosen, strict=True):
-                cell.set_axis_off()
+                cell.set(xticks=[], yticks=[])
+                cell.spines[:].set_visible(False)
                 cell.imshow(np.clip(pictures[index], 0, 1))
                 cell.set_title(f'{start + index / frames_per_second:.2f} s', fontsize=8, pad=2)
-            row[0].set_title(f'{name}, {start:.2f} s', fontsize=8, pad=2)
+            row[0].set_ylabel(name, color=INK)
             times = start + np.arange(len(sound)) / sample_rate
             axes.plot(times, np.clip(sound[:, 0], -1, 1), color=color, linewidth=0.6)
             axes.set_ylim(-1, 1)
@@ -176,11 +200,16 @@ def write_clip_comparison(
         curves[1].set_xlabel('seconds')
 
 
-def _heat(weights: np.ndarray) -> np.ndarray:
-    """Returns weights `[h, w]` as colours `[h, w, 4]`, the more opaque the larger."""
+def _ends(weights: np.ndarray) -> tuple[float, float]:
+    """Returns the lowest and the highest weight that colours tell apart."""
     # A few pixels often get most of the attention: the others should still be seen. And where all
     # get about as much, the image should.
     low, high = np.percentile(weights, (5, 99.5))
+    return low, high
+
+
+def _heat(weights: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Returns weights `[h, w]` as colours `[h, w, 4]`, the more opaque the larger."""
     part = np.clip((weights - low) / max(high - low, 1e-30), 0, 1)
     colours = matplotlib.colormaps['inferno'](part)
     colours[..., 3] = 0.85 * part

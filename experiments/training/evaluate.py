@@ -1,6 +1,7 @@
 """What parameters, or a checkpoint of a run, score on a task's evaluation data."""
 
 import functools
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,10 @@ def evaluate_checkpoint(
     """
     # Orbax and matplotlib are slow to import.
     from experiments.pictures.report import write_samples
+    from experiments.pictures.units import metric_text
     from experiments.training.checkpointing import check_fit, flatten, load_params
     from experiments.training.checks import check_sizes
-    from experiments.training.workdir import write_json
+    from experiments.training.workdir import git_commit, now, write_json
 
     check_sizes(config, parallel.num_devices())
     params, state, step = load_params(workdir, best)
@@ -63,8 +65,23 @@ def evaluate_checkpoint(
     if parallel.is_main_process():
         write_json(workdir / 'evaluation.json', result)
         draw = functools.partial(task.draw, params=params, state=state, predictions=predictions)
-        write_samples(workdir / 'evaluation.png', f'{name}, step {step:,}', draw)
+        facts = {
+            'data': f'{len(predictions["index"]):,} examples evaluated{_of_run(workdir)}',
+            'seed': config.seed,
+            'git_commit': git_commit(),
+            'date': now(),
+        }
+        title = f'{name}, step {step:,}: {task.metric} {metric_text(task.metric, result["value"])}'
+        write_samples(workdir / 'evaluation.png', title, draw, facts)
     return result
+
+
+def _of_run(workdir: Path) -> str:
+    """Returns what a run's data is called, after a comma; '' where its result does not tell."""
+    try:
+        return f', of a run on {json.loads((workdir / "result.json").read_text())["data"]}'
+    except (OSError, ValueError, TypeError, KeyError):  # not finished, or damaged
+        return ''
 
 
 def evaluate(

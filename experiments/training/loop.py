@@ -20,7 +20,7 @@ from experiments.training import parallel
 from experiments.training.checks import check_resumable, check_sizes, count_steps
 from experiments.training.evaluate import Evaluation, compile_predict, evaluate
 from experiments.training.optimizer import make_optimizer
-from experiments.training.workdir import Metrics, git_commit, write_json
+from experiments.training.workdir import Metrics, git_commit, now, write_json
 
 
 class TrainState(NamedTuple):
@@ -171,7 +171,8 @@ def _train(
         draw = functools.partial(
             task.draw, params=host_state.params, state=host_state.state, predictions=predictions
         )
-        write_report(workdir / 'report.png', metrics.rows, config_name, draw)
+        facts = {'seed': config.seed, 'date': now(), **result}
+        write_report(workdir / 'report.png', metrics.rows, config_name, draw, facts, task.loss_unit)
     return result
 
 

@@ -20,6 +20,11 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_whole(path, json.dumps(content, indent=2) + '\n')
 
 
+def now() -> str:
+    """Returns the date and time in UTC, in ISO 8601 up to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+
+
 def git_commit() -> str | None:
     """Returns the commit checked out, with '-dirty' appended if files differ from it.
 

@@ -43,6 +43,7 @@ class ToyTask:
 
     metric = 'top1'
     higher_is_better = True
+    loss_unit = 'nats'
     num_train_examples = 320
     data_name = 'toy'
     paper_value = None

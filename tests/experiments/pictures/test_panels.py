@@ -1,9 +1,13 @@
 """Parts of pictures: what each draws into the subfigure it is given."""
 
+import matplotlib
 import matplotlib.colors
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.image import BboxImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.text import Text
 
 from experiments.pictures import panels, style
 
@@ -99,6 +103,105 @@ def test_answers_name_what_is_right():
     assert panels.answers(names, np.array([0, 1]), np.array([0, 0])) == ['cat', 'dog, is cat']
 
 
+LONG = 'Staffordshire bullterrier, Staffordshire bull terrier'
+RNG = np.random.default_rng(0)
+
+
+def draw_images(figure):
+    titles = panels.answers(['cat', LONG], np.arange(20) % 2, np.arange(20) // 2 % 2)
+    panels.image_grid(
+        figure, np.zeros((20, 8, 8)), titles, [True] * 20, np.ones((20, 4, 4)), 'heat'
+    )
+
+
+def draw_clouds(figure):
+    titles = panels.answers(['cup', LONG], np.arange(12) % 2, np.arange(12) // 2 % 2)
+    panels.cloud_grid(figure, RNG.uniform(-1, 1, (12, 9, 3)), titles, [False] * 12)
+
+
+def draw_confusion(figure):
+    panels.confusion_matrix(figure, np.eye(40, dtype=int), [f'{i} {LONG}' for i in range(40)])
+
+
+def draw_clips(figure):
+    titles = [(f'{LONG} 90 %, {LONG} 80 %', f'{LONG}, {LONG}')] * 6
+    panels.clip_grid(figure, [np.ones((5, 4))] * 6, titles, [False] * 6)
+
+
+def draw_bars(figure):
+    panels.class_bars(figure, [LONG] * 16, np.linspace(0, 1, 16), f'{LONG}, and what not, {LONG}')
+
+
+def draw_flows(count, height, width):
+    def draw(figure):
+        flow = RNG.normal(0, 100, (height, width, 2))
+        frames = np.zeros((2, height, width, 3), np.uint8)
+        per_pair = ([LONG], [frames], [flow], [np.ones((height, width), bool)], [0 * flow])
+        panels.flow_rows(figure, *(values * count for values in per_pair))
+
+    return draw
+
+
+@pytest.mark.parametrize(
+    'size, draw',
+    [
+        ((11, 5.2), draw_images),
+        ((5.5, 5.2), draw_clouds),
+        ((5.5, 5.2), draw_confusion),
+        ((7.9, 5.2), draw_clips),
+        ((3.1, 5.2), draw_bars),
+        ((11, 5.2), draw_flows(1, 9, 13)),
+        ((11, 5.2), draw_flows(2, 9, 13)),
+        ((11, 5.2), draw_flows(4, 5, 15)),
+    ],
+)
+def test_texts_neither_stick_out_nor_overlap(size, draw):
+    figure = Figure(size, dpi=120, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
+    with matplotlib.rc_context(style.STYLE):
+        draw(figure)
+        figure.draw_without_rendering()
+    off = [axes for axes in figure.axes if not axes.axison]
+    unseen = {text for axes in off for text in axes.get_xticklabels() + axes.get_yticklabels()}
+    texts = [x for x in {*figure.findobj(Text)} - unseen if x.get_text().strip()]
+    boxes = [text.get_window_extent() for text in texts if text.get_visible()]
+    for box in boxes:
+        assert 0 <= box.x0 and box.x1 <= figure.bbox.x1
+        assert 0 <= box.y0 and box.y1 <= figure.bbox.y1
+    # Width and height, in pixels, of what two boxes share.
+    low, high = np.array([box.min for box in boxes]), np.array([box.max for box in boxes])
+    shared = np.minimum(high[:, None], high) - np.maximum(low[:, None], low)
+    overlap = (shared > 2).all(-1) & ~np.eye(len(boxes), dtype=bool)
+    assert not overlap.any(), [texts[i] for i in np.flatnonzero(overlap.any(0))]
+
+
+def test_a_wrong_guess_that_is_too_wide_has_the_truth_in_a_second_line():
+    assert panels._two_lines('cat', 100) == 'cat'
+    assert panels._two_lines('cat, is dog', 100) == 'cat, is dog'
+    first, second = panels._two_lines(f'{LONG}, is dog', 100).split('\n')
+    assert LONG.startswith(first[:-1]) and first.endswith('…') and second == 'is dog'
+    assert panels._two_lines(LONG, 100).endswith('…')
+
+
+def test_a_head_says_what_the_colours_mean():
+    figure = Figure((5, 5))
+    below = panels.headed(figure, 'Guess', panels.Scale('low', 'high', 'magma'))
+    assert {text.get_text() for text in figure.findobj(Text)} >= {'Guess', 'low', 'high'}
+    (bar,) = figure.findobj(BboxImage)
+    assert bar.get_cmap().name == 'magma'
+    assert below.bbox.height == pytest.approx(figure.bbox.height * (1 - 16 / 360))
+    assert not figure.axes
+
+
+def test_fewer_pairs_of_flow_are_drawn_larger():
+    room, aspect = (780, 350), 4 / 3
+    layouts = [panels._flow_layout(count, room, aspect) for count in (1, 2, 4)]
+    assert [layout[1:] for layout in layouts] == [(2, 3), (3, 2), (4, 6)]
+    # As large as what limits them, the width or the height, allows.
+    sizes = [min(width, (350 / rows - 30) * aspect) for width, rows, _ in layouts]
+    assert sizes[0] > 1.5 * sizes[1] > 1.5 * sizes[2]
+    assert panels._flow_layout(3, room, 3.3)[1:] == (3, 6)  # wide frames stay in rows
+
+
 def test_grid_shape_fills_the_room():
     assert panels._grid_shape(6, (600, 400), aspect=1.0) == (2, 3)
     assert panels._grid_shape(6, (400, 600), aspect=1.0) == (3, 2)
@@ -140,7 +243,9 @@ def test_flows_that_nobody_knows_are_drawn_pale():
     valid = np.zeros((5, 7), bool)
     panels.flow_rows(figure, ['a'], [frames], [still], [valid], [still + [3, 4]])
     titles = [axes.get_title('left') or axes.get_title() for axes in figure.axes]
-    assert titles == ['a', 'second frame', 'true flow', 'predicted', 'error unknown, to 1', '']
+    assert titles == [
+        'a', 'second frame', 'true flow', 'predicted flow', 'error unknown', 'flow in px'
+    ]  # fmt: skip
     shown = [axes.get_images()[0].get_array() for axes in figure.axes]
     assert (shown[2] == 0).all() and np.isnan(np.ma.getdata(shown[4])).all()
 

@@ -56,7 +56,7 @@ def test_the_attention_picture_shows_means_over_the_image_and_single_latents(tmp
     assert cv2.imread(str(tmp_path / 'new' / 'a.png')).std() > 1
     shown = panels(drawn[0])
     np.testing.assert_array_equal(shown['The image as the model sees it'][0], image)
-    overlaid = shown['Cross-attend 1, mean of 11 latents: bright is most'][1]
+    overlaid = shown['Cross-attend 1, mean of 11 latents'][1]
     mean = maps['Cross-attend 1'].mean(0)
     highest = np.unravel_index(mean.argmax(), mean.shape)
     assert overlaid[..., 3].max() == overlaid[highest][3] == pytest.approx(0.85)
@@ -67,6 +67,13 @@ def test_the_attention_picture_shows_means_over_the_image_and_single_latents(tmp
     for name in singles:
         attends, latent = name.split(', latent ')
         np.testing.assert_array_equal(shown[name][0], maps[attends][int(latent)])
+    # The scale of the mean: in multiples of what each pixel would get of an even attention.
+    _, *overlays = drawn[0].axes[:3]
+    for axes, weights in zip(overlays, maps.values(), strict=True):
+        (bar,) = axes.child_axes
+        ends = np.percentile(weights.mean(0), (5, 99.5)) * weights[0].size
+        np.testing.assert_allclose(bar.get_xlim(), ends)
+        assert bar.get_xlabel() == 'attention, in multiples of an even share'
 
 
 def test_a_grey_image_is_drawn_too(tmp_path, drawn):
@@ -75,9 +82,7 @@ def test_a_grey_image_is_drawn_too(tmp_path, drawn):
         tmp_path / 'a.png', image, {'Cross-attend 1': RNG.random((1, 7, 7))}, ''
     )
     shown = panels(drawn[0])
-    np.testing.assert_array_equal(
-        shown['Cross-attend 1, mean of 1 latents: bright is most'][0], image
-    )
+    np.testing.assert_array_equal(shown['Cross-attend 1, mean of 1 latents'][0], image)
 
 
 def test_flows_are_drawn_in_the_colours_of_the_truth(tmp_path, drawn):

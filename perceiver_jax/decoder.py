@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from perceiver_jax.attention import CrossAttend, check_fields
+from perceiver_jax.attention import CrossAttend, check_attend, check_fields
 from perceiver_jax.errors import Refused
 from perceiver_jax.inputs import extract_patches
 from perceiver_jax.layers import Linear, check_floating
@@ -107,6 +107,8 @@ class QueryDecoder(hk.Module):
             is not of a floating-point dtype.
         """
         check_floating('QueryDecoder', queries=queries, latents=latents)
+        where = f'{self.name}.cross_attend'
+        check_attend(where, CrossAttend, self.cross_attend, latents.shape[-1])
         mask = None if query_mask is None else query_mask[:, :, None]
         cross_attend = CrossAttend(
             **self.cross_attend, implementation=self.implementation, name='cross_attend'
@@ -162,6 +164,8 @@ class ClassQueryDecoder(hk.Module):
             dtype.
         """
         check_floating('ClassQueryDecoder', latents=latents)
+        where = f'{self.name}.cross_attend'  # the query decoder would name itself
+        check_attend(where, CrossAttend, self.cross_attend, latents.shape[-1])
         init = hk.initializers.TruncatedNormal(self.query_init_std)
         query = hk.get_parameter('query', (1, self.query_channels), jnp.float32, init)
         queries = for_each_example(query.astype(latents.dtype), latents)

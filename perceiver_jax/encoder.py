@@ -15,7 +15,7 @@ import haiku as hk
 import jax.numpy as jnp
 from jax import Array
 
-from perceiver_jax.attention import CrossAttend, SelfAttend, check_fields
+from perceiver_jax.attention import CrossAttend, SelfAttend, check_attend, check_fields
 from perceiver_jax.errors import Refused
 from perceiver_jax.layers import check_floating
 from perceiver_jax.recording import is_recording
@@ -244,6 +244,11 @@ class Encoder(hk.Module):
             raise Refused(f'Inputs are [B, M, C]; got {inputs.shape}.')
         if input_mask is not None and input_mask.shape != inputs.shape[:2]:
             raise Refused(f'The input mask is [B, M] = {inputs.shape[:2]}; got {input_mask.shape}.')
+        for field, module, fields, channels in (
+            ('cross_attend', CrossAttend, self.cross_attend, inputs.shape[-1]),
+            ('self_attend', SelfAttend, self.self_attend, self.latent_channels),
+        ):
+            check_attend(f'{self.name}.{field}', module, fields, channels)
         steps = schedule(
             num_cross_attends=self.num_cross_attends,
             num_blocks=self.num_blocks,

@@ -15,6 +15,7 @@ from experiments.imagenet.mixing import mixup_cutmix
 from experiments.imagenet.sources import open_source
 from experiments.imagenet.transforms import EvalTransform, TrainTransform
 from experiments.training import parallel
+from experiments.training.checks import below_key
 from experiments.training.describe import describe_model
 from experiments.training.losses import softmax_cross_entropy
 from perceiver_jax.errors import Refused
@@ -47,9 +48,12 @@ class ImageNet:
             )
         self.model = hk.transform_with_state(self._forward)
         size = config.images.image_size
-        if size < 1:
-            raise Refused(f'config.images.image_size is {size}, it must be at least 1')
         self.image_shape = (1, size, size, len(config.images.mean))
+        if len(config.images.std) != len(config.images.mean):
+            raise Refused(
+                f'config.images.mean is {config.images.mean} and config.images.std '
+                f'{config.images.std}: they need as many values, one for each channel'
+            )
         self.train_transform = TrainTransform(**config.images, **config.augmentation)
         self.eval_transform = EvalTransform(
             **config.images, crop_fraction=config.evaluation.crop_fraction
@@ -58,7 +62,8 @@ class ImageNet:
     def _forward(self, images: jax.Array, is_training: bool, **changes) -> jax.Array:
         axis = parallel.AXIS if self.config.parallel == 'pmap' else None
         model = {**self.config.model, **changes}
-        return image_classifier(images, is_training=is_training, batch_norm_axis=axis, **model)
+        with below_key('model'):
+            return image_classifier(images, is_training=is_training, batch_norm_axis=axis, **model)
 
     # Data
 

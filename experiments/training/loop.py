@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from experiments.training import parallel
 from experiments.training.checks import check_resumable, check_sizes, count_steps
 from experiments.training.evaluate import Evaluation, compile_predict, evaluate
+from experiments.training.memory import check_state
 from experiments.training.optimizer import make_optimizer
 from experiments.training.workdir import Metrics, git_commit, write_json
 
@@ -254,6 +255,9 @@ def init(seed: int, task: Any, optimizer: optax.GradientTransformation) -> Train
 
     Returns:
       The state, on the default device.
+
+    Raises:
+      Refused: The state does not fit the device.
     """
 
     @jax.jit
@@ -261,7 +265,9 @@ def init(seed: int, task: Any, optimizer: optax.GradientTransformation) -> Train
         params, state = task.init(jax.random.key(seed))
         return TrainState(jnp.zeros((), jnp.int32), params, state, optimizer.init(params))
 
-    return initial_state()
+    traced = initial_state.trace()
+    check_state(traced.out_info)  # before anything is allocated
+    return traced.lower().compile()()
 
 
 def summarise(returned: list[dict[str, np.ndarray]]) -> dict[str, float]:

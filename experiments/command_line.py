@@ -67,7 +67,7 @@ def one_line_errors(
             raise
         fail(error, 2)
     except (MemoryError, RuntimeError) as error:
-        from experiments.training.memory import shortage
+        from experiments.memory import shortage
 
         if (short := shortage(error)) is None:
             raise

@@ -15,10 +15,10 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from experiments.memory import check_state
 from experiments.training import parallel
 from experiments.training.checks import check_resumable, check_sizes, count_steps
 from experiments.training.evaluate import Evaluation, compile_predict, evaluate
-from experiments.training.memory import check_state
 from experiments.training.optimizer import make_optimizer
 from experiments.training.workdir import Metrics, git_commit, write_json
 

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.training import memory
+from experiments import memory
 from experiments.training.loop import TrainState
 from perceiver_jax.errors import Refused
 

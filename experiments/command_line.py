@@ -55,14 +55,18 @@ def local_path(path: str, argument: str) -> str:
 
 
 @contextlib.contextmanager
-def one_line_errors(interrupted: str = 'interrupted') -> Iterator[None]:
+def one_line_errors(
+    interrupted: str = 'interrupted', smaller: str = 'smaller inputs or a smaller model need less'
+) -> Iterator[None]:
     """Ends the program with one line if it was given what it cannot use.
 
-    The exit status is 2 for what was refused and for files that cannot be read or written, 1 for
-    numbers that are no longer finite, 130 for Ctrl-C. All other exceptions pass.
+    The exit status is 2 for what was refused, for files that cannot be read or written and for what
+    is too big for the memory, 1 for numbers that are no longer finite, 130 for Ctrl-C. All other
+    exceptions pass.
 
     Args:
       interrupted: What is printed after Ctrl-C.
+      smaller: What is printed of how to need less memory.
 
     Yields:
       Nothing; the program runs within.
@@ -81,6 +85,12 @@ def one_line_errors(interrupted: str = 'interrupted') -> Iterator[None]:
         if error.filename is None:
             raise
         fail(f'{error.filename}: {error.strerror}', 2)
+    except (MemoryError, RuntimeError) as error:
+        from experiments.memory import shortage
+
+        if (short := shortage(error)) is None:
+            raise
+        fail(f'{short}; {smaller}', 2)
     except KeyboardInterrupt:
         print('error:', interrupted, file=sys.stderr, flush=True)
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -41,6 +41,14 @@ NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Processes of the ru
 PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Which of them this is.')
 flags.mark_flag_as_required('config')
 
+# What is printed when the memory is not enough.
+SMALLER = (
+    'less is needed with a smaller config.train.batch_size or a greater '
+    'config.train.accumulate_steps, a smaller config.evaluation.batch_size, a smaller '
+    'config.model.encoder.num_latents or latent_channels, and with '
+    'config.model.encoder.remat_blocks and remat_cross_attends'
+)
+
 
 def main(argv: list[str]) -> None:
     """Runs the mode that the flags name.
@@ -299,7 +307,9 @@ def first_of_chain(error: BaseException) -> BaseException:
 
 def run() -> None:
     """Runs the command line."""
-    with one_line_errors('interrupted; the same command resumes from the last checkpoint'):
+    with one_line_errors(
+        'interrupted; the same command resumes from the last checkpoint', smaller=SMALLER
+    ):
         try:
             app.run(main, flags_parser=parse_flags)
         except flags.Error as error:

@@ -10,6 +10,7 @@ import numpy as np
 
 from configs.common import near_misses
 from experiments.data.pipeline import Batches
+from experiments.training.config_values import check_values
 from perceiver_jax.errors import Refused
 from perceiver_jax.weights.pretrained import Pretrained
 
@@ -100,9 +101,13 @@ def make_task(config: ml_collections.ConfigDict) -> Task:
       config: The configuration of the run.
 
     Raises:
-      Refused: There is no such task, or its configuration contradicts itself.
+      Refused: There is no such task, a value is not allowed, or the configuration contradicts
+        itself.
     """
+    check_values(config)
     if config.task not in TASKS:
-        raise Refused(f'Unknown task {config.task!r}. {near_misses(config.task, TASKS)}')
+        raise Refused(
+            f'config.task is {config.task!r}, an unknown task. {near_misses(config.task, TASKS)}'
+        )
     module, _, name = TASKS[config.task].rpartition('.')
     return getattr(importlib.import_module(module), name)(config)

@@ -15,6 +15,7 @@ Source: Perceiver (arXiv 2103.03206), section 3.1 and appendix C; Perceiver IO
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -86,12 +87,7 @@ class Attention(Module):
             or an array is not of a floating-point dtype.
         """
         check_floating(self.module_name, inputs_q=inputs_q, inputs_kv=inputs_kv)
-        for what, channels in (('qk', self.qk_channels), ('v', self.v_channels)):
-            if channels % self.num_heads:
-                raise Refused(
-                    f'{what}_channels ({channels}) must be divisible by num_heads '
-                    f'({self.num_heads}) in {self.module_name}.'
-                )
+        check_heads(self.module_name, self.num_heads, self.qk_channels, self.v_channels)
         check_mask(mask, (inputs_q.shape[0], inputs_q.shape[1], inputs_kv.shape[1]))
         query = Linear(self.qk_channels, LECUN_NORMAL, name='query')
         key = Linear(self.qk_channels, LECUN_NORMAL, name='key')
@@ -295,3 +291,46 @@ class SelfAttend(Module):
         x = x + attention(normal, normal, is_training=is_training)
         mlp = Mlp(self.widening_factor, dropout_rate=self.dropout_rate, name='mlp')
         return x + mlp(LayerNorm(name='norm_mlp')(x), is_training=is_training)
+
+
+def check_attend(
+    where: str,
+    module: type[CrossAttend] | type[SelfAttend],
+    fields: Mapping[str, Any],
+    channels: int,
+) -> None:
+    """Checks the heads of the attention that a module passes fields on to, under their own names.
+
+    Args:
+      where: What holds the fields, such as 'encoder.self_attend'.
+      module: `CrossAttend` or `SelfAttend`.
+      fields: Field name -> value.
+      channels: Channels of queries and keys where the fields do not tell.
+
+    Raises:
+      Refused: There are less than one, or they do not divide the channels; it names the field.
+    """
+    qk_channels = fields.get('qk_channels') or channels
+    v_channels = fields.get('v_channels') or qk_channels
+    check_heads(where, fields.get('num_heads', module.num_heads), qk_channels, v_channels)
+
+
+def check_heads(where: str, num_heads: int, qk_channels: int, v_channels: int) -> None:
+    """Checks that channels can be cut into heads.
+
+    Args:
+      where: What has the heads, such as 'encoder.self_attend'.
+      num_heads: Number of heads.
+      qk_channels: Channels of queries and keys, all heads together.
+      v_channels: Channels of values, all heads together.
+
+    Raises:
+      Refused: There are less than one, or they do not divide the channels.
+    """
+    if num_heads < 1:
+        raise Refused(f'{where}.num_heads must be at least 1, not {num_heads}.')
+    for name, channels in (('qk_channels', qk_channels), ('v_channels', v_channels)):
+        if channels % num_heads:
+            raise Refused(
+                f'{where}.num_heads is {num_heads} and must divide {name}, which are {channels}.'
+            )

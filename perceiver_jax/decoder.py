@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from perceiver_jax.attention import CrossAttend
+from perceiver_jax.attention import CrossAttend, check_attend
 from perceiver_jax.checks import Module, check_axes, check_fields, check_integers
 from perceiver_jax.errors import Refused
 from perceiver_jax.inputs import extract_patches
@@ -112,6 +112,8 @@ class QueryDecoder(Module):
         """
         check_floating('QueryDecoder', queries=queries, latents=latents)
         check_axes('QueryDecoder', queries=(queries, 'B O E'), latents=(latents, 'B N D'))
+        where = f'{self.name}.cross_attend'
+        check_attend(where, CrossAttend, self.cross_attend, latents.shape[-1])
         mask = None
         if query_mask is not None:
             axes = '1 O' if np.shape(query_mask)[:1] == (1,) else 'B O'  # one for all examples
@@ -173,6 +175,8 @@ class ClassQueryDecoder(Module):
         """
         check_floating('ClassQueryDecoder', latents=latents)
         check_axes('ClassQueryDecoder', latents=(latents, 'B N D'))
+        where = f'{self.name}.cross_attend'  # the query decoder would name itself
+        check_attend(where, CrossAttend, self.cross_attend, latents.shape[-1])
         init = hk.initializers.TruncatedNormal(self.query_init_std)
         query = hk.get_parameter('query', (1, self.query_channels), jnp.float32, init)
         queries = for_each_example(query.astype(latents.dtype), latents)

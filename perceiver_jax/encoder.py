@@ -15,7 +15,7 @@ import haiku as hk
 import jax.numpy as jnp
 from jax import Array
 
-from perceiver_jax.attention import CrossAttend, SelfAttend
+from perceiver_jax.attention import CrossAttend, SelfAttend, check_attend
 from perceiver_jax.checks import Module, check_axes, check_fields
 from perceiver_jax.errors import Refused
 from perceiver_jax.layers import check_floating
@@ -245,6 +245,11 @@ class Encoder(Module):
         """
         check_floating('Encoder', inputs=inputs)
         check_axes('Encoder', inputs=(inputs, 'B M C'), input_mask=(input_mask, 'B M'))
+        for field, module, fields, channels in (
+            ('cross_attend', CrossAttend, self.cross_attend, inputs.shape[-1]),
+            ('self_attend', SelfAttend, self.self_attend, self.latent_channels),
+        ):
+            check_attend(f'{self.name}.{field}', module, fields, channels)
         steps = schedule(
             num_cross_attends=self.num_cross_attends,
             num_blocks=self.num_blocks,

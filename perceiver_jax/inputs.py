@@ -40,6 +40,8 @@ from perceiver_jax.sharding import (
     with_examples,
 )
 
+SHRINK = 4  # pixels of either side of what the 7x7 convolution and its max-pooling leave
+
 _T = TypeVar('_T')
 
 
@@ -333,7 +335,7 @@ class FlowInputs(Module):
           height: Height of a frame in pixels.
           width: Width of a frame in pixels.
         """
-        shrink = 4 if self.contents == 'conv7x7' else 1
+        shrink = SHRINK if self.contents == 'conv7x7' else 1
         return -(-height // shrink), -(-width // shrink)
 
     def __call__(self, frames: Array, *, is_training: bool) -> Array:

@@ -23,6 +23,7 @@ from perceiver_jax.decoder import (
 from perceiver_jax.encoder import Encoder
 from perceiver_jax.errors import Refused
 from perceiver_jax.inputs import (
+    SHRINK,
     FlowInputs,
     ImageInputs,
     JoinModalities,
@@ -213,6 +214,11 @@ def optical_flow(
         raise Refused(
             f'upsampling goes with contents that are downsampled, not {read.contents!r} '
             f'with {upsampling}.'
+        )
+    if upsampling is not None and upsampling.get('factor', SHRINK) != SHRINK:
+        raise Refused(
+            f'upsampling.factor is {upsampling["factor"]}, and the convolution makes frames '
+            f'{SHRINK} times smaller.'
         )
     elements = read(frames.astype(dtype), is_training=is_training)  # [B, M, C]
     latents = build(Encoder, encoder, implementation=implementation, name='encoder')(

@@ -6,6 +6,9 @@ import numpy as np
 
 from perceiver_jax.errors import Refused
 
+# What `multi_label_metrics` measures; some of it on some data alone.
+METRICS = ('map', 'auc', 'd_prime', 'classes_left_out', 'accuracy')
+
 
 def average_precision(labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Returns the area under each class's curve of precision over recall.

@@ -63,7 +63,7 @@ def open_source(
     if split not in SPLITS:
         raise Refused(f'split must be one of {SPLITS}, got {split!r}')
     if kind not in ('tfds', 'folder', 'sounds'):
-        raise Refused(f"data source must be 'tfds', 'folder' or 'sounds', got {kind!r}")
+        raise Refused(f"config.data.source must be 'tfds', 'folder' or 'sounds', got {kind!r}")
     if kind == 'sounds':
         if with_frames:
             raise Refused('generated sounds have no video')

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from experiments.audioset.metrics import average_precision, multi_label_metrics
+from experiments.audioset.metrics import METRICS, average_precision, multi_label_metrics
 from experiments.audioset.mixing import drop_examples, mix_sounds, spec_augment
 from experiments.audioset.sources import open_source
 from experiments.audioset.transforms import ClipShape, EvalTransform, TrainTransform
 from experiments.data import reading
 from experiments.data.clip_files import FRAMES_PER_SECOND
 from experiments.data.pipeline import Batches, LabelledSource
-from experiments.training.checks import check_resolution
+from experiments.training.checks import below_key, check_resolution
 from experiments.training.describe import describe_model
 from experiments.training.losses import sigmoid_cross_entropy, softmax_cross_entropy
 from perceiver_jax.errors import Refused
@@ -77,11 +77,16 @@ class AudioSet:
             raise Refused(
                 f'config.loss.kind is {config.loss.kind!r}, it must be one of {[*_LOSSES]}'
             )
+        if self.metric not in METRICS:
+            raise Refused(
+                f'config.evaluation.metric is {self.metric!r}, it must be one of {[*METRICS]}'
+            )
         self._scores, self._cross_entropy = _LOSSES[config.loss.kind]
 
     def _forward(self, modalities, is_training: bool, **changes) -> jax.Array:
         model = {**self.config.model, **changes}
-        return audio_visual_classifier(modalities, is_training=is_training, **model)
+        with below_key('model'):
+            return audio_visual_classifier(modalities, is_training=is_training, **model)
 
     # Data
 
@@ -170,9 +175,10 @@ class AudioSet:
             sound, labels = mix_sounds(keys['mix'], sound, labels, index, settings.mixup_alpha)
         inputs = self._inputs(sound, batch.get('video'))
         if 'spectrogram' in inputs:
-            inputs['spectrogram'] = spec_augment(
-                keys['mask'], inputs['spectrogram'], index, **settings.spec_augment
-            )
+            with below_key('augmentation.spec_augment'):
+                inputs['spectrogram'] = spec_augment(
+                    keys['mask'], inputs['spectrogram'], index, **settings.spec_augment
+                )
         for name in inputs:
             rate = settings.drop_video if name == 'video' else settings.drop_sound
             if rate:
@@ -215,7 +221,8 @@ class AudioSet:
     def _inputs(self, sound: jax.Array, video: jax.Array | None) -> dict[str, jax.Array]:
         """Makes the model's inputs of sound `[B, samples]` and uint8 video `[B, T, S, S, 3]`."""
         settings = self.config.spectrogram
-        return model_inputs(sound, video, self.modalities, self.shape.sample_rate, settings)
+        with below_key('spectrogram'):
+            return model_inputs(sound, video, self.modalities, self.shape.sample_rate, settings)
 
     def _window(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         shape = self.shape

@@ -99,7 +99,9 @@ class MovingScenes:
             files = visible(folder, '**/*')
             self._textures = [str(x) for x in files if x.suffix.lower() in _IMAGE_ENDINGS]
             if not self._textures:
-                raise Refused(f'textures: {folder} holds no images of {_IMAGE_ENDINGS}')
+                raise Refused(
+                    f'config.scenes.textures: {folder} holds no images of {_IMAGE_ENDINGS}'
+                )
 
     def __repr__(self) -> str:
         return f'generated scenes of {self._size[0]} x {self._size[1]}, {self._split}'

@@ -74,7 +74,10 @@ def open_source(
     if kind == 'scenes':
         return MovingScenes(split, **(scenes or {}))
     if kind not in _KINDS:
-        raise Refused(f'flow data must be one of {[*_KINDS, "scenes"]}, got {kind!r}')
+        raise Refused(
+            f'flow data must be one of {[*_KINDS, "scenes"]}, got {kind!r} '
+            '(config.data.train, config.data.evaluate)'
+        )
     name, list_pairs = _KINDS[kind]
     folder = Path(path).expanduser() / name
     if not folder.is_dir():

@@ -17,7 +17,7 @@ from experiments.flow.metrics import end_point_error, measure, summarise
 from experiments.flow.sources import Several, open_source
 from experiments.flow.transforms import EvalTransform, TrainTransform
 from experiments.training import parallel
-from experiments.training.checks import check_resolution, count_steps
+from experiments.training.checks import below_key, check_resolution, count_steps
 from experiments.training.describe import describe_model
 from perceiver_jax.errors import Refused
 from perceiver_jax.models import optical_flow
@@ -47,9 +47,15 @@ class OpticalFlow:
             raise Refused('config.data.evaluate names no data set')
         self.metric = f'epe_{self.names[0]}'
         self.tile = tuple(config.augmentation.crop_size)
+        frame_size = tuple(config.evaluation.frame_size)
+        if any(side < tile for side, tile in zip(frame_size, self.tile, strict=True)):
+            raise Refused(
+                f'config.evaluation.frame_size is {frame_size}, smaller than a tile, '
+                f'config.augmentation.crop_size, which is {self.tile}'
+            )
         self.model = hk.transform_with_state(self._forward)
         self.eval_transform = EvalTransform(
-            frame_size=tuple(config.evaluation.frame_size),
+            frame_size=frame_size,
             tile=self.tile,
             placement=config.evaluation.placement,
         )
@@ -57,7 +63,8 @@ class OpticalFlow:
     def _forward(self, frames: jax.Array, is_training: bool, **changes) -> jax.Array:
         axis = parallel.AXIS if self.config.parallel == 'pmap' else None
         model = {**self.config.model, **changes}
-        return optical_flow(frames, is_training=is_training, batch_norm_axis=axis, **model)
+        with below_key('model'):
+            return optical_flow(frames, is_training=is_training, batch_norm_axis=axis, **model)
 
     # Data
 

@@ -54,7 +54,7 @@ def open_source(kind: str, path: str | None, split: str) -> LabelledSource:
         'folder': _Folder,
     }
     if kind not in sources:
-        raise Refused(f'data source must be one of {[*sources, "digits"]}, got {kind!r}')
+        raise Refused(f'config.data.source must be one of {[*sources, "digits"]}, got {kind!r}')
     if not path or not Path(path).expanduser().is_dir():
         raise Refused(f'data source {kind!r} reads a folder, and there is none at {path!r}')
     return sources[kind](Path(path).expanduser(), split)

@@ -15,7 +15,7 @@ from experiments.imagenet.mixing import mixup_cutmix
 from experiments.imagenet.sources import open_source
 from experiments.imagenet.transforms import EvalTransform, TrainTransform
 from experiments.training import parallel
-from experiments.training.checks import check_resolution
+from experiments.training.checks import below_key, check_resolution
 from experiments.training.describe import describe_model
 from experiments.training.losses import softmax_cross_entropy
 from perceiver_jax.errors import Refused
@@ -49,8 +49,6 @@ class ImageNet:
             )
         self.model = hk.transform_with_state(self._forward)
         size, channels = config.images.image_size, len(config.images.mean)
-        if size < 1:
-            raise Refused(f'config.images.image_size is {size}, it must be at least 1')
         if channels not in (1, 3) or len(config.images.std) != channels:
             raise Refused(
                 'config.images.mean and config.images.std must have a number for each channel, 1 '
@@ -66,7 +64,8 @@ class ImageNet:
     def _forward(self, images: jax.Array, is_training: bool, **changes) -> jax.Array:
         axis = parallel.AXIS if self.config.parallel == 'pmap' else None
         model = {**self.config.model, **changes}
-        return image_classifier(images, is_training=is_training, batch_norm_axis=axis, **model)
+        with below_key('model'):
+            return image_classifier(images, is_training=is_training, batch_norm_axis=axis, **model)
 
     # Data
 

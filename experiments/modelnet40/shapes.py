@@ -152,7 +152,10 @@ class Shapes:
         """
         parts = split.split('+')
         if unknown := set(parts) - set(NUM_SHAPES):
-            raise Refused(f'shapes have the splits {[*NUM_SHAPES]}, not {sorted(unknown)}')
+            raise Refused(
+                f'shapes have the splits {[*NUM_SHAPES]}, not {sorted(unknown)} '
+                '(config.data.train_split, config.data.eval_split)'
+            )
         self._split = split
         self._numbers = np.concatenate(
             [np.arange(_FIRST[part], _FIRST[part] + NUM_SHAPES[part]) for part in parts]

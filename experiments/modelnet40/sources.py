@@ -75,7 +75,7 @@ def open_source(kind: str, path: str | None, split: str) -> LabelledSource:
     if kind == 'shapes':
         return Shapes(split)
     if kind != 'tfds':
-        raise Refused(f"data source must be 'tfds' or 'shapes', got {kind!r}")
+        raise Refused(f"config.data.source must be 'tfds' or 'shapes', got {kind!r}")
     if not path or not Path(path).expanduser().is_dir():
         raise Refused(f'data source {kind!r} reads a folder, and there is none at {path!r}')
     folder = version_folder(Path(path).expanduser(), 'modelnet40')

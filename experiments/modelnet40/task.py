@@ -13,9 +13,9 @@ from experiments.data import reading
 from experiments.data.pipeline import Batches, LabelledSource
 from experiments.modelnet40.sources import open_source
 from experiments.modelnet40.transforms import EvalTransform, TrainTransform
+from experiments.training.checks import below_key
 from experiments.training.describe import describe_model
 from experiments.training.losses import softmax_cross_entropy
-from perceiver_jax.errors import Refused
 from perceiver_jax.models import point_classifier
 from perceiver_jax.recording import record_attention
 from perceiver_jax.weights.pretrained import Pretrained
@@ -37,8 +37,6 @@ class ModelNet40:
     def __init__(self, config: ml_collections.ConfigDict):
         self.config = config
         num_points = config.points.num_points
-        if num_points < 2:
-            raise Refused(f'config.points.num_points is {num_points}, it must be at least 2')
         self.model = hk.transform_with_state(self._forward)
         self.points_shape = (1, num_points, 3)
         self.train_transform = TrainTransform(num_points=num_points, **config.augmentation)
@@ -47,7 +45,8 @@ class ModelNet40:
 
     def _forward(self, points: jax.Array, is_training: bool, **changes) -> jax.Array:
         model = {**self.config.model, **changes}
-        return point_classifier(points, is_training=is_training, **model)
+        with below_key('model'):
+            return point_classifier(points, is_training=is_training, **model)
 
     # Data
 

@@ -1,12 +1,14 @@
 """Finds what cannot be run before anything is compiled: one `Refused` that names the key."""
 
+import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.training.config_values import MAX_STEPS, check_values
 from perceiver_jax.errors import Refused
 from perceiver_jax.weights.upgrade import upgrade_arguments
 
@@ -25,28 +27,23 @@ FREE_KEYS = (
 
 
 def check_sizes(config: ConfigDict, num_devices: int) -> None:
-    """Checks that batches can be cut over the devices, and that counts are positive.
+    """Checks all values, and that batches can be cut over the devices.
 
     Args:
       config: The run's configuration.
       num_devices: How many devices all processes have together.
 
     Raises:
-      Refused: A size is out of range; the message names its key.
+      Refused: A value is not allowed; the message names its key.
     """
+    check_values(config)
     sizes = config.train
-    for key in sizes:
-        if key not in ('epochs', 'steps') and sizes[key] < 1:
-            raise Refused(f'config.train.{key} is {sizes[key]}, it must be at least 1')
     if sizes.batch_size % (num_devices * sizes.accumulate_steps):
         raise Refused(
             f'config.train.batch_size is {sizes.batch_size}, it must be a multiple of '
             f'{num_devices} devices x config.train.accumulate_steps {sizes.accumulate_steps}'
         )
-    for key, value in (('seed', config.seed), ('data.num_workers', config.data.num_workers)):
-        if value < 0:
-            raise Refused(f'config.{key} is {value}, it must be at least 0')
-    if config.evaluation.batch_size < 1 or config.evaluation.batch_size % num_devices:
+    if config.evaluation.batch_size % num_devices:
         raise Refused(
             f'config.evaluation.batch_size is {config.evaluation.batch_size}, '
             f'it must be a multiple of {num_devices} devices'
@@ -75,9 +72,12 @@ def count_steps(config: ConfigDict, num_train_examples: int) -> tuple[int, float
     total_steps = sizes.steps
     if total_steps is None:
         total_steps = int(sizes.epochs * num_train_examples // sizes.batch_size)
-    if total_steps < 1:
+    if not 1 <= total_steps <= MAX_STEPS:
         key = 'steps' if sizes.epochs is None else 'epochs'
-        raise Refused(f'config.train.{key} is {sizes[key]}, which makes {total_steps} updates')
+        raise Refused(
+            f'config.train.{key} is {sizes[key]}, which makes {total_steps:,} updates; '
+            f'a run has at least 1 and at most {MAX_STEPS:,}'
+        )
     return total_steps, num_train_examples / sizes.batch_size
 
 
@@ -104,6 +104,26 @@ def check_resolution(
             f'{size}, which makes {" x ".join(map(str, grid))} input elements, more than '
             f'{key} {tuple(max_resolution)}: make it as large'
         )
+
+
+@contextlib.contextmanager
+def below_key(key: str) -> Iterator[None]:
+    """Names the key of the config that something was made from where that refuses it.
+
+    Args:
+      key: A key of the config, such as 'model'.
+
+    Yields:
+      Nothing; what reads the config's values, but does not know that they are a config's, is called
+      within.
+
+    Raises:
+      Refused: What was refused within, with the key in front.
+    """
+    try:
+        yield
+    except Refused as error:
+        raise Refused(f'config.{key}: {error}') from None
 
 
 def check_resumable(workdir: Path, config: ConfigDict) -> None:

@@ -1,7 +1,6 @@
 """The loop: the only one, for every task, on any number of devices and processes."""
 
 import contextlib
-import datetime
 import functools
 import json
 import time
@@ -16,6 +15,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from experiments.memory import check_state
 from experiments.training import parallel
 from experiments.training.checks import check_resumable, check_sizes, count_steps
 from experiments.training.evaluate import Evaluation, compile_predict, evaluate
@@ -164,15 +164,16 @@ def _train(
         'device': parallel.device_name(),
         'git_commit': git_commit(),
         'seed': config.seed,
-        'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        'date': now(),
     }
     if writes:
         write_json(workdir / 'result.json', result)
         draw = functools.partial(
             task.draw, params=host_state.params, state=host_state.state, predictions=predictions
         )
-        facts = {'seed': config.seed, 'date': now(), **result}
-        write_report(workdir / 'report.png', metrics.rows, config_name, draw, facts, task.loss_unit)
+        write_report(
+            workdir / 'report.png', metrics.rows, config_name, draw, result, task.loss_unit
+        )
     return result
 
 
@@ -271,6 +272,9 @@ def init(seed: int, task: Any, optimizer: optax.GradientTransformation) -> Train
 
     Returns:
       The state, on the default device.
+
+    Raises:
+      Refused: The state does not fit the device.
     """
 
     @jax.jit
@@ -278,7 +282,9 @@ def init(seed: int, task: Any, optimizer: optax.GradientTransformation) -> Train
         params, state = task.init(jax.random.key(seed))
         return TrainState(jnp.zeros((), jnp.int32), params, state, optimizer.init(params))
 
-    return initial_state()
+    traced = initial_state.trace()
+    check_state(traced.out_info)  # before anything is allocated
+    return traced.lower().compile()()
 
 
 def summarise(returned: list[dict[str, np.ndarray]]) -> dict[str, float]:

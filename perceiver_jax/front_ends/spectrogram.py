@@ -104,7 +104,8 @@ def mel_filters(
     """
     if not 0 <= low < high <= sample_rate / 2:
         raise Refused(
-            f'Mel filters from {low} to {high} Hz are not within 0 to {sample_rate / 2} Hz.'
+            f'Mel filters from low, {low} Hz, to high, {high} Hz, are not within 0 to '
+            f'{sample_rate / 2} Hz, half the sample_rate.'
         )
 
     def mel(hertz):
@@ -119,7 +120,8 @@ def mel_filters(
     if not filters.any(axis=0).all():
         empty = int((~filters.any(axis=0)).sum())
         raise Refused(
-            f'{empty} of {num_bins} mel filters from {low} to {high} Hz fall between the '
-            f'frequencies of a window of {window} samples: take fewer, or a longer window.'
+            f'{empty} of num_bins={num_bins} mel filters from low={low} to high={high} Hz fall '
+            f'between the frequencies of a window of {window} samples: take fewer, or a longer '
+            'window.'
         )
     return filters.astype(np.float32)

@@ -2,9 +2,13 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from experiments import command_line
@@ -39,6 +43,29 @@ def test_a_system_error_names_its_file_and_no_number(tmp_path, capsys):
         (tmp_path / 'none.json').read_text()
     assert ended.value.code == 2
     assert capsys.readouterr().err == f'error: {tmp_path}/none.json: No such file or directory\n'
+
+
+@pytest.mark.parametrize(
+    'too_large',
+    [
+        lambda: np.zeros((10**7, 10**6)),
+        lambda: jax.jit(lambda x: x * jnp.ones((10**7, 10**6)))(2.0),
+    ],
+)
+def test_what_is_too_big_for_the_memory_is_one_line(too_large, capsys):
+    with (
+        pytest.raises(SystemExit) as ended,
+        command_line.one_line_errors(smaller='take a smaller one'),
+    ):
+        too_large()
+    assert ended.value.code == 2
+    assert re.fullmatch(
+        r'error: out of memory: [\d,]+\.\d GB were asked for at once, and .* has [\d,]+\.\d GB, '
+        'some of it in use; take a smaller one\n',
+        capsys.readouterr().err,
+    )
+    with pytest.raises(RuntimeError, match='a bug'), command_line.one_line_errors():
+        raise RuntimeError('a bug')
 
 
 @pytest.mark.parametrize('path', ['runs/x', '/a~/b', '-', '', './~x', 'hub/name', 'a:b', 'a//b'])

@@ -105,7 +105,7 @@ def test_unknown_keys_of_a_run_get_one_line(workdir):
 def test_an_unknown_task_gets_one_line():
     code, out, err = run(DEMO, '--config.task=imagnet', '--mode=describe')
     assert (code, out) == (2, '')
-    assert err == "error: Unknown task 'imagnet'. Did you mean imagenet?\n"
+    assert err == "error: config.task is 'imagnet', an unknown task. Did you mean imagenet?\n"
 
 
 def test_describe_as_json():

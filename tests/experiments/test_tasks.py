@@ -30,7 +30,9 @@ def test_a_task_has_every_member_that_the_loop_needs(name):
 
 
 def test_an_unknown_task_is_refused_with_its_near_misses():
-    with pytest.raises(Refused, match="Unknown task 'imagnet'. Did you mean imagenet?"):
+    with pytest.raises(
+        Refused, match="config.task is 'imagnet', an unknown task. Did you mean imagenet?"
+    ):
         make_task(ml_collections.ConfigDict({'task': 'imagnet'}))
 
 

@@ -69,7 +69,9 @@ def test_query_key_and_value_widths_are_separate():
 
 
 def test_heads_must_divide_the_channels():
-    with pytest.raises(ValueError, match=r'qk_channels \(4\).*num_heads \(3\)'):
+    with pytest.raises(
+        ValueError, match='attention.num_heads is 3 and must divide qk_channels, .* 4'
+    ):
         run(lambda: SelfAttend(3), random(B, T, 4), is_training=False)
 
 

@@ -89,6 +89,16 @@ def test_unknown_fields_of_attention_are_named(module, field):
         model.init(None)
 
 
+@pytest.mark.parametrize('module, arrays', [(QueryDecoder, 2), (ClassQueryDecoder, 1)])
+def test_heads_that_do_not_divide_are_named_as_the_decoders_field(module, arrays):
+    def forward(*arrays):
+        fields = dict(cross_attend=dict(num_heads=LATENTS.shape[-1] + 1))
+        return module(7, **fields, name='decoder')(*arrays, is_training=False)
+
+    with pytest.raises(Refused, match='^decoder.cross_attend.num_heads is .* must divide qk_chann'):
+        hk.transform(forward).init(None, *(QUERIES, LATENTS)[-arrays:])
+
+
 @pytest.mark.parametrize('chunk_size', [1, 2, 3, 7, None])
 def test_chunks_decode_to_the_same(chunk_size):
     def forward(latents, chunk_size):

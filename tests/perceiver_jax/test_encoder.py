@@ -204,6 +204,26 @@ def test_shapes_that_do_not_fit_are_shown():
 @pytest.mark.parametrize(
     'fields, message',
     [
+        (dict(self_attend=dict(num_heads=3)), 'self_attend.num_heads is 3 and must divide qk_chan'),
+        (dict(self_attend=dict(num_heads=0)), 'self_attend.num_heads must be at least 1, not 0'),
+        (
+            dict(self_attend=dict(num_heads=3, qk_channels=6, v_channels=4)),
+            'self_attend.num_heads is 3 and must divide v_channels, which are 4',
+        ),
+        (
+            dict(cross_attend=dict(num_heads=5)),
+            'cross_attend.num_heads is 5 and must divide qk_channels, which are 6',
+        ),
+    ],
+)
+def test_heads_that_do_not_divide_are_named_as_the_encoders_fields(fields, message):
+    with pytest.raises(Refused, match=f'encoder.{message}'):
+        jax.eval_shape(build(**fields).init, jax.random.key(0), inputs())
+
+
+@pytest.mark.parametrize(
+    'fields, message',
+    [
         (
             dict(cross_attend=dict(num_head=2)),
             "CrossAttend has no field 'num_head' that can be set here; known: num_heads, qk_channe",

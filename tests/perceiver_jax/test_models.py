@@ -146,9 +146,14 @@ def test_flow_by_convolution_is_upsampled_to_any_size(frames_are):
 
 
 @pytest.mark.parametrize(
-    'inputs, upsampling', [(dict(contents='conv7x7'), None), ({}, dict(factor=4))]
+    'inputs, upsampling, message',
+    [
+        (dict(contents='conv7x7'), None, 'upsampling goes with contents that are downsampled'),
+        ({}, dict(factor=4), 'upsampling goes with contents that are downsampled'),
+        (dict(contents='conv7x7'), dict(factor=8), 'upsampling.factor is 8, and the convolution'),
+    ],
 )
-def test_flow_is_upsampled_where_it_was_downsampled(inputs, upsampling):
+def test_flow_is_upsampled_where_it_was_downsampled(inputs, upsampling, message):
     model = hk.transform_with_state(
         lambda x: optical_flow(
             x,
@@ -159,7 +164,7 @@ def test_flow_is_upsampled_where_it_was_downsampled(inputs, upsampling):
             upsampling=upsampling,
         )
     )
-    with pytest.raises(ValueError, match='upsampling goes with contents that are downsampled'):
+    with pytest.raises(ValueError, match=message):
         jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 2, 8, 8, 3), np.float32))
 
 

@@ -27,6 +27,7 @@ def test_epochs_are_counted_in_examples():
         (dict(steps=None, epochs=0.05), 'config.train.epochs is 0.05, which makes 0 updates'),
         (dict(log_every_steps=0), 'config.train.log_every_steps is 0'),
         (dict(keep_checkpoints=0), 'config.train.keep_checkpoints is 0'),
+        (dict(steps=None, epochs=1e9), 'config.train.epochs is .* makes 10,000,000,000 updates'),
     ],
 )
 def test_configs_that_cannot_run_are_refused_first(tmp_path, train_keys, message):

@@ -87,8 +87,11 @@ def test_silence_is_the_floor_and_decibels_are_scaled():
         (dict(hop=300), 'A hop of 300 samples must divide the sound of 800'),
         (dict(hop=[200]), r'hop as an integer, not \[200\]'),
         (dict(window=100), 'and a window, of 100'),
-        (dict(high=5_000.0), 'from 0.0 to 5000.0 Hz are not within 0 to 4000'),
-        (dict(num_bins=300), 'mel filters from 0.0 to 4000.0 Hz fall between'),
+        (dict(high=5_000.0), 'low, 0.0 Hz, to high, 5000.0 Hz, are not within 0 to 4000'),
+        (
+            dict(num_bins=300),
+            'num_bins=300 mel filters from low=0.0 to high=4000.0 Hz',
+        ),
     ],
 )
 def test_settings_that_make_no_spectrogram_are_refused(change, message):

@@ -137,22 +137,24 @@ def _check_channels(mean: Sequence[float], std: Sequence[float]) -> None:
 
 
 def centre_crop(image: np.ndarray, fraction: float) -> np.ndarray:
-    """Returns the central square of an image.
+    """Returns the central square of an image, or of frames at the same place.
 
     Args:
-      image: Image, `[height, width, channels]`.
+      image: Image, `[height, width, channels]`, or `[height, width, ...]`.
       fraction: Side of the square / shorter side of the image, in (0, 1]. The published evaluation
         has 0.875 = 224 / (224 + 32).
 
     Returns:
-      Central square, `[side, side, channels]`, a view of `image`.
+      Central square, `[side, side, ...]`, a view of `image`.
 
     Raises:
       Refused: `fraction` is out of range, or `image` has other axes.
 
     Source: DeepMind's release of Perceiver IO.
     """
-    check_axes('centre_crop', image=(image, 'height width channels'))
+    check_array('centre_crop', 'image', image)
+    if image.ndim < 2:
+        raise Refused(f'centre_crop takes an image [height, width, ...]; got {image.shape}')
     check_number('the part of the shorter side to crop', fraction)
     if not 0 < fraction <= 1:
         raise Refused(f'the part of the shorter side to crop must be in 0..1, got {fraction}')

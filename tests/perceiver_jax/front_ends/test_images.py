@@ -173,7 +173,7 @@ def test_prepared_frames_run_from_minus_one_to_one():
         (lambda: prepare_frames(NOISE, [NOISE]), 'second frame as an array, not as list'),
         (lambda: resize(NOISE, (8, 8)), r'resize takes size as an integer, not \(8, 8\)'),
         (lambda: resize(NOISE[..., 0], 8), r'resize takes image \[height, width, channels\]; got'),
-        (lambda: centre_crop(NOISE[0], 1), r'centre_crop takes image \[height, width, channels\]'),
+        (lambda: centre_crop(NOISE[0, 0], 1), r'centre_crop takes an image \[height, width, \.'),
         (lambda: normalise(NOISE, MEAN, 1.0), 'mean and std must have one entry for each channel'),
         (lambda: decode_image(encode(NOISE), 4), 'channels must be 1 or 3, not 4'),
     ],

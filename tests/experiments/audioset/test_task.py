@@ -56,9 +56,9 @@ def get_config(prepared, variant='mel_video', **changes):
     config.spectrogram.update(hop=6144, window=8192, num_bins=11)
     config.augmentation.spec_augment.update(time_width=3, frequency_width=3)
     for name, change in {
-        'audio': dict(samples_per_patch=1920, num_bands=2, max_resolution=(32,)),
+        'audio': dict(samples_per_patch=240, num_bands=2, max_resolution=(256,)),
         'spectrogram': dict(num_bands=2, max_resolution=(110,)),
-        'video': dict(patch=(16, 8, 8), num_bands=2, max_resolution=(2, 2, 2)),
+        'video': dict(patch=(4, 4, 4), num_bands=2, max_resolution=(8, 4, 4)),
     }.items():
         if name in config.model.inputs:
             config.model.inputs[name].update(change)
@@ -66,6 +66,8 @@ def get_config(prepared, variant='mel_video', **changes):
     config.model.encoder.update(
         num_latents=5,
         latent_channels=8,
+        num_cross_attends=1,
+        num_blocks=1,
         num_self_attends_per_block=1,
         self_attend=dict(num_heads=2),
     )
@@ -218,7 +220,13 @@ def test_a_labelled_folder_trains_and_is_saved(labelled, tmp_path, variant):
     if 'spectrogram' in config.model.inputs:
         config.model.inputs.spectrogram.patch = (1, 16)
     config.model.num_classes = 0  # as many as the table has: 3
-    config.model.encoder.update(num_latents=5, latent_channels=8)
+    config.model.encoder.update(
+        num_latents=5,
+        latent_channels=8,
+        num_cross_attends=1,
+        num_blocks=1,
+        num_self_attends_per_block=1,
+    )
     config.evaluation.update(batch_size=8, clip_seconds=0.2)
     config.train.update(batch_size=8, epochs=None, steps=2)
     config.optimizer.schedule = dict(kind='constant')
@@ -247,10 +255,10 @@ def test_other_numbers_of_classes_are_refused(prepared):
 @pytest.mark.parametrize(
     'variant, key, value, grid',
     [
-        ('raw_audio', 'audio', (31,), 32),
+        ('raw_audio', 'audio', (255,), 256),
         ('mel', 'spectrogram', (109,), 110),  # one axis: 10 frames of 11 bins
         ('mel', 'spectrogram', (9, 11), '10 x 11'),
-        ('video', 'video', (2, 2, 1), '2 x 2 x 2'),
+        ('video', 'video', (8, 4, 3), '8 x 4 x 4'),
     ],
 )
 def test_windows_beyond_the_resolution_of_their_positions_are_refused(

@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument('runs', metavar='RUN', nargs='+', help='the folder of a run')
     parser.add_argument('--out', default='comparison.png', help='the picture (%(default)s)')
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     out = local_path(arguments.out, '--out')
     runs = read_runs([local_path(path, 'RUN') for path in arguments.runs])
 

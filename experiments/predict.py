@@ -146,7 +146,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="layout of the 7x7 kernel in a file of Hugging Face's: as published (hub), or trained "
         'with transformers',
     )
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     with one_line_errors():
         arguments.model = local_path(arguments.model, 'MODEL')
         inputs = [local_path(path, 'INPUT') for path in arguments.inputs]

@@ -143,6 +143,14 @@ def test_a_saved_model_runs_on_files(tmp_path, capsys, function, inputs, options
         assert [file for x in results for file in x['files']] == [f'{out}/{x}' for x in outputs]
 
 
+def test_options_may_stand_between_the_inputs(tmp_path):
+    for name in ('a.png', 'b.png'):
+        (tmp_path / name).touch()
+    a, b = str(tmp_path / 'a.png'), str(tmp_path / 'b.png')
+    arguments = predict.parse(['model', a, '--out', 'x', b, '--json'])
+    assert [str(path) for path in arguments.inputs] == [a, b] and arguments.json
+
+
 def test_mistakes_get_one_line(tmp_path, monkeypatch, capsys):
     write_image(tmp_path / 'a.png', 5, 7)
     for arguments, message in [

@@ -61,8 +61,8 @@ def one_line_errors(
     """Ends the program with one line if it was given what it cannot use.
 
     The exit status is 2 for what was refused, for files that cannot be read or written and for what
-    is too big for the memory, 1 for numbers that are no longer finite, 130 for Ctrl-C. All other
-    exceptions pass.
+    is too big for the memory, 1 for numbers that are no longer finite, 130 for Ctrl-C, 141 where
+    nobody reads the output. All other exceptions pass.
 
     Args:
       interrupted: What is printed after Ctrl-C.
@@ -81,6 +81,9 @@ def one_line_errors(
         fail(error, 2)
     except FloatingPointError as error:
         fail(error, 1)
+    except BrokenPipeError:  # of `... | head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the last flush
+        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.filename is None:
             raise

@@ -168,3 +168,15 @@ def test_paths_of_launch_are_local_paths(tmp_path, name):
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 2
         assert message in done.stderr and done.stderr.count('\n') == 1
+
+
+def test_nobody_need_read_to_the_end():
+    code = 'from experiments.command_line import one_line_errors as o\nwith o():\n'
+    code += '    while True: print("x" * 1000)'
+    process = subprocess.Popen(
+        [sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == b''
+    assert process.wait(20) == 141

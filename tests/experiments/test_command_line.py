@@ -173,10 +173,9 @@ def test_paths_of_launch_are_local_paths(tmp_path, name):
 def test_nobody_need_read_to_the_end():
     code = 'from experiments.command_line import one_line_errors as o\nwith o():\n'
     code += '    while True: print("x" * 1000)'
-    process = subprocess.Popen(
-        [sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    process.stdout.readline()
-    process.stdout.close()
-    assert process.stderr.read() == b''
-    assert process.wait(20) == 141
+    command = [sys.executable, '-c', code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b''
+    assert process.returncode == 141

@@ -1,7 +1,7 @@
 """The checksum of TFRecord files: CRC32C (RFC 3720), masked.
 
-A checksum is linear over bits: that of a whole is the one of its first part, moved past the bytes
-of the second part, XOR the one of the second part. So NumPy can work on many parts at once.
+A checksum from 0 is linear over bits: it is the XOR of what each byte adds at its place. So NumPy
+looks all bytes of a chunk up at once, after longer data has been folded to one chunk.
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ _POLYNOMIAL = np.uint32(0x82F63B78)  # its bits reversed, as in every table here
 # CRC32C starts from 0xFFFFFFFF, which is what these four bytes make of a start from 0.
 _START = np.array([0x54, 0x64, 0x1F, 0x64], np.uint8)
 _MASK = np.uint32(0xA282EAD8)
-_CHUNK_BYTES = 2**12  # data that is longer is folded by chunks
+_CHUNK = 2**12  # bytes
 
 
 def masked_crc32c(data: np.ndarray) -> np.ndarray:
@@ -24,28 +24,20 @@ def masked_crc32c(data: np.ndarray) -> np.ndarray:
 
     Source: `Mask` in tensorflow/core/lib/hash/crc32c.h of TensorFlow.
     """
-    rows, num_bytes = data.shape[:-1], data.shape[-1] + len(_START)
-    is_long = num_bytes > _CHUNK_BYTES
-    # Zeros in front change nothing.
-    padding = np.zeros((*rows, -num_bytes % (_CHUNK_BYTES if is_long else 2)), np.uint8)
-    start = np.broadcast_to(_START, (*rows, len(_START)))
-    data = np.concatenate([padding, start, data], axis=-1)
-    if is_long:
-        data = _last_chunk(data)
-    crcs = _OF_PAIRS[data.view('<u2')]
-    level = 1  # each of `crcs` is of 2**level bytes
-    while crcs.shape[-1] > 1:
-        if crcs.shape[-1] % 2:
-            crcs = np.concatenate([np.zeros((*rows, 1), np.uint32), crcs], axis=-1)
-        crcs = _moved(crcs[..., ::2], _MOVES[level]) ^ crcs[..., 1::2]
-        level += 1
-    crc = ~crcs[..., 0]
+    rows, num_bytes = data.shape[:-1], len(_START) + data.shape[-1]
+    num_zeros = -num_bytes % _CHUNK if num_bytes > _CHUNK else 0  # in front they change nothing
+    zeros = np.zeros((*rows, num_zeros), np.uint8)
+    data = np.concatenate([zeros, np.broadcast_to(_START, (*rows, 4)), data], axis=-1)
+    if num_bytes > _CHUNK:
+        data = _fold(data)
+    places = np.arange(_CHUNK - data.shape[-1], _CHUNK)
+    crc = ~np.bitwise_xor.reduce(_ADDED.take(256 * places + data), axis=-1)
     return np.add(crc >> 15 | crc << 17, _MASK, dtype=np.uint64).astype(np.uint32)
 
 
-def _last_chunk(data: np.ndarray) -> np.ndarray:
-    """Returns one chunk of the same checksum, from 0, as the whole chunks `[..., n]`."""
-    words = data.view('<u4').reshape(*data.shape[:-1], -1, _CHUNK_BYTES // 4)
+def _fold(data: np.ndarray) -> np.ndarray:
+    """Returns one chunk of the same checksum, from 0, as whole chunks `[..., n]`."""
+    words = data.view('<u4').reshape(*data.shape[:-1], -1, _CHUNK // 4)
     chunk = words[..., 0, :]
     for i in range(1, words.shape[-2]):
         halves = np.ascontiguousarray(chunk).view('<u2')
@@ -54,33 +46,33 @@ def _last_chunk(data: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(chunk).view(np.uint8)
 
 
-def _moved(crcs: np.ndarray, tables: np.ndarray) -> np.ndarray:
-    """Returns the checksums after as many zero bytes as `tables` `[4, 256]` are for."""
-    parts = np.ascontiguousarray(crcs, '<u4').view(np.uint8)  # lowest byte first
-    moved = tables[0][parts[..., ::4]]
-    for i in range(1, 4):
-        moved ^= tables[i][parts[..., i::4]]
-    return moved
+def _moved(crcs: np.ndarray, added: np.ndarray) -> np.ndarray:
+    """Returns the checksums after as many zero bytes as `added` `[n, 256]` has places, n >= 4."""
+    parts = np.ascontiguousarray(crcs, '<u4').view(np.uint8)
+    # A checksum is as good as four bytes of data at the first places.
+    return (
+        added[0][parts[..., ::4]]
+        ^ added[1][parts[..., 1::4]]
+        ^ added[2][parts[..., 2::4]]
+        ^ added[3][parts[..., 3::4]]
+    )
 
 
-def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns checksums of two bytes `[2**16]`, and moves by numbers of bytes.
+def _tables() -> tuple[np.ndarray, np.ndarray]:
+    """Returns what a byte adds at each place of a chunk, and checksums moved past a chunk.
 
-    The moves are by 2**i bytes, `[i, 4, 256]`, where each of a checksum's four bytes has a table,
-    and by a chunk, `[2, 2**16]`, where each of its halves has one.
+    They are uint32 `[_CHUNK, 256]`, and `[2, 2**16]` for the lower and the upper half.
     """
-    values = np.arange(256, dtype=np.uint32)
-    of_bytes: np.ndarray = values
+    last: np.ndarray = np.arange(256, dtype=np.uint32)
     for _ in range(8):
-        of_bytes = of_bytes >> 1 ^ _POLYNOMIAL * (of_bytes & 1)
-    # By one byte: the lowest of the four leaves, the others go down one place.
-    moves = [np.stack([of_bytes, values, values << 8, values << 16])]
-    while 2 ** (len(moves) - 1) < _CHUNK_BYTES:
-        moves.append(_moved(moves[-1], moves[-1]))
-    of_pairs = _moved(of_bytes, moves[0]) ^ of_bytes[:, None]  # [second byte, first byte]
+        last = last >> 1 ^ _POLYNOMIAL * (last & 1)
+    added = last[None]
+    for _ in range(3):
+        added = np.concatenate([added[:1] >> 8 ^ last[added[:1] & 255], added])
+    while len(added) < _CHUNK:
+        added = np.concatenate([_moved(added, added), added])
     halves = np.arange(2**16, dtype=np.uint32)
-    past_chunk = np.stack([_moved(half, moves[-1]) for half in (halves, halves << 16)])
-    return of_pairs.ravel(), np.stack(moves), past_chunk
+    return added, np.stack([_moved(half, added) for half in (halves, halves << 16)])
 
 
-_OF_PAIRS, _MOVES, _PAST_CHUNK = _tables()
+_ADDED, _PAST_CHUNK = _tables()

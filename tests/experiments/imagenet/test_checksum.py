@@ -20,7 +20,7 @@ def test_known_value():
     assert masked_crc32c(np.frombuffer(b'123456789', np.uint8)) == masked
 
 
-# Long data is folded by chunks of 4,096 bytes.
+# Data of more than 4,092 bytes is folded.
 @pytest.mark.parametrize('length', [0, 1, 2, 3, 4, 7, 8, 4091, 4092, 4093, 8188, 8189, 20_011])
 def test_any_length(length):
     data = np.random.default_rng(length).integers(0, 256, length, np.uint8)

@@ -14,9 +14,13 @@ import dataclasses
 import functools
 import itertools
 import logging
+import multiprocessing
 import multiprocessing.resource_tracker
+import os
 import pickle
 import signal
+import sys
+import threading
 import traceback
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -275,7 +279,8 @@ def _batches(items: 'grain.MapDataset', rows: int, num_workers: int) -> Batches:
             flags.FLAGS.mark_as_parsed()
         in_worker = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         pieces = pieces.to_iter_dataset(in_worker).mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
+            grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2),
+            worker_init_fn=_end_with_parent,
         )
     else:
         in_thread = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2 * rows // piece)
@@ -283,7 +288,7 @@ def _batches(items: 'grain.MapDataset', rows: int, num_workers: int) -> Batches:
     iterator = iter(pieces.batch(rows // piece, drop_remainder=True, batch_fn=_join))
     try:
         if num_workers:
-            with _ctrl_c_blocked():  # the workers start with the first batch
+            with _signals_blocked():  # the workers start with the first batch
                 first = list(itertools.islice(iterator, 1))
             yield from first
         yield from iterator
@@ -292,18 +297,44 @@ def _batches(items: 'grain.MapDataset', rows: int, num_workers: int) -> Batches:
 
 
 @contextlib.contextmanager
-def _ctrl_c_blocked() -> Iterator[None]:
-    """Lets processes that are started meanwhile never see Ctrl-C: they inherit what is blocked.
+def _signals_blocked() -> Iterator[None]:
+    """Lets processes that are started meanwhile never see Ctrl-C or SIGTERM: what is blocked stays.
 
-    In a terminal it goes to all processes; the workers must go on, for the checkpoint that a run
-    still makes.
+    A terminal sends Ctrl-C to all processes of a run, and a cluster SIGTERM; the workers must go
+    on, for the checkpoint that the run still makes. Grain asks them to end, and kills those that
+    do not.
     """
-    multiprocessing.resource_tracker.ensure_running()  # when it starts, it unblocks the signal
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    _start_tracker()  # when it starts, it unblocks the signals
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _start_tracker() -> None:
+    """Starts Python's tracker of shared memory, which removes what the processes of a run leave.
+
+    It does so after the last of them has ended, however that was, and without a warning: arrays on
+    their way from a worker are left by every run that is killed.
+    """
+    sys.warnoptions.append('ignore:resource_tracker')  # handed on as the tracker's own -W
+    try:
+        multiprocessing.resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove('ignore:resource_tracker')
+
+
+def _end_with_parent(*_: int) -> None:
+    """Has this worker end as soon as the process that started it has, also when that was killed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)  # whatever the worker is doing
+
+    threading.Thread(target=watch, name='end with parent', daemon=True).start()
 
 
 def _join(pieces: list[Batch]) -> Batch:

@@ -3,11 +3,14 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from experiments.data.hidden import visible
-from experiments.data.pipeline import Example
+from experiments.data.pipeline import BrokenExample, Example
 from experiments.data.tables import MARKS, read_text
 from perceiver_jax.errors import Refused
 
@@ -67,6 +70,61 @@ def read_metadata(folder: Path, read: Callable[[Path], T]) -> T:
         raise Refused(f'{folder} cannot be read as TFDS prepares it: {error}') from error
 
 
+def open_split(folder: Path, split: str, kind: str) -> tuple[Any, dict[Path, int]]:
+    """Lets TFDS open a prepared version, and finds the files of a split.
+
+    Args:
+      folder: The folder of the prepared version.
+      split: Names of splits, joined by '+'.
+      kind: TFDS's ending of the files: 'array_record' or 'tfrecord'.
+
+    Returns:
+      TFDS's builder, and the files in order with the number of records each must hold.
+
+    Raises:
+      Refused: A split has no such files, dataset_info.json does not list them, one is missing, or
+        a file about the data set is damaged.
+    """
+    import tensorflow_datasets as tfds  # slow, and the other sources run without it
+
+    files = {part: visible(folder, f'*-{part}.{kind}-*-of-*') for part in split.split('+')}
+    for part in files:
+        if not files[part]:
+            raise Refused(f'{folder} has no {kind} files of the split {part!r}')
+    builder = read_metadata(folder, tfds.builder_from_directory)
+    listed, splits = folder / 'dataset_info.json', builder.info.splits
+    expected = {}
+    for part in files:
+        counts = splits[part].shard_lengths if part in splits else []
+        if not counts:
+            raise Refused(f'{listed} lists no numbers of records of the split {part!r}')
+        name = files[part][0].name.rpartition(f'.{kind}-')[0]
+        for number, count in enumerate(counts):
+            file = folder / f'{name}.{kind}-{number:05}-of-{len(counts):05}'
+            if not file.is_file():
+                raise Refused(f'{file} is missing, one of {len(counts)} that {listed.name} lists')
+            expected[file] = count
+    return builder, expected
+
+
+def check_count(file: Path, found: int, expected: int) -> None:
+    """Compares the number of records in a file with the one in dataset_info.json.
+
+    Args:
+      file: A file of a prepared version.
+      found: How many records can be found in it.
+      expected: How many dataset_info.json lists.
+
+    Raises:
+      Refused: The numbers differ: the file is empty, cut or damaged, or of another version.
+    """
+    if found != expected:
+        raise Refused(
+            f'{file} ({file.stat().st_size:,} bytes) has {found:,} readable records, and '
+            f'dataset_info.json lists {expected:,}: prepare or copy it anew'
+        )
+
+
 class TfdsRecords:
     """A split, or several as in 'train+validation', of a version in array_record files.
 
@@ -95,19 +153,23 @@ class TfdsRecords:
           decoders: TFDS's decoders by feature; None and features it lacks are decoded as usual.
 
         Raises:
-          Refused: A split has no files, or a file about the data set is damaged.
+          Refused: A split has no files, a file about the data set is damaged, or one of records is
+            missing, or does not hold as many as dataset_info.json lists.
         """
-        import tensorflow_datasets as tfds  # slow, and the other sources run without it
-
         self._name = f'{folder}, split {split}'
         self._convert = convert
-        for part in split.split('+'):
-            if not visible(folder, f'*-{part}.array_record-*'):
-                raise Refused(f'{folder} has no array_record files of the split {part!r}')
-        builder = read_metadata(folder, tfds.builder_from_directory)
+        builder, counts = open_split(folder, split, 'array_record')
         labels = builder.info.features[label]
         self.classes = list(getattr(labels, 'feature', labels).names)
-        self._records = builder.as_data_source(split, decoders=decoders)
+        with ThreadPoolExecutor() as threads:  # a thousand files, maybe over a network
+            for file, found in zip(counts, threads.map(_num_records, counts), strict=True):
+                check_count(file, found, counts[file])
+        self._files, self._counts = [*counts], [*counts.values()]
+        self._ends = np.cumsum(self._counts)
+        try:
+            self._records = builder.as_data_source(split, decoders=decoders)
+        except NotImplementedError as error:  # dataset_info.json speaks of other files
+            raise Refused(f'{folder / "dataset_info.json"}: {error}') from error
 
     def __repr__(self) -> str:
         return self._name
@@ -116,4 +178,30 @@ class TfdsRecords:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        return self._convert(self._records[index])
+        try:
+            example = self._records[index]
+        except Exception as error:  # TFDS and array_record have no error class for damaged files
+            number = int(np.searchsorted(self._ends, index, side='right'))
+            place = index - int(self._ends[number]) + self._counts[number]
+            raise BrokenExample(
+                f'{self._files[number]}, record {place + 1} of {self._counts[number]}: '
+                f'{str(error):.300}'
+            ) from error
+        return self._convert(example)
+
+
+def _num_records(file: Path) -> int:
+    """Returns the number of records in an array_record file, which stands at its end."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    try:
+        reader = ArrayRecordReader(
+            str(file), 'readahead_buffer_size:0', file_reader_buffer_size=2**15
+        )
+        found = reader.num_records()
+        reader.close()  # raises what went wrong
+    except Exception as error:  # array_record has no error class for damaged files
+        raise Refused(
+            f'{file} ({file.stat().st_size:,} bytes) is empty, cut or damaged: {str(error):.300}'
+        ) from error
+    return found

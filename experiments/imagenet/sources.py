@@ -7,7 +7,7 @@ int, 'name': str, the file's name for error messages}. None of them needs Tensor
 import logging
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import numpy as np
 
 from experiments.data.hidden import is_hidden, visible
 from experiments.data.pipeline import BrokenExample, Example, LabelledSource
-from experiments.data.prepared import TfdsRecords, read_metadata, version_folder
+from experiments.data.prepared import TfdsRecords, check_count, open_split, version_folder
+from experiments.imagenet.checksum import masked_crc32c
 from experiments.imagenet.digits import Digits
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import whole
@@ -24,7 +25,8 @@ SPLITS = ('train', 'validation')
 _IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png')  # in lower or upper case
 # A TFRecord is the data's length (uint64), its CRC (uint32), the data, and their CRC (uint32).
 _LENGTH = struct.Struct('<Q')
-_HEADER_BYTES, _FRAME_BYTES = 12, 16  # before the data; before and after it
+_HEADER_BYTES, _CHECKSUM_BYTES = 12, 4  # before the data; after it
+_FRAME_BYTES = _HEADER_BYTES + _CHECKSUM_BYTES
 
 
 def open_source(kind: str, path: str | None, split: str) -> LabelledSource:
@@ -82,17 +84,10 @@ class _TFRecords:
 
         folder = version_folder(path, 'imagenet2012')
         self._name = f'{folder}, split {split}'
-        self._files = visible(folder, f'*-{split}.tfrecord-*-of-*')
-        if not self._files:
-            raise Refused(f'{folder} has no TFRecord files of the split {split!r}')
-        num_files = int(self._files[0].name.rpartition('-of-')[-1])
-        if len(self._files) != num_files:
-            raise Refused(
-                f'{folder} has {len(self._files)} of the {num_files} TFRecord files of the '
-                f'split {split!r}'
-            )
-        self._records = _record_index(self._files)
-        self._features = read_metadata(folder, tfds.features.FeaturesDict.from_config)
+        builder, counts = open_split(folder, split, 'tfrecord')
+        self._files = list(counts)
+        self._records = _record_index(counts)
+        self._features = builder.info.features
         self._decoders = {'image': tfds.decode.SkipDecoding()}
         self.classes = self._features['label'].names
 
@@ -103,17 +98,21 @@ class _TFRecords:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        from google.protobuf.message import DecodeError
-
-        number, offset, length = self._records[index]
-        with open(self._files[number], 'rb') as file:
-            file.seek(offset)
-            record = file.read(length)
+        number, offset, length = self._records[index].tolist()
+        name = f'{self._files[number]}, record at byte {offset}'
         try:
-            example = self._features.deserialize_example_np(record, decoders=self._decoders)
-        except DecodeError as error:
-            name = f'{self._files[number]}, record at byte {offset}'
-            raise BrokenExample(f'{name}: {error}') from error
+            with open(self._files[number], 'rb') as file:
+                file.seek(offset)
+                record = file.read(length + _CHECKSUM_BYTES)
+        except OSError as error:
+            raise BrokenExample(f'{name}: {error.strerror}') from error
+        data, checksum = record[:length], record[length:]
+        if checksum != masked_crc32c(np.frombuffer(data, np.uint8)).tobytes():
+            raise BrokenExample(f'{name}: its checksum is wrong')
+        try:
+            example = self._features.deserialize_example_np(data, decoders=self._decoders)
+        except Exception as error:  # TFDS has no error class for records that are no examples
+            raise BrokenExample(f'{name}: {str(error):.300}') from error
         return _from_tfds(example)
 
 
@@ -171,18 +170,25 @@ def _folders(path: Path) -> list[str]:
     return sorted(name for name in folders if not is_hidden(name))
 
 
-def _record_index(files: list[Path]) -> np.ndarray:
-    """Returns int64 `[records, 3]`: file number, byte offset, length; cached beside the files."""
-    sizes = np.array([file.stat().st_size for file in files])
-    cache = files[0].with_name(files[0].name.partition('.tfrecord-')[0] + '.tfrecord_index.npz')
-    if cache.is_file():
-        with np.load(cache) as kept:
-            if np.array_equal(kept['sizes'], sizes):
-                return kept['records']
+def _record_index(counts: dict[Path, int]) -> np.ndarray:
+    """Returns int64 `[records, 3]`: file number, byte offset, length; cached beside the files.
+
+    Args:
+      counts: The files, and how many records each must hold.
+
+    Raises:
+      Refused: A file is cut or damaged, or holds another number of records.
+    """
+    sizes = np.array([file.stat().st_size for file in counts])
+    first = next(iter(counts))
+    cache = first.with_name(first.name.partition('.tfrecord-')[0] + '.tfrecord_index.npz')
+    records = _kept_index(cache, sizes, list(counts.values()))
+    if records is not None:
+        return records
     found = [
         (number, offset, length)
-        for number, file in enumerate(files)
-        for offset, length in _records(file, sizes[number])
+        for number, (file, count) in enumerate(counts.items())
+        for offset, length in _records(file, sizes[number], count)
     ]
     records = np.array(found, np.int64).reshape(-1, 3)
     try:
@@ -194,15 +200,61 @@ def _record_index(files: list[Path]) -> np.ndarray:
     return records
 
 
-def _records(file: Path, size: int) -> Iterator[tuple[int, int]]:
-    """Yields the byte offset and length of each record's data, which it does not read."""
+def _kept_index(cache: Path, sizes: np.ndarray, counts: list[int]) -> np.ndarray | None:
+    """Returns the index of files of these sizes, or None where it is to be made anew."""
+    if not cache.is_file():
+        return None
+    try:
+        with open(cache, 'rb') as file, np.load(file) as kept:
+            kept_sizes, records = kept['sizes'], kept['records']
+    except Exception as error:  # NumPy and zipfile have many for damaged files
+        logging.warning('%s is damaged, and made anew: %.300s', cache, error)
+        return None
+    if not np.array_equal(kept_sizes, sizes):
+        return None  # of other files
+    if not _is_index(records, sizes, counts):
+        logging.warning('%s is damaged, and made anew', cache)
+        return None
+    return records
+
+
+def _is_index(records: np.ndarray, sizes: np.ndarray, counts: list[int]) -> bool:
+    """Returns whether the files are as many records, one after the other, from end to end."""
+    if records.dtype != np.int64 or records.shape != (sum(counts), 3) or min(counts) < 0:
+        return False
+    number, offset, length = records.T
+    if not np.array_equal(number, np.repeat(np.arange(len(sizes)), counts)) or np.any(length < 0):
+        return False
+    starts, ends = offset - _HEADER_BYTES, offset + length + _CHECKSUM_BYTES
+    before = np.cumsum(sizes) - sizes  # bytes in the files before each one
+    borders = np.append(before[number] + starts, sizes.sum())
+    fits = bool(np.all(ends <= sizes[number]))
+    return fits and np.array_equal(borders[1:], before[number] + ends)
+
+
+def _records(file: Path, size: int, count: int) -> list[tuple[int, int]]:
+    """Returns the byte offset and length of each record's data, which it does not read."""
     offset = 0
+    offsets: list[int] = []
+    headers: list[bytes] = []
     with open(file, 'rb', buffering=0) as records:
-        while offset < size:
+        while offset < size and len(offsets) <= count:  # no more, of a file full of zeros
             records.seek(offset)
-            header = records.read(_LENGTH.size)
-            length = _LENGTH.unpack(header)[0] if len(header) == _LENGTH.size else size
-            if offset + length + _FRAME_BYTES > size:
+            header = records.read(_HEADER_BYTES)
+            if len(header) < _HEADER_BYTES:
                 raise Refused(f'{file} ends within its record at byte {offset}')
-            yield offset + _HEADER_BYTES, length
-            offset += length + _FRAME_BYTES
+            offsets.append(offset)
+            headers.append(header)
+            offset += _LENGTH.unpack_from(header)[0] + _FRAME_BYTES
+    rows = np.frombuffer(b''.join(headers), np.uint8).reshape(-1, _HEADER_BYTES)
+    kept = np.ascontiguousarray(rows[:, _LENGTH.size :]).view('<u4')[:, 0]
+    if np.any(wrong := masked_crc32c(rows[:, : _LENGTH.size]) != kept):
+        first = offsets[int(np.argmax(wrong))]
+        raise Refused(f'{file}: the checksum of the length of its record at byte {first} is wrong')
+    if offset > size:
+        raise Refused(f'{file} ends within its record at byte {offsets[-1]}')
+    if len(offsets) > count:
+        raise Refused(f'{file} has more than the {count:,} records that dataset_info.json lists')
+    check_count(file, len(offsets), count)
+    lengths = [_LENGTH.unpack_from(header)[0] for header in headers]
+    return [(x + _HEADER_BYTES, length) for x, length in zip(offsets, lengths, strict=True)]

@@ -1,5 +1,11 @@
 import itertools
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from multiprocessing.shared_memory import SharedMemory
 
 import numpy as np
 import pytest
@@ -24,6 +30,14 @@ class Numbers:
 
 def with_noise(example, rng):
     return {'number': np.int32(example['number']), 'noise': rng.random(3, np.float32)}
+
+
+def with_guard(example, rng):
+    """Says too whether this worker hears no signals, and ends with its parent."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    ends = any(thread.name == 'end with parent' for thread in threading.enumerate())
+    is_guarded = ends and blocked >= {signal.SIGINT, signal.SIGTERM}
+    return {**with_noise(example, rng), 'is_guarded': np.bool_(is_guarded)}
 
 
 def plain(example):
@@ -87,7 +101,10 @@ def test_resumes_at_any_step():
 @pytest.mark.parametrize('num_workers', [1, 2])
 def test_number_of_workers_changes_nothing(num_workers):
     settings = dict(batch_size=74, start_step=1)  # sent in 37 pieces of 2
-    assert_equal(take(3, num_workers=num_workers, **settings), take(3, **settings))
+    batches = take(3, transform=with_guard, num_workers=num_workers, **settings)
+    assert all(batch.pop('is_guarded').all() for batch in batches)
+    assert_equal(batches, take(3, **settings))
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, [])  # this process hears them
     assert multiprocessing.active_children() == []
 
 
@@ -184,6 +201,44 @@ def test_broken_example_is_masked_in_evaluation():
 def test_nothing_readable_is_an_error():
     with pytest.raises(ValueError, match='no example of .* can be read'):
         take(1, Numbers(3, broken=[0, 1, 2]), on_broken='skip')
+
+
+# What a worker does for us: it says who it is, goes on through signals, and leaves shared memory.
+WORKER = """
+import os, time
+from multiprocessing.shared_memory import SharedMemory
+from experiments.data.pipeline import _end_with_parent
+_end_with_parent()
+left = SharedMemory(create=True, size=1)
+print(os.getpid(), left.name, flush=True)
+time.sleep(0.3)
+print('goes on', flush=True)
+time.sleep(60)
+"""
+PARENT = f"""
+import multiprocessing
+from experiments.data.pipeline import _signals_blocked
+with _signals_blocked():
+    worker = multiprocessing.get_context('spawn').Process(target=exec, args=({WORKER!r},))
+    worker.start()
+worker.join()
+"""
+
+
+def test_workers_hear_no_signals_and_end_with_their_parent():
+    command = [sys.executable, '-c', PARENT]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        worker, shared = process.stdout.readline().split()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(int(worker), number)
+        assert process.stdout.readline() == 'goes on\n'
+        process.kill()
+        # The pipe ends when all that hold it have: the worker, and what removes its memory.
+        assert process.stdout.read() == ''
+    with pytest.raises(FileNotFoundError):
+        SharedMemory(shared)
 
 
 def test_error_arrives_whole_from_a_worker():

@@ -4,6 +4,7 @@ import shutil
 import pytest
 import tensorflow_datasets as tfds
 
+from experiments.data.pipeline import BrokenExample
 from experiments.data.prepared import TfdsRecords, version_folder
 from perceiver_jax.errors import Refused
 
@@ -85,6 +86,70 @@ def test_a_damaged_file_about_the_data_is_refused(data_folder, tmp_path, name, c
     (folder / name).write_bytes(content)
     with pytest.raises(Refused, match=message):
         TfdsRecords(folder, 'train', from_tfds)
+
+
+def damaged(data_folder, tmp_path, damage):
+    """A copy whose only file of the split 'train' is damaged."""
+    folder = tmp_path / '1.0.0'
+    shutil.copytree(version_folder(data_folder, 'numbers'), folder)
+    (file,) = folder.glob('*-train.array_record-*')
+    file.write_bytes(damage(file.read_bytes()))
+    return folder, file
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda content: b'',
+        lambda content: content[:100],
+        lambda content: content[:-1],
+        lambda content: content[: len(content) // 2],
+        lambda content: bytes(len(content)),
+        lambda content: content + bytes(7),
+    ],
+)
+def test_an_empty_or_cut_file_is_refused_at_opening(data_folder, tmp_path, damage):
+    folder, file = damaged(data_folder, tmp_path, damage)
+    with pytest.raises(Refused, match=f'^{file} .* is empty, cut or damaged: ') as error:
+        TfdsRecords(folder, 'validation+train', from_tfds)
+    assert '\n' not in str(error.value)
+
+
+def test_files_are_those_that_dataset_info_lists(data_folder, tmp_path):
+    folder, file = damaged(data_folder, tmp_path, bytes)
+    info = folder / 'dataset_info.json'
+    listed = info.read_text()
+    info.write_text(listed.replace('"5"', '"6"'))
+    with pytest.raises(Refused, match=f'{file} .* has 5 readable records, and .* lists 6'):
+        TfdsRecords(folder, 'train', from_tfds)
+    info.write_text(listed.replace('"5"', '"5", "4"'))
+    with pytest.raises(Refused, match='train.array_record-00000-of-00002 is missing, one of 2'):
+        TfdsRecords(folder, 'train', from_tfds)
+    info.write_text(listed.replace('"train"', '"test"'))
+    with pytest.raises(Refused, match=f"{info} lists no numbers of records of the split 'train'"):
+        TfdsRecords(folder, 'train', from_tfds)
+    info.write_text(listed.replace('"array_record"', '"tfrecord"'))
+    with pytest.raises(Refused, match=f'{info}: '):
+        TfdsRecords(folder, 'train', from_tfds)
+
+
+def test_a_wrong_byte_is_a_broken_example_with_its_place(data_folder, tmp_path):
+    def flip(content):
+        at = content.index(b'train 3')  # in the data, where array_record's compression keeps it
+        return content[:at] + b'drain 3' + content[at + 7 :]
+
+    folder, file = damaged(data_folder, tmp_path, flip)
+    source = TfdsRecords(folder, 'validation+train', from_tfds)
+    examples, broken = [], []
+    for index in range(len(source)):
+        try:
+            examples.append(source[index]['name'])
+        except BrokenExample as error:
+            broken.append(f'{index}: {error}')
+    assert len(examples) == 7 and 'train 3' not in examples
+    (message,) = broken
+    number = int(message.split(':')[0]) - COUNTS['validation'] + 1
+    assert f'{file}, record {number} of 5: ' in message and len(message) < 500
 
 
 def test_newest_version_is_read(tmp_path):

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 
 from experiments.data.pipeline import BrokenExample
 from experiments.imagenet import sources
+from experiments.imagenet.checksum import masked_crc32c
 from experiments.imagenet.sources import open_source
 from perceiver_jax.errors import Refused
 
@@ -58,13 +59,7 @@ def array_records(tmp_path_factory):
 
 
 def crc32c(data):
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ 0x82F63B78 * (crc & 1)
-    crc ^= 0xFFFFFFFF
-    return struct.pack('<I', ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+    return masked_crc32c(np.frombuffer(data, np.uint8)).tobytes()
 
 
 def framed(record):
@@ -82,6 +77,8 @@ def tfrecords(array_records, tmp_path):
     for name in ('features.json', 'label.labels.txt'):
         (folder / name).write_bytes((prepared / name).read_bytes())
     info = json.loads((prepared / 'dataset_info.json').read_text())
+    for listed in info['splits']:
+        listed['shardLengths'] = ['3', str(COUNTS[listed['name']] - 3)]
     (folder / 'dataset_info.json').write_text(json.dumps(info | {'fileFormat': 'tfrecord'}))
     for split in COUNTS:
         raw = builder.as_data_source(
@@ -92,6 +89,10 @@ def tfrecords(array_records, tmp_path):
             name = f'imagenet2012-{split}.tfrecord-{part:05}-of-00002'
             (folder / name).write_bytes(b''.join(some))
     return tmp_path
+
+
+def train_files(path):
+    return sorted(path.glob('imagenet2012/5.1.0/*-train.tfrecord-*-of-*'))
 
 
 @pytest.fixture
@@ -160,14 +161,50 @@ def test_tfrecord_index_is_kept_until_the_files_change(tfrecords, monkeypatch):
     scans = []
     scan = sources._records
     monkeypatch.setattr(
-        sources, '_records', lambda file, size: scans.append(file) or scan(file, size)
+        sources, '_records', lambda file, *args: scans.append(file) or scan(file, *args)
     )
     assert_holds_imagenet2012(open_source('tfrecord', str(tfrecords), 'train'), 'train')
     assert scans == []
-    *_, last = sorted(tfrecords.glob('imagenet2012/5.1.0/*-train.tfrecord-*-of-*'))
+    *_, last = train_files(tfrecords)
     last.write_bytes(last.read_bytes() + framed(b''))
+    info = last.with_name('dataset_info.json')
+    info.write_text(info.read_text().replace('"8"', '"9"'))
     assert len(open_source('tfrecord', str(tfrecords), 'train')) == COUNTS['train'] + 1
     assert len(scans) == 2
+
+
+def wrong_index(sizes, **wrong):
+    """A file of an index that NumPy can read."""
+    file = io.BytesIO()
+    np.savez(file, **{'sizes': sizes, 'records': np.zeros((COUNTS['train'], 3), np.int64)} | wrong)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda content, sizes: b'',
+        lambda content, sizes: content[:-1],
+        lambda content, sizes: content.replace(b'records.npy', b'redords.npy'),
+        lambda content, sizes: content.replace(b'(11, 3)', b'(10, 3)'),
+        lambda content, sizes: content.replace(
+            b"'<i8', 'fortran_order': False, 'shape': (11", b'('
+        ),
+        lambda content, sizes: content.replace(bytes([12, 0, 0, 0]), bytes([13, 0, 0, 0])),
+        lambda content, sizes: wrong_index(sizes),
+        lambda content, sizes: wrong_index(sizes, records=np.zeros((11, 3))),
+        lambda content, sizes: wrong_index(sizes, records=np.zeros(11, np.int64)),
+        lambda content, sizes: wrong_index(sizes, records=np.array([None])),
+    ],
+)
+def test_damaged_tfrecord_index_is_made_anew(tfrecords, caplog, damage):
+    open_source('tfrecord', str(tfrecords), 'train')
+    (index,) = tfrecords.rglob('*_index.npz')
+    good, sizes = index.read_bytes(), [file.stat().st_size for file in train_files(tfrecords)]
+    index.write_bytes(damage(good, sizes))
+    assert_holds_imagenet2012(open_source('tfrecord', str(tfrecords), 'train'), 'train')
+    assert caplog.text.count(f'{index} is damaged, and made anew') == 1
+    np.testing.assert_array_equal(np.load(index)['records'], np.load(io.BytesIO(good))['records'])
 
 
 def test_tfrecord_index_lives_in_memory_where_it_cannot_be_kept(tfrecords, monkeypatch, caplog):
@@ -179,28 +216,58 @@ def test_tfrecord_index_lives_in_memory_where_it_cannot_be_kept(tfrecords, monke
     assert 'read-only file system' in caplog.text
 
 
-def test_cut_tfrecord_file_is_named(tfrecords):
-    first, *_ = sorted(tfrecords.glob('imagenet2012/5.1.0/*-train.tfrecord-*-of-*'))
-    first.write_bytes(first.read_bytes()[:-7])
-    with pytest.raises(ValueError, match=f'{first.name} ends within its record'):
+@pytest.mark.parametrize(
+    'damage, message',
+    [
+        (None, ' is missing, one of 2 that dataset_info.json lists'),
+        (lambda content: b'', r' \(0 bytes\) has 0 readable records, and .* lists 3'),
+        (lambda content: content[:-7], ' ends within its record at byte '),
+        (lambda content: content[:5], ' ends within its record at byte 0'),
+        (lambda content: content + framed(b''), ' has more than the 3 records that '),
+        (lambda content: bytes(len(content)), ': the checksum of the length of .* at byte 0 is'),
+        (lambda content: b'\1' + content[1:], ': the checksum of the length of .* at byte 0 is'),
+        (lambda content: content[:8] + b'\1' + content[9:], ': the checksum of .* at byte 0 is'),
+    ],
+)
+def test_damaged_tfrecord_file_is_named(tfrecords, damage, message):
+    first, _ = train_files(tfrecords)
+    if damage:
+        first.write_bytes(damage(first.read_bytes()))
+    else:
+        first.unlink()
+    with pytest.raises(Refused, match=f'{first.name}{message}'):
         open_source('tfrecord', str(tfrecords), 'train')
 
 
-def test_missing_tfrecord_file_is_counted(tfrecords):
-    first, *_ = tfrecords.glob('imagenet2012/5.1.0/*-train.tfrecord-*-of-*')
-    first.unlink()
-    with pytest.raises(ValueError, match='1 of the 2 TFRecord files'):
+def test_tfrecord_file_cut_between_records_is_counted(tfrecords):
+    _, last = train_files(tfrecords)
+    content = last.read_bytes()
+    (length,) = struct.unpack('<Q', content[:8])
+    last.write_bytes(content[: 16 + length])
+    with pytest.raises(Refused, match=f'{last.name} .* has 1 readable records, .* lists 8'):
         open_source('tfrecord', str(tfrecords), 'train')
 
 
-def test_garbled_tfrecord_is_a_broken_example(tfrecords):
-    first, *_ = sorted(tfrecords.glob('imagenet2012/5.1.0/*-train.tfrecord-*-of-*'))
+@pytest.mark.parametrize('place', [12, 40, 300, -4, -1])  # the last two of the checksum itself
+def test_any_wrong_byte_of_a_tfrecord_is_a_broken_example(tfrecords, place):
+    first, _ = train_files(tfrecords)
     content = bytearray(first.read_bytes())
-    content[12:40] = b'\xff' * 28
+    (length,) = struct.unpack('<Q', content[:8])
+    content[place if place > 0 else 16 + length + place] ^= 4
     first.write_bytes(content)
     source = open_source('tfrecord', str(tfrecords), 'train')
-    with pytest.raises(BrokenExample, match=f'{first.name}, record at byte 12'):
+    with pytest.raises(BrokenExample, match=f'{first.name}, record at byte 12: its checksum'):
         source[0]
+    assert source[1]['name'].startswith('train_')
+
+
+def test_a_tfrecord_that_is_no_example_is_a_broken_example(tfrecords):
+    first, _ = train_files(tfrecords)
+    content = first.read_bytes()
+    (length,) = struct.unpack('<Q', content[:8])
+    first.write_bytes(framed(b'\xff' * length) + content[16 + length :])
+    with pytest.raises(BrokenExample, match=f'{first.name}, record at byte 12: '):
+        open_source('tfrecord', str(tfrecords), 'train')[0]
 
 
 def test_tfrecords_read_as_array_records_say_what_to_do(tfrecords):

@@ -2,7 +2,8 @@
 
 A checkpoint is a flat dictionary of arrays, each named by its place in the training state, such as
 'params/encoder/latents', with one sha256 of them all. Nothing in it depends on the
-number of devices or processes: what is saved and what is restored are host arrays.
+number of devices or processes: what is saved and what is restored are host arrays. The main process
+saves alone: Orbax waits twenty minutes for all of the processes where one of them could not write.
 """
 
 import contextlib
@@ -46,7 +47,12 @@ class Checkpoints:
         self._scores: dict[int, float] = {}  # step -> score when evaluated, greater is better
         self._saving = False  # whether a checkpoint is not known to be on disk
         self._failed = False  # whether the folder could not be written to
+        self._writes = keep is not None and parallel.is_main_process()
         with self._system_errors():
+            if self._writes:
+                self._directory.mkdir(parents=True, exist_ok=True)
+            if keep is not None:
+                parallel.barrier('checkpoints written before')
             self._manager = self._open(keep)
         for step in self._manager.all_steps():
             with contextlib.suppress(Exception):  # a damaged checkpoint: restore() will report it
@@ -56,15 +62,19 @@ class Checkpoints:
                     self._scores[step] = metadata['score']
 
     def _open(self, keep: int | None) -> ocp.CheckpointManager:
-        writes = keep is not None
+        process = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=process, active_processes={process}, barrier_sync_key_prefix=f'{process}'
+        )
         return ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                create=writes,
-                read_only=not writes,
-                cleanup_tmp_directories=writes,
+                create=False,
+                read_only=not self._writes,
+                cleanup_tmp_directories=self._writes,
                 save_interval_steps=0,  # the loop knows when to save
                 save_root_metadata=False,
+                multiprocessing_options=alone,
                 # Else a thread waits five minutes for a folder that could not be made.
                 async_options=ocp.AsyncOptions(
                     create_directories_asynchronously=False,
@@ -72,13 +82,13 @@ class Checkpoints:
                 ),
                 preservation_policy=_NewestAndBest(keep, self._scores),
             ),
-            item_handlers=ocp.PyTreeCheckpointHandler(),
+            item_handlers=ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
         )
 
     def save(
         self, step: int, tree: Tree, *, wall_seconds: float, score: float | None = None
     ) -> None:
-        """Starts to save in the background. All processes call it.
+        """Starts to save in the background, in the main process. All processes call it.
 
         Args:
           step: Updates made so far.
@@ -90,9 +100,11 @@ class Checkpoints:
         Raises:
           OSError: This checkpoint, or the one before it, cannot be written; it names the folder.
         """
-        arrays = flatten(tree)
         if score is not None and not math.isnan(score):
             self._scores[step] = score
+        if not self._writes:
+            return
+        arrays = flatten(tree)
         metadata = {
             'step': step,
             'sha256': digest(arrays),
@@ -173,14 +185,17 @@ class Checkpoints:
         Raises:
           OSError: A checkpoint cannot be written, which was not raised before; it names the folder.
         """
-        failed = self._failed  # then Orbax may raise the same again
-        try:
-            self._wait()
-            with self._system_errors():
-                self._manager.close()
-        except OSError:
-            if not failed:
-                raise
+        failed, errors = self._failed, []
+        for _ in range(4):  # Orbax raises what each of its threads met once, and is not closed then
+            try:
+                self._wait()
+                with self._system_errors():
+                    self._manager.close()
+                break
+            except OSError as error:
+                errors.append(error)
+        if errors and not failed:
+            raise errors[0]
 
     def _wait(self) -> None:
         """Waits until what is being saved is on disk."""
@@ -188,8 +203,7 @@ class Checkpoints:
             self._saving = False
             with self._system_errors():
                 self._manager.wait_until_finished()
-                if parallel.is_main_process():
-                    sync_folder(self._directory)
+                sync_folder(self._directory)
 
     @contextlib.contextmanager
     def _system_errors(self) -> Iterator[None]:

@@ -186,14 +186,15 @@ def test_a_copy_is_set_aside_and_told(workdir, name, capsys):
 @pytest.mark.parametrize('size', [0, 5000])
 def test_what_cannot_be_written_is_one_error_of_the_system(workdir, size):
     checkpoints = reopen(workdir)
-    with full_disk(size), pytest.raises(OSError) as error:
-        checkpoints.save(70, make_state(70), wall_seconds=1.0)
-        for _ in range(1000):  # without waiting
-            checkpoints.check()
-            time.sleep(0.01)
+    with full_disk(size):
+        with pytest.raises(OSError) as error:
+            checkpoints.save(70, make_state(70), wall_seconds=1.0)
+            for _ in range(1000):  # without waiting
+                checkpoints.check()
+                time.sleep(0.01)
+        checkpoints.close()  # which does not raise it again
     folder = workdir / 'checkpoints'
     assert (error.value.filename, error.value.strerror) == (str(folder), 'File too large')
-    checkpoints.close()
     assert_restored(reopen(workdir), 60)  # which removes what is unfinished
     assert sorted(path.name for path in folder.iterdir()) == ['20', '50', '60']
 
@@ -208,6 +209,18 @@ def test_checkpoints_are_checked_without_waiting(workdir, monkeypatch):
     going_on.set()
     checkpoints.close()
     assert (workdir / 'checkpoints' / '70').exists()
+
+
+def test_the_main_process_saves_alone(workdir, monkeypatch):
+    monkeypatch.setattr(checkpointing.parallel, 'is_main_process', lambda: False)
+    (workdir / 'checkpoints' / '70.orbax-checkpoint-tmp').mkdir()  # the main process's
+    checkpoints = reopen(workdir)
+    assert_restored(checkpoints, 60)
+    checkpoints.save(70, make_state(70), wall_seconds=1.0, score=2.0)
+    checkpoints.check()
+    checkpoints.close()
+    kept = sorted(path.name for path in (workdir / 'checkpoints').iterdir())
+    assert kept == ['20', '50', '60', '70.orbax-checkpoint-tmp']
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 # perceiver_jax is slow to import: jax comes with it. It is imported where something is refused.
 
@@ -113,9 +113,18 @@ def fail(error: Exception | str, code: int) -> NoReturn:
 
 
 def quiet_libraries() -> None:
-    """Silences Orbax and Grain, which log each step they take."""
+    """Silences Orbax and Grain, which log each step they take, and each error that they raise."""
     logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger('absl').setLevel(logging.ERROR)
+    for name in ('absl', 'asyncio'):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    shown = sys.unraisablehook
+
+    def show(unraisable: Any) -> None:
+        # Of reads and writes that Orbax no longer waits for once one of them has failed.
+        if str(unraisable.exc_value) != 'Event loop is closed':
+            shown(unraisable)
+
+    sys.unraisablehook = show
 
 
 class Progress:

@@ -114,13 +114,11 @@ def describe(task: Any) -> None:
 
 
 def evaluate(config: ConfigDict, task: Any, name: str) -> None:
-    """Evaluates a checkpoint, and prints the headline metric."""
-    from experiments.training import parallel
+    """Evaluates a checkpoint, which prints the headline metric."""
     from experiments.training.evaluate import evaluate_checkpoint
 
     best = CHECKPOINT.value == 'best'
-    result = evaluate_checkpoint(config, task, Path(WORKDIR.value), name, best)
-    parallel.say(f'{result["metric"]} {result["value"]:.4f} at step {result["step"]:,}')
+    evaluate_checkpoint(config, task, Path(WORKDIR.value), name, best)
 
 
 def train(config: ConfigDict, task: Any, name: str) -> None:

@@ -2,14 +2,18 @@
 
 A checkpoint is a flat dictionary of arrays, each named by its place in the training state, such as
 'params/encoder/latents', with one sha256 of them all. Nothing in it depends on the
-number of devices or processes: what is saved and what is restored are host arrays.
+number of devices or processes: what is saved and what is restored are host arrays. The main process
+saves alone: Orbax waits twenty minutes for all of the processes where one of them could not write.
 """
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ import orbax.checkpoint as ocp
 
 from experiments.training import parallel
 from perceiver_jax.errors import Refused
+from perceiver_jax.files import sync_file, sync_folder
 from perceiver_jax.weights.trees import check_shapes
 
 Tree = Any  # nested dictionaries, tuples and NamedTuples of arrays
@@ -34,32 +39,56 @@ class Checkpoints:
           workdir: The run's folder.
           keep: How many of the newest to keep beside the best; None only reads, and does not
             disturb a run that is writing there.
+
+        Raises:
+          OSError: The folder cannot be read or, to write, not made; it names the folder.
         """
-        writes = keep is not None
         self._directory = Path(workdir).absolute() / 'checkpoints'
         self._scores: dict[int, float] = {}  # step -> score when evaluated, greater is better
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                create=writes,
-                read_only=not writes,
-                cleanup_tmp_directories=writes,
-                save_interval_steps=0,  # the loop knows when to save
-                save_root_metadata=False,
-                preservation_policy=_NewestAndBest(keep, self._scores),
-            ),
-            item_handlers=ocp.PyTreeCheckpointHandler(),
-        )
+        self._saving = False  # whether a checkpoint is not known to be on disk
+        self._failed = False  # whether the folder could not be written to
+        self._writes = keep is not None and parallel.is_main_process()
+        with self._system_errors():
+            if self._writes:
+                self._directory.mkdir(parents=True, exist_ok=True)
+            if keep is not None:
+                parallel.barrier('checkpoints written before')
+            self._manager = self._open(keep)
         for step in self._manager.all_steps():
             with contextlib.suppress(Exception):  # a damaged checkpoint: restore() will report it
-                score = self._manager.metadata(step).custom_metadata['score']
-                if score is not None:
-                    self._scores[step] = score
+                metadata = self._manager.metadata(step).custom_metadata
+                copied = metadata.get('step', step) != step  # and named for another step
+                if metadata['score'] is not None and not copied:
+                    self._scores[step] = metadata['score']
+
+    def _open(self, keep: int | None) -> ocp.CheckpointManager:
+        process = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=process, active_processes={process}, barrier_sync_key_prefix=f'{process}'
+        )
+        return ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                create=False,
+                read_only=not self._writes,
+                cleanup_tmp_directories=self._writes,
+                save_interval_steps=0,  # the loop knows when to save
+                save_root_metadata=False,
+                multiprocessing_options=alone,
+                # Else a thread waits five minutes for a folder that could not be made.
+                async_options=ocp.AsyncOptions(
+                    create_directories_asynchronously=False,
+                    post_finalization_callback=self._sync,
+                ),
+                preservation_policy=_NewestAndBest(keep, self._scores),
+            ),
+            item_handlers=ocp.PyTreeCheckpointHandler(multiprocessing_options=alone),
+        )
 
     def save(
         self, step: int, tree: Tree, *, wall_seconds: float, score: float | None = None
     ) -> None:
-        """Starts to save in the background. All processes call it.
+        """Starts to save in the background, in the main process. All processes call it.
 
         Args:
           step: Updates made so far.
@@ -67,23 +96,41 @@ class Checkpoints:
           wall_seconds: How long the run has taken so far.
           score: The headline metric if this step was evaluated, negated where lower is better;
             None if it was not.
+
+        Raises:
+          OSError: This checkpoint, or the one before it, cannot be written; it names the folder.
         """
-        arrays = flatten(tree)
         if score is not None and not math.isnan(score):
             self._scores[step] = score
-        self._manager.save(
-            step,
-            args=ocp.args.PyTreeSave(arrays),
-            custom_metadata={
-                'sha256': digest(arrays),
-                'wall_seconds': wall_seconds,
-                'score': self._scores.get(step),
-            },
-            force=True,
-        )
+        if not self._writes:
+            return
+        arrays = flatten(tree)
+        metadata = {
+            'step': step,
+            'sha256': digest(arrays),
+            'wall_seconds': wall_seconds,
+            'score': self._scores.get(step),
+        }
+        self._wait()
+        with self._system_errors():
+            self._manager.save(
+                step, args=ocp.args.PyTreeSave(arrays), custom_metadata=metadata, force=True
+            )
+        self._saving = True
+
+    def check(self) -> None:
+        """Finds out whether what was being saved could not be, without waiting for it.
+
+        Raises:
+          OSError: The checkpoint cannot be written; it names the folder.
+        """
+        if self._saving and not self._manager.is_saving_in_progress():
+            self._wait()
 
     def restore(self, like: Tree) -> tuple[Tree, float] | None:
         """Restores the newest undamaged checkpoint, and sets damaged newer ones aside.
+
+        A folder that is named for another step than it holds, such as a copy, counts as damaged.
 
         Args:
           like: A tree of arrays, or of their shapes, with the structure that the run needs.
@@ -133,21 +180,67 @@ class Checkpoints:
         return step, arrays
 
     def close(self) -> None:
-        """Waits until all that was saved is on disk."""
-        self._manager.close()
+        """Waits until all that was saved is on disk.
+
+        Raises:
+          OSError: A checkpoint cannot be written, which was not raised before; it names the folder.
+        """
+        failed, errors = self._failed, []
+        for _ in range(4):  # Orbax raises what each of its threads met once, and is not closed then
+            try:
+                self._wait()
+                with self._system_errors():
+                    self._manager.close()
+                break
+            except OSError as error:
+                errors.append(error)
+        if errors and not failed:
+            raise errors[0]
+
+    def _wait(self) -> None:
+        """Waits until what is being saved is on disk."""
+        if self._saving:
+            self._saving = False
+            with self._system_errors():
+                self._manager.wait_until_finished()
+                sync_folder(self._directory)
+
+    @contextlib.contextmanager
+    def _system_errors(self) -> Iterator[None]:
+        """Raises what Orbax makes of an error of the system as an OSError that names the folder."""
+        try:
+            yield
+        except Exception as error:
+            if (number := _system_error(error)) is None:
+                raise
+            self._failed = True
+            raise OSError(number, os.strerror(number), str(self._directory)) from None
+
+    def _sync(self) -> None:
+        """Waits until the files of the checkpoint that Orbax is about to rename are on disk."""
+        for path in self._directory.glob('*.orbax-checkpoint-tmp/**/*'):
+            (sync_folder if path.is_dir() else sync_file)(path)
 
     def _read_first_whole(
         self, steps: list[int]
     ) -> tuple[int, dict[str, np.ndarray], dict[str, Any]]:
         """Reads the first undamaged checkpoint: its step, arrays and metadata."""
         for step in steps:
+            path = self._directory / str(step)
             try:
-                return step, *self._read(step)
+                arrays, metadata = self._read(step)
             except (PermissionError, MemoryError):  # says nothing about the checkpoint
                 raise
             except Exception as error:  # what Orbax raises depends on which file is damaged how
+                number = _system_error(error)
+                if number in (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE):  # nor this
+                    raise OSError(number, os.strerror(number), str(path)) from None
                 reason = f'{type(error).__name__}: {" ".join(str(error).split())[:100]}'
-                parallel.say(f'{self._directory / str(step)} is damaged, skipped: {reason}')
+                parallel.say(f'{path} is damaged, skipped: {reason}')
+                continue
+            if (held := int(arrays.get('step', step))) == step:
+                return step, arrays, metadata
+            parallel.say(f'{path} holds step {held}, skipped: a copy, or renamed')
         raise Refused(
             f'all checkpoints in {self._directory} are damaged; remove them to start afresh'
         )
@@ -187,6 +280,29 @@ def load_params(workdir: str | Path, best: bool = False) -> tuple[Tree, Tree, in
             module, _, leaf = rest.rpartition('/')
             trees[field].setdefault(module, {})[leaf] = array
     return trees['params'], trees['state'], step
+
+
+@contextlib.contextmanager
+def last_good_named(workdir: str | Path) -> Iterator[None]:
+    """Adds to an error of the system, such as a full disk, which checkpoint a run has left.
+
+    Args:
+      workdir: The run's folder.
+
+    Yields:
+      Nothing; the run writes to its folder within.
+
+    Raises:
+      OSError: What was raised within, with the checkpoint in its `strerror` if there is one.
+    """
+    try:
+        yield
+    except OSError as error:
+        whole = Path(workdir).glob('checkpoints/*/_CHECKPOINT_METADATA')
+        steps = [int(path.parent.name) for path in whole if path.parent.name.isdecimal()]
+        if steps and error.strerror:
+            error.strerror += f'; the last good checkpoint is of step {max(steps)}'
+        raise
 
 
 def check_fit(arrays: Mapping[str, np.ndarray], like: Tree, source: str | Path) -> None:
@@ -236,3 +352,16 @@ class _NewestAndBest:
 
 def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def _system_error(error: BaseException | None) -> int | None:
+    """Returns the number of the system's error that an exception came of; None if of none."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        if found := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore, in a ValueError
+            return int(found[1])
+        if str(error).startswith('NOT_FOUND: '):  # the same, of what was removed meanwhile
+            return errno.ENOENT
+        error = error.__cause__ or error.__context__
+    return None

@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.training import parallel
+from perceiver_jax.files import remove_unfinished
 
 Evaluation = tuple[dict[str, float], dict[str, np.ndarray]]  # metrics and predictions
 
@@ -20,7 +21,8 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Evaluates a checkpoint of a run.
 
-    Writes `evaluation.json` and sample predictions, `evaluation.png`, into the run's folder.
+    Prints the headline metric, then writes `evaluation.json` and sample predictions,
+    `evaluation.png`, into the run's folder.
 
     Args:
       config: A config that makes the model of the run.
@@ -34,6 +36,7 @@ def evaluate_checkpoint(
 
     Raises:
       Refused: There is no such checkpoint, or it is of another model.
+      OSError: A file cannot be written, after the metric was printed; it names the file.
     """
     # Orbax and matplotlib are slow to import.
     from experiments.pictures.report import write_samples
@@ -62,7 +65,9 @@ def evaluate_checkpoint(
         'step': step,
         'metrics': metrics,
     }
+    parallel.say(f'{result["metric"]} {result["value"]:.4f} at step {result["step"]:,}')
     if parallel.is_main_process():
+        remove_unfinished(workdir)
         write_json(workdir / 'evaluation.json', result)
         draw = functools.partial(task.draw, params=params, state=state, predictions=predictions)
         facts = {

@@ -21,6 +21,7 @@ from experiments.training.checks import check_resumable, check_sizes, count_step
 from experiments.training.evaluate import Evaluation, compile_predict, evaluate
 from experiments.training.optimizer import make_optimizer
 from experiments.training.workdir import Metrics, git_commit, now, write_json
+from perceiver_jax.files import remove_unfinished
 
 
 class TrainState(NamedTuple):
@@ -50,9 +51,13 @@ def train(
     Raises:
       Refused: The config, or what is in the folder, cannot be run; before compilation.
       FloatingPointError: The loss, the gradients or the parameters are no longer finite.
+      OSError: A file of the run cannot be written; it names the file and the last checkpoint.
       KeyboardInterrupt: Ctrl-C stopped the run, after a checkpoint; or a second Ctrl-C, without.
     """
-    with parallel.preemption() as asked:  # from here on SIGTERM and Ctrl-C end with a checkpoint
+    from experiments.training.checkpointing import last_good_named  # slow to import
+
+    # From here on SIGTERM and Ctrl-C end with a checkpoint.
+    with parallel.preemption() as asked, last_good_named(workdir):
         return _train(config, task, workdir, config_name, asked)
 
 
@@ -81,6 +86,7 @@ def _train(
     host_state = jax.device_get(init(config.seed, task, optimizer))
     if writes:
         workdir.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(workdir)
     checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
     host_state, seconds_before = checkpoints.restore(like=host_state) or (host_state, 0.0)
     seconds = seconds_before  # how long the run had taken when it was last saved
@@ -109,6 +115,7 @@ def _train(
             recent.append(returned)
             jax.block_until_ready(recent[-2:-1])  # run one update ahead of the devices, not more
 
+            checkpoints.check()
             last, stop = step == total_steps, asked.should_stop(step)
             evaluates = last or step % settings.evaluate_every_steps == 0
             saves = last or stop or evaluates or step % settings.checkpoint_every_steps == 0
@@ -127,12 +134,12 @@ def _train(
                 'learning_rate': float(schedule(step - 1)),
                 'examples_per_second': examples / (time.monotonic() - clock),
             }
-            metrics.write(step, 'train', summarise(recent) | rates)
+            metrics.write(step, 'train', summarise(recent) | rates, sync=saves)
             recent = []
             evaluation, score = None, None
             if evaluates:
                 evaluation = evaluate_now(train_state.params, train_state.state)
-                metrics.write(step, 'eval', evaluation[0])
+                metrics.write(step, 'eval', evaluation[0], sync=saves)
                 score = evaluation[0][task.metric] * (1 if task.higher_is_better else -1)
             if saves:
                 host_state, saved_step = devices.fetch(train_state), step

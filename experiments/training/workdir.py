@@ -2,6 +2,8 @@
 
 import datetime
 import json
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.training import parallel
-from perceiver_jax.files import write_whole
+from perceiver_jax.files import append, naming, write_whole
 
 _QUIET_SECONDS = 60.0  # between training lines that go to a file or a pipe
 
@@ -43,7 +45,8 @@ def git_commit() -> str | None:
 class Metrics:
     """Writes metrics.jsonl, TensorBoard events and the progress line.
 
-    The main process writes; all processes keep the rows.
+    The main process writes; all processes keep the rows. A line of metrics.jsonl that cannot be
+    written is an OSError, which names the file; events are left out then, which is told once.
 
     Attributes:
       rows: The lines of metrics.jsonl so far, as dictionaries.
@@ -59,44 +62,39 @@ class Metrics:
           total_steps: Updates of the whole run.
           batch_size: Examples in an update.
         """
-        path = workdir / 'metrics.jsonl'
-        self.rows = [row for row in read_rows(path) if row['step'] <= step]
+        self._path = workdir / 'metrics.jsonl'
+        self.rows = [row for row in read_rows(self._path) if row['step'] <= step]
         self._total_steps = total_steps
         self._batch_size = batch_size
         self._quiet_until = 0.0  # on time.monotonic's clock
         self._writes = parallel.is_main_process()
         if self._writes:
-            import tensorboardX  # slow, and evaluation only needs write_json
+            write_whole(self._path, ''.join(json.dumps(row) + '\n' for row in self.rows))
+            self._events = _Events(workdir, first_step=step + 1)
 
-            write_whole(path, ''.join(json.dumps(row) + '\n' for row in self.rows))
-            self._file = path.open('a')
-            self._tensorboard = tensorboardX.SummaryWriter(str(workdir), purge_step=step + 1)
-
-    def write(self, step: int, split: str, numbers: Mapping[str, float]) -> None:
+    def write(
+        self, step: int, split: str, numbers: Mapping[str, float], sync: bool = False
+    ) -> None:
         """Adds one line.
 
         Args:
           step: Updates made so far.
           split: 'train', with loss, learning_rate and examples_per_second, or 'eval'.
           numbers: Metrics by name.
+          sync: Whether to wait until all lines are on disk, as before a checkpoint of this step.
         """
         row = {'step': step, 'split': split, **numbers}
         self.rows.append(row)
         if not self._writes:
             return
-        self._file.write(json.dumps(row) + '\n')
-        self._file.flush()
-        for name, number in numbers.items():
-            self._tensorboard.add_scalar(f'{split}/{name}', number, step)
-        self._print(row)
+        append(self._path, f'{json.dumps(row)}\n'.encode(), sync)
+        self._events.write(step, split, numbers)
+        with naming('standard output'):
+            self._print(row)
 
     def close(self) -> None:
-        """Closes the files, and ends the progress line."""
-        if not self._writes:
-            return
-        self._file.close()
-        self._tensorboard.close()
-        if sys.stdout.isatty():
+        """Ends the progress line."""
+        if self._writes and sys.stdout.isatty():
             print()
 
     def _print(self, row: Mapping[str, Any]) -> None:
@@ -124,6 +122,54 @@ class Metrics:
             self._quiet_until = time.monotonic() + _QUIET_SECONDS
 
 
+class _Events:
+    """Writes TensorBoard events in the calling thread, so that a full disk cannot block a queue."""
+
+    def __init__(self, workdir: Path, first_step: int):
+        """Starts a file.
+
+        Args:
+          workdir: The run's folder.
+          first_step: TensorBoard forgets what older files of the folder have from this step on.
+        """
+        import tensorboardX  # slow, and evaluation only needs write_json
+
+        self._summary = tensorboardX.summary.scalar
+        self._crc = tensorboardX.record_writer.masked_crc32c
+        self._event = tensorboardX.proto.event_pb2.Event
+        self._path = workdir / f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}'
+        self._warned = False
+        start = tensorboardX.proto.event_pb2.SessionLog(status='START')
+        self._append({'file_version': 'brain.Event:2'}, {'step': first_step, 'session_log': start})
+
+    def write(self, step: int, split: str, numbers: Mapping[str, float]) -> None:
+        """Adds one event for each number; the arguments are those of `Metrics.write`."""
+        self._append(
+            *(
+                {'step': step, 'summary': self._summary(f'{split}/{name}', number)}
+                for name, number in numbers.items()
+            )
+        )
+
+    def _append(self, *events: Mapping[str, Any]) -> None:
+        """Adds events, given by their fields; warns the first time that they cannot be written."""
+        records = [self._record(event) for event in events]
+        try:
+            append(self._path, b''.join(records))
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                problem = f'{error.filename}: {error.strerror}'
+                print(f'warning: {problem}; training goes on without', file=sys.stderr)
+
+    def _record(self, fields: Mapping[str, Any]) -> bytes:
+        """Returns an event as TFRecord has it: its length and its bytes, each with a checksum."""
+        content = self._event(wall_time=time.time(), **fields).SerializeToString()
+        length = struct.pack('<Q', len(content))
+        sums = [struct.pack('<I', self._crc(part)) for part in (length, content)]
+        return length + sums[0] + content + sums[1]
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Reads metrics.jsonl, without lines that a killed process or a full disk left incomplete.
 
@@ -141,8 +187,21 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
         except (ValueError, RecursionError):  # not JSON, or not text
             row = None
-        if isinstance(row, dict) and isinstance(row.get('step'), int) and 'split' in row:
+        if _is_row(row):
             rows.append(row)
         else:
             print(f'{path}, line {number} is no whole JSON object, dropped')
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    """Returns whether a JSON value is a line as `Metrics` writes it."""
+    if not isinstance(row, dict) or row.get('split') not in ('train', 'eval'):
+        return False
+    numbers = [value for key, value in row.items() if key != 'split']
+    return type(row.get('step')) is int and all(map(_is_number, numbers))
+
+
+def _is_number(value: object) -> bool:
+    """Returns whether a JSON value is a number that arrays hold."""
+    return type(value) is float or (type(value) is int and abs(value) < 2**63)

@@ -1,11 +1,16 @@
+import errno
 import shutil
+import threading
+import time
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 
-from experiments.training.checkpointing import Checkpoints, digest, load_params
+from experiments.training import checkpointing
+from experiments.training.checkpointing import Checkpoints, digest, last_good_named, load_params
+from tests.toys.full_disk import full_disk
 
 
 class State(NamedTuple):
@@ -159,6 +164,78 @@ def test_names_what_does_not_fit_the_model(workdir):
     assert 'left over: params/net/~/linear/b;' in message
     assert 'of another shape: params/net/~/linear/w (61, 53), not (61, 59)' in message
     assert not list(workdir.rglob('*.damaged'))
+
+
+@pytest.mark.parametrize('name', ['70', '9999'])
+def test_a_copy_is_set_aside_and_told(workdir, name, capsys):
+    folder = workdir / 'checkpoints'
+    shutil.copytree(folder / '20', folder / name)  # of the best
+    assert load_params(workdir)[2] == 60
+    assert load_params(workdir, best=True)[2] == 20
+    assert f'checkpoints/{name} holds step 20, skipped' in capsys.readouterr().out
+    checkpoints = reopen(workdir)
+    assert_restored(checkpoints, 60)
+    checkpoints.save(70, make_state(70), wall_seconds=35.0)
+    checkpoints.close()
+    kept = sorted(path.name for path in folder.iterdir())
+    assert kept == sorted(['20', '60', '70', f'{name}.damaged'])
+    assert load_params(workdir)[2] == 70
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # of Orbax's writes
+@pytest.mark.parametrize('size', [0, 5000])
+def test_what_cannot_be_written_is_one_error_of_the_system(workdir, size):
+    checkpoints = reopen(workdir)
+    with full_disk(size):
+        with pytest.raises(OSError) as error:
+            checkpoints.save(70, make_state(70), wall_seconds=1.0)
+            for _ in range(1000):  # without waiting
+                checkpoints.check()
+                time.sleep(0.01)
+        checkpoints.close()  # which does not raise it again
+    folder = workdir / 'checkpoints'
+    assert (error.value.filename, error.value.strerror) == (str(folder), 'File too large')
+    assert_restored(reopen(workdir), 60)  # which removes what is unfinished
+    assert sorted(path.name for path in folder.iterdir()) == ['20', '50', '60']
+
+
+def test_checkpoints_are_checked_without_waiting(workdir, monkeypatch):
+    checkpoints = reopen(workdir)
+    going_on = threading.Event()
+    monkeypatch.setattr(checkpointing, 'sync_file', lambda path: going_on.wait(10))
+    checkpoints.save(70, make_state(70), wall_seconds=1.0)
+    checkpoints.check()
+    assert not (workdir / 'checkpoints' / '70').exists()
+    going_on.set()
+    checkpoints.close()
+    assert (workdir / 'checkpoints' / '70').exists()
+
+
+def test_the_main_process_saves_alone(workdir, monkeypatch):
+    monkeypatch.setattr(checkpointing.parallel, 'is_main_process', lambda: False)
+    (workdir / 'checkpoints' / '70.orbax-checkpoint-tmp').mkdir()  # the main process's
+    checkpoints = reopen(workdir)
+    assert_restored(checkpoints, 60)
+    checkpoints.save(70, make_state(70), wall_seconds=1.0, score=2.0)
+    checkpoints.check()
+    checkpoints.close()
+    kept = sorted(path.name for path in (workdir / 'checkpoints').iterdir())
+    assert kept == ['20', '50', '60', '70.orbax-checkpoint-tmp']
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / 'run').touch()
+    with pytest.raises(NotADirectoryError) as error:
+        reopen(tmp_path / 'run')
+    assert error.value.filename == str(tmp_path / 'run' / 'checkpoints')
+
+
+@pytest.mark.parametrize('more', ['', '; the last good checkpoint is of step 60'])
+def test_the_last_good_checkpoint_is_named(request, tmp_path, more):
+    run = request.getfixturevalue('saved') if more else tmp_path
+    with pytest.raises(OSError) as error, last_good_named(run):
+        raise OSError(errno.ENOSPC, 'No space left on device', 'run/metrics.jsonl')
+    assert error.value.strerror == f'No space left on device{more}'
 
 
 def test_reading_leaves_a_writing_run_alone(workdir):

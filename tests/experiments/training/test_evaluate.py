@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from experiments.training import evaluate, loop, parallel
+from tests.toys.full_disk import full_disk
 from tests.toys.toy_task import EVAL_EXAMPLES, ToyTask, get_config
 
 
@@ -42,7 +43,7 @@ def test_examples_left_out_of_the_evaluation_are_told():
     assert numbers == {'count': 37 - 3 * 2, 'broken_examples': 3 * 2}
 
 
-def test_a_checkpoint_is_evaluated_as_the_run_did(tmp_path):
+def test_a_checkpoint_is_evaluated_as_the_run_did(tmp_path, capsys):
     config = get_config(log_every_steps=1)
     task = ToyTask(config)
     loop.train(config, task, tmp_path, 'toy')
@@ -55,6 +56,14 @@ def test_a_checkpoint_is_evaluated_as_the_run_did(tmp_path):
         assert result['step'] == (max(by_step, key=by_step.get) if best else 6)
         assert result['value'] == by_step[result['step']]
         assert json.loads((tmp_path / 'evaluation.json').read_text()) == result
+
+    # The number is told where it cannot be written.
+    told = f'top1 {by_step[6]:.4f} at step 6\n'
+    capsys.readouterr()
+    with full_disk(10), pytest.raises(OSError) as error:
+        evaluate.evaluate_checkpoint(config, task, tmp_path, 'toy', False)
+    assert error.value.filename == str(tmp_path / 'evaluation.json')
+    assert capsys.readouterr().out == told
 
     init = task.init
     task.init = lambda rng: ({**init(rng)[0], 'new': {'w': rng}}, {})

@@ -1,3 +1,4 @@
+import contextlib
 import datetime
 import functools
 import hashlib
@@ -14,6 +15,7 @@ from experiments.results import load_result
 from experiments.training import loop, parallel
 from experiments.training.checkpointing import load_params
 from experiments.training.optimizer import make_optimizer
+from tests.toys.full_disk import full_disk
 from tests.toys.toy_task import ToyTask, get_config
 
 
@@ -214,6 +216,28 @@ def test_a_nan_stops_the_run_before_it_is_saved(tmp_path):
     with pytest.raises(FloatingPointError, match=message):
         loop.train(task.config, task, tmp_path, 'toy')
     assert load_params(tmp_path)[2] == 4
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # of Orbax's writes
+def test_a_full_disk_stops_the_run_which_names_the_last_good_checkpoint(tmp_path):
+    task = ToyTask(get_config(evaluate_every_steps=1000, steps=1000))
+    left_over = tmp_path / f'.report.png.{"0" * 32}.tmp'
+    left_over.touch()
+    with contextlib.ExitStack() as stack:
+
+        def fill(step):
+            if step == 8:  # the checkpoint of step 4 is there, that of step 6 may be
+                stack.enter_context(full_disk(3000))
+            assert step < 16
+
+        task.on_step = fill
+        with pytest.raises(OSError) as error:
+            loop.train(task.config, task, tmp_path, 'toy')
+    assert error.value.filename == str(tmp_path / 'checkpoints')
+    step = load_params(tmp_path)[2]
+    assert step in (4, 6)
+    assert error.value.strerror == f'File too large; the last good checkpoint is of step {step}'
+    assert not left_over.exists()
 
 
 def test_parameters_that_overflow_stop_the_run(tmp_path):

@@ -1,9 +1,13 @@
 import json
+import struct
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
 
 from experiments.training import workdir
 from experiments.training.workdir import Metrics
+from tests.toys.full_disk import full_disk
 
 TRAIN = {'loss': 1.5, 'learning_rate': 0.02, 'examples_per_second': 64.0}
 
@@ -42,7 +46,10 @@ def test_a_damaged_line_is_dropped_and_told(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     'line', [b'', b'7', b'null', b'[]', b'{}', b'{"step": "1", "split": "eval"}', b'{"step": 1}',
-             b'\0\0\0\0', b'"\xff"', b'[' * 100_000]
+             b'\0\0\0\0', b'"\xff"', b'[' * 100_000, b'{"step": null, "split": "eval"}',
+             b'{"step": true, "split": "eval"}', b'{"step": 1, "split": ["eval"]}',
+             b'{"step": 1, "split": "eval", "top1": "0.5"}', b'{"step": 1, "split": "eval\xff"}',
+             b'{"step": 1, "split": "eval", "top1": 1%s}' % (b'0' * 400)]
 )  # fmt: skip
 def test_a_line_that_is_no_row_is_dropped_and_told(tmp_path, capsys, line):
     good = json.dumps({'step': 2, 'split': 'train', **TRAIN}).encode()
@@ -90,3 +97,58 @@ def test_one_line_written_over_in_a_terminal(tmp_path, capsys, monkeypatch):
     lines = capsys.readouterr().out.split('\n')
     assert [line.count('\r') for line in lines] == [3, 0, 0]
     assert lines[0].endswith('evaluation: top1 0.5000')
+
+
+def read_events(path):
+    """The events of a file, whose checksums are checked."""
+    content, events = path.read_bytes(), []
+    while content:
+        length, length_crc = struct.unpack('<QI', content[:12])
+        event, (crc,) = content[12 : 12 + length], struct.unpack_from('<I', content, 12 + length)
+        assert (length_crc, crc) == (masked_crc32c(content[:8]), masked_crc32c(event))
+        events.append(Event.FromString(event))
+        content = content[16 + length :]
+    return events
+
+
+def test_events_are_what_tensorboard_reads(tmp_path):
+    metrics = make_metrics(tmp_path, step=2)
+    metrics.write(3, 'eval', {'top1': 0.5, 'a class, too': 0.25})
+    (path,) = tmp_path.glob('events.out.tfevents.*')
+    version, start, *scalars = read_events(path)  # before anything is closed
+    assert version.file_version == 'brain.Event:2'
+    assert (start.step, start.session_log.status) == (3, start.session_log.START)
+    assert [(x.step, x.summary.value[0].tag, x.summary.value[0].simple_value) for x in scalars] == [
+        (3, 'eval/top1', 0.5), (3, 'eval/a_class__too', 0.25)
+    ]  # fmt: skip
+    metrics.close()
+
+
+def test_events_that_cannot_be_written_are_told_once(tmp_path, capsys):
+    metrics = make_metrics(tmp_path)
+    (path,) = tmp_path.glob('events.out.tfevents.*')
+    size = path.stat().st_size
+    path.rename(tmp_path / 'events')
+    path.mkdir()
+    for step in range(1, 21):  # more than a queue holds
+        metrics.write(step, 'train', TRAIN)
+    metrics.close()
+    path.rmdir()
+    (tmp_path / 'events').rename(path)
+    metrics.write(21, 'eval', {'top1': 0.5})
+    assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 21
+    told = f'warning: {path}: Is a directory; training goes on without\n'
+    assert capsys.readouterr().err == told
+    assert path.stat().st_size > size and read_events(path)[-1].step == 21
+
+
+def test_metrics_that_cannot_be_written_are_an_error_that_names_them(tmp_path):
+    metrics = make_metrics(tmp_path)
+    metrics.write(1, 'train', TRAIN)
+    path = tmp_path / 'metrics.jsonl'
+    content = path.read_bytes()
+    with full_disk(len(content) + 5), pytest.raises(OSError) as error:
+        metrics.write(2, 'train', TRAIN)
+    metrics.close()
+    assert error.value.filename == str(path)
+    assert path.read_bytes() == content  # without a part of the line

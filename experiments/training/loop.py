@@ -17,8 +17,10 @@ from ml_collections import ConfigDict
 
 from experiments.memory import check_state
 from experiments.training import parallel
+from experiments.training.agreement import agreement
 from experiments.training.checks import check_resumable, check_sizes, count_steps
 from experiments.training.evaluate import Evaluation, compile_predict, evaluate
+from experiments.training.lock import lock
 from experiments.training.optimizer import make_optimizer
 from experiments.training.workdir import Metrics, git_commit, now, write_json
 
@@ -52,8 +54,11 @@ def train(
       FloatingPointError: The loss, the gradients or the parameters are no longer finite.
       KeyboardInterrupt: Ctrl-C stopped the run, after a checkpoint; or a second Ctrl-C, without.
     """
-    with parallel.preemption() as asked:  # from here on SIGTERM and Ctrl-C end with a checkpoint
-        return _train(config, task, workdir, config_name, asked)
+    with (
+        contextlib.ExitStack() as held,
+        parallel.preemption() as asked,  # from here on SIGTERM and Ctrl-C end with a checkpoint
+    ):
+        return _train(config, task, workdir, config_name, asked, held)
 
 
 def _train(
@@ -62,6 +67,7 @@ def _train(
     workdir: str | Path,
     config_name: str,
     asked: parallel.Preemption,
+    held: contextlib.ExitStack,
 ) -> dict[str, Any] | None:
     # Orbax and matplotlib are slow to import.
     from experiments.pictures.report import write_report
@@ -69,18 +75,21 @@ def _train(
 
     start = time.monotonic()
     workdir, settings, batch_size = Path(workdir), config.train, config.train.batch_size
-    check_sizes(config, parallel.num_devices())
-    check_resumable(workdir, config)
-    total_steps, steps_per_epoch = count_steps(config, task.num_train_examples)
-    data_name, paper_value = task.data_name, task.paper_value  # opens the evaluation data too
-    optimizer, schedule = make_optimizer(total_steps, steps_per_epoch, **config.optimizer)
-    devices = parallel.make(config.parallel)
     writes = parallel.is_main_process()
+    with agreement(config, workdir) as data:
+        check_sizes(config, parallel.num_devices())
+        check_resumable(workdir, config)
+        total_steps, steps_per_epoch = count_steps(config, task.num_train_examples)
+        data_name, paper_value = task.data_name, task.paper_value  # opens the evaluation data too
+        data.update({'data': data_name, 'number of training examples': task.num_train_examples})
+        optimizer, schedule = make_optimizer(total_steps, steps_per_epoch, **config.optimizer)
+        devices = parallel.make(config.parallel)
+        host_state = jax.device_get(init(config.seed, task, optimizer))
+        if writes:
+            workdir.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock(workdir))
 
     # From the start, or from a checkpoint.
-    host_state = jax.device_get(init(config.seed, task, optimizer))
-    if writes:
-        workdir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
     host_state, seconds_before = checkpoints.restore(like=host_state) or (host_state, 0.0)
     seconds = seconds_before  # how long the run had taken when it was last saved

@@ -9,6 +9,7 @@ a run, what a process asks about the others, and stopping together.
 import collections
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import signal
@@ -225,6 +226,24 @@ def say(line: str) -> None:
         print(line)
 
 
+def exchange(content: Any) -> list[Any]:
+    """Returns what all processes pass, by process; all of them call it.
+
+    Args:
+      content: What JSON can hold; the rest becomes text.
+    """
+    if num_processes() == 1:
+        return [content]
+    # The rows of a gathered array need not be in the order of the processes.
+    text = json.dumps([jax.process_index(), content], default=str).encode()
+    lengths = multihost_utils.process_allgather(np.asarray(len(text)))
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)
+    rows = multihost_utils.process_allgather(padded)
+    pairs = [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
+    return [content for _, content in sorted(pairs, key=lambda pair: pair[0])]
+
+
 def barrier(name: str) -> None:
     """Waits until all processes have come to the barrier of this name."""
     multihost_utils.sync_global_devices(name)
@@ -238,6 +257,11 @@ def check_equal(number: int, what: str) -> None:
       what: What the number is, for the message.
     """
     multihost_utils.assert_equal(np.asarray(number), f'processes differ in {what}')
+
+
+def num_processes() -> int:
+    """Returns the number of processes of the run."""
+    return jax.process_count()
 
 
 def num_devices() -> int:

@@ -16,7 +16,7 @@ import optax
 from ml_collections import ConfigDict
 
 from experiments.memory import check_state
-from experiments.training import parallel
+from experiments.training import parallel, watch
 from experiments.training.agreement import agreement
 from experiments.training.checks import check_resumable, check_sizes, count_steps
 from experiments.training.evaluate import Evaluation, compile_predict, evaluate
@@ -56,6 +56,7 @@ def train(
     """
     with (
         contextlib.ExitStack() as held,
+        watch.others_first(),
         parallel.preemption() as asked,  # from here on SIGTERM and Ctrl-C end with a checkpoint
     ):
         return _train(config, task, workdir, config_name, asked, held)

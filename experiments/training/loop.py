@@ -50,7 +50,8 @@ def train(
       What `result.json` holds; None if SIGTERM stopped the run, after a checkpoint.
 
     Raises:
-      Refused: The config, or what is in the folder, cannot be run; before compilation.
+      Refused: The config, or what is in the folder, cannot be run, another run writes there, or
+        this run's processes differ; before compilation.
       FloatingPointError: The loss, the gradients or the parameters are no longer finite.
       KeyboardInterrupt: Ctrl-C stopped the run, after a checkpoint; or a second Ctrl-C, without.
     """

@@ -97,6 +97,7 @@ def one_line_errors(
     except KeyboardInterrupt:
         print('error:', interrupted, file=sys.stderr, flush=True)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        fails_with(130)
         atexit._run_exitfuncs()
         os._exit(130)  # the interpreter's own end crashes while XLA compiles in a thread
 
@@ -109,7 +110,25 @@ def fail(error: Exception | str, code: int) -> NoReturn:
       code: The exit status.
     """
     print('error:', ' '.join(str(error).split()), file=sys.stderr)
+    fails_with(code)
     sys.exit(code)
+
+
+_failures: list[int] = []  # exit statuses
+
+
+def fails_with(code: int) -> None:
+    """Notes the exit status of a program that has failed and is about to end.
+
+    Args:
+      code: The exit status.
+    """
+    _failures.append(code)
+
+
+def failed_with() -> int | None:
+    """Returns the exit status that was noted, for what runs at the end; None if none was."""
+    return _failures[-1] if _failures else None
 
 
 def quiet_libraries() -> None:

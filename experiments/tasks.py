@@ -40,6 +40,10 @@ class Task(Protocol):
         """Examples of one epoch."""
 
     @property
+    def num_eval_examples(self) -> int:
+        """Examples to evaluate."""
+
+    @property
     def data_name(self) -> str:
         """What the model is trained and evaluated on, for result.json and README's tables."""
 

@@ -130,6 +130,10 @@ class AudioSet:
         return len(self.train_source)
 
     @property
+    def num_eval_examples(self) -> int:
+        return len(self.eval_source)
+
+    @property
     def data_name(self) -> str:
         name = {'tfds': 'AudioSet', 'sounds': 'generated sounds'}.get(self.config.data.source)
         name = name or self.config.data.table.csv_file

@@ -93,6 +93,10 @@ class OpticalFlow:
         return len(self.train_source)
 
     @property
+    def num_eval_examples(self) -> int:
+        return len(self.eval_source)
+
+    @property
     def data_name(self) -> str:
         train = f'{self.config.data.train} ({len(self.train_source):,} pairs)'
         counts = (f'{name} ({n:,})' for name, n in self._eval_counts.items())

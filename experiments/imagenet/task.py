@@ -95,6 +95,10 @@ class ImageNet:
         return len(self.train_source)
 
     @property
+    def num_eval_examples(self) -> int:
+        return len(self.eval_source)
+
+    @property
     def data_name(self) -> str:
         if self._is_the_papers_data:
             return 'ImageNet'

@@ -68,6 +68,10 @@ class ModelNet40:
         return len(self.train_source)
 
     @property
+    def num_eval_examples(self) -> int:
+        return len(self.eval_source)
+
+    @property
     def data_name(self) -> str:
         points = f'{self.config.points.num_points:,} points'
         if self._is_the_papers_data:

@@ -41,12 +41,17 @@ def evaluate_checkpoint(
     # Orbax and matplotlib are slow to import.
     from experiments.pictures.report import write_samples
     from experiments.pictures.units import metric_text
+    from experiments.training.agreement import agreement
     from experiments.training.checkpointing import check_fit, flatten, load_params
     from experiments.training.checks import check_sizes
     from experiments.training.workdir import git_commit, now, write_json
 
-    check_sizes(config, parallel.num_devices())
+    with agreement(config, workdir) as data:
+        check_sizes(config, parallel.num_devices())
+        if parallel.num_processes() > 1:  # one alone looks for the checkpoint before it opens data
+            data['number of evaluation examples'] = task.num_eval_examples
     params, state, step = load_params(workdir, best)
+    parallel.check_equal(step, f'the checkpoint of {workdir} to evaluate')
     expected_params, expected_state = jax.eval_shape(task.init, jax.random.key(0))
     check_fit(
         flatten({'params': params, 'state': state}),

@@ -16,9 +16,11 @@ import optax
 from ml_collections import ConfigDict
 
 from experiments.memory import check_state
-from experiments.training import parallel
+from experiments.training import parallel, watch
+from experiments.training.agreement import agreement
 from experiments.training.checks import check_resumable, check_sizes, count_steps
 from experiments.training.evaluate import Evaluation, compile_predict, evaluate
+from experiments.training.lock import lock
 from experiments.training.optimizer import make_optimizer
 from experiments.training.workdir import Metrics, git_commit, now, write_json
 from perceiver_jax.files import remove_unfinished
@@ -49,16 +51,21 @@ def train(
       What `result.json` holds; None if SIGTERM stopped the run, after a checkpoint.
 
     Raises:
-      Refused: The config, or what is in the folder, cannot be run; before compilation.
+      Refused: The config, or what is in the folder, cannot be run, another run writes there, or
+        this run's processes differ; before compilation.
       FloatingPointError: The loss, the gradients or the parameters are no longer finite.
       OSError: A file of the run cannot be written; it names the file and the last checkpoint.
       KeyboardInterrupt: Ctrl-C stopped the run, after a checkpoint; or a second Ctrl-C, without.
     """
     from experiments.training.checkpointing import last_good_named  # slow to import
 
-    # From here on SIGTERM and Ctrl-C end with a checkpoint.
-    with parallel.preemption() as asked, last_good_named(workdir):
-        return _train(config, task, workdir, config_name, asked)
+    with (
+        contextlib.ExitStack() as held,
+        watch.others_first(),
+        parallel.preemption() as asked,  # from here on SIGTERM and Ctrl-C end with a checkpoint
+        last_good_named(workdir),
+    ):
+        return _train(config, task, workdir, config_name, asked, held)
 
 
 def _train(
@@ -67,6 +74,7 @@ def _train(
     workdir: str | Path,
     config_name: str,
     asked: parallel.Preemption,
+    held: contextlib.ExitStack,
 ) -> dict[str, Any] | None:
     # Orbax and matplotlib are slow to import.
     from experiments.pictures.report import write_report
@@ -74,19 +82,22 @@ def _train(
 
     start = time.monotonic()
     workdir, settings, batch_size = Path(workdir), config.train, config.train.batch_size
-    check_sizes(config, parallel.num_devices())
-    check_resumable(workdir, config)
-    total_steps, steps_per_epoch = count_steps(config, task.num_train_examples)
-    data_name, paper_value = task.data_name, task.paper_value  # opens the evaluation data too
-    optimizer, schedule = make_optimizer(total_steps, steps_per_epoch, **config.optimizer)
-    devices = parallel.make(config.parallel)
     writes = parallel.is_main_process()
+    with agreement(config, workdir) as data:
+        check_sizes(config, parallel.num_devices())
+        check_resumable(workdir, config)
+        total_steps, steps_per_epoch = count_steps(config, task.num_train_examples)
+        data_name, paper_value = task.data_name, task.paper_value  # opens the evaluation data too
+        data.update({'data': data_name, 'number of training examples': task.num_train_examples})
+        optimizer, schedule = make_optimizer(total_steps, steps_per_epoch, **config.optimizer)
+        devices = parallel.make(config.parallel)
+        host_state = jax.device_get(init(config.seed, task, optimizer))
+        if writes:
+            workdir.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock(workdir))
+            remove_unfinished(workdir)
 
     # From the start, or from a checkpoint.
-    host_state = jax.device_get(init(config.seed, task, optimizer))
-    if writes:
-        workdir.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(workdir)
     checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
     host_state, seconds_before = checkpoints.restore(like=host_state) or (host_state, 0.0)
     seconds = seconds_before  # how long the run had taken when it was last saved

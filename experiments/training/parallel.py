@@ -9,6 +9,7 @@ a run, what a process asks about the others, and stopping together.
 import collections
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import signal
@@ -22,9 +23,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from experiments.training import watch
 from perceiver_jax.errors import Refused
 
 AXIS = 'data'  # the one mesh axis, and the axis name that a pmapped step is bound to
+
+# Where jax finds the processes itself, it alone notices that one has died: after this time.
+_HEARTBEAT_SECONDS = 25
 
 Tree = Any  # nested dictionaries, tuples and NamedTuples of arrays
 
@@ -200,13 +205,14 @@ def initialize(
       process_id: Which one this is, from 0.
 
     Raises:
-      Refused: Only some of the three are given.
+      Refused: Only some of the three are given, or the coordinator's address cannot be used.
     """
     given = (coordinator, num_processes, process_id)
     if coordinator == 'auto' or (given == (None, None, None) and _several_announced(os.environ)):
-        jax.distributed.initialize()
-    elif None not in given:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+        watch.leave_at_once()
+    elif coordinator is not None and num_processes is not None and process_id is not None:
+        watch.initialize(coordinator, num_processes, process_id)
     elif given != (None, None, None):
         raise Refused(
             'coordinator, num_processes and process_id go together, '
@@ -225,6 +231,24 @@ def say(line: str) -> None:
         print(line)
 
 
+def exchange(content: Any) -> list[Any]:
+    """Returns what all processes pass, by process; all of them call it.
+
+    Args:
+      content: What JSON can hold; the rest becomes text.
+    """
+    if num_processes() == 1:
+        return [content]
+    # The rows of a gathered array need not be in the order of the processes.
+    text = json.dumps([jax.process_index(), content], default=str).encode()
+    lengths = multihost_utils.process_allgather(np.asarray(len(text)))
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)
+    rows = multihost_utils.process_allgather(padded)
+    pairs = [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
+    return [content for _, content in sorted(pairs, key=lambda pair: pair[0])]
+
+
 def barrier(name: str) -> None:
     """Waits until all processes have come to the barrier of this name."""
     multihost_utils.sync_global_devices(name)
@@ -238,6 +262,11 @@ def check_equal(number: int, what: str) -> None:
       what: What the number is, for the message.
     """
     multihost_utils.assert_equal(np.asarray(number), f'processes differ in {what}')
+
+
+def num_processes() -> int:
+    """Returns the number of processes of the run."""
+    return jax.process_count()
 
 
 def num_devices() -> int:
@@ -269,7 +298,8 @@ class Preemption:
           step: Number of the step; all processes ask after every one.
         """
         if jax.process_count() > 1:  # jax's own handler of SIGTERM finds the common step
-            return multihost_utils.reached_preemption_sync_point(step)
+            watch.WATCH.together = multihost_utils.reached_preemption_sync_point(step)
+            return watch.WATCH.together
         return self.noticed
 
 
@@ -290,6 +320,7 @@ def preemption() -> Iterator[Preemption]:
         asked.noticed = True
 
     def end_now(*_: Any) -> None:
+        watch.WATCH.together = False
         logging.disable()  # what is interrupted, such as Orbax, would log it
         raise KeyboardInterrupt
 

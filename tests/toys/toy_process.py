@@ -17,13 +17,17 @@ SELDOM = dict(checkpoint_every_steps=20, evaluate_every_steps=10)  # processes s
 
 def wait_for_step(workdir, step, timeout=100.0):
     """Returns when metrics.jsonl tells that a run has made an update."""
+    metrics = Path(workdir, 'metrics.jsonl')
+    wait_for(lambda: metrics.exists() and f'"step": {step},' in metrics.read_text(), timeout)
+
+
+def wait_for(condition, timeout=100.0):
+    """Returns when a function returns True."""
     deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        metrics = Path(workdir, 'metrics.jsonl')
-        if metrics.exists() and f'"step": {step},' in metrics.read_text():
-            return
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f'waited in vain for {timeout} s')
         time.sleep(0.02)
-    raise TimeoutError(f'{workdir} has not come to step {step} in {timeout} s')
 
 
 if __name__ == '__main__':
@@ -48,3 +52,20 @@ if __name__ == '__main__':
     task = ToyTask(config)
     task.broken = 3
     loop.train(config, task, Path(folder, 'pmap'), 'toy')
+
+    # Differing configs; a checkpoint that one alone sees; a folder that the test has locked.
+    mine = Path(folder, f'apart{process_id}')
+    if process_id == '0':
+        (mine / 'checkpoints' / '4').mkdir(parents=True)
+    for seed, workdir in ((7 + int(process_id), mine), (7, mine), (7, Path(folder, 'locked'))):
+        config.seed = seed
+        try:
+            loop.train(config, ToyTask(config), workdir, 'toy')
+        except ValueError as error:
+            print('refused:', str(error).partition('; choose')[0], flush=True)
+
+    Path(folder, 'done').touch()
+    parallel.barrier('one is killed while the other waits for it')
+    if process_id == '1':
+        time.sleep(100)
+    parallel.barrier('never passed')

@@ -45,6 +45,7 @@ class ToyTask:
     higher_is_better = True
     loss_unit = 'nats'
     num_train_examples = 320
+    num_eval_examples = EVAL_EXAMPLES
     data_name = 'toy'
     paper_value = None
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from experiments.training import evaluate, loop, parallel
+from experiments.training.lock import lock
 from tests.toys.full_disk import full_disk
 from tests.toys.toy_task import EVAL_EXAMPLES, ToyTask, get_config
 
@@ -52,7 +53,8 @@ def test_a_checkpoint_is_evaluated_as_the_run_did(tmp_path, capsys):
     assert by_step.keys() == {4, 6} and by_step[4] != by_step[6]
     config.parallel = 'pmap'
     for best in (False, True):
-        result = evaluate.evaluate_checkpoint(config, task, tmp_path, 'toy', best)
+        with lock(tmp_path):  # a run that goes on does not keep anyone from evaluating it
+            result = evaluate.evaluate_checkpoint(config, task, tmp_path, 'toy', best)
         assert result['step'] == (max(by_step, key=by_step.get) if best else 6)
         assert result['value'] == by_step[result['step']]
         assert json.loads((tmp_path / 'evaluation.json').read_text()) == result

@@ -6,16 +6,20 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 
-from experiments.training import loop, parallel
+from experiments.training import loop, parallel, watch
 from experiments.training.checkpointing import load_params
+from experiments.training.lock import lock
 from tests.toys import toy_process
 from tests.toys.toy_process import wait_for_step
 from tests.toys.toy_task import ToyTask, get_config
+
+HERE = socket.gethostname()
 
 
 def free_port():
@@ -25,7 +29,10 @@ def free_port():
 
 
 def test_two_processes_equal_one(tmp_path):
-    """Two processes of two devices each, stopped by Ctrl-C, resumed, and once more with pmap."""
+    """Two processes of two devices each, stopped by Ctrl-C, resumed, and once more with pmap.
+
+    Then they are given what does not go together, and at last one of them is killed.
+    """
     address = f'localhost:{free_port()}'
     script = toy_process.__file__
     processes = [
@@ -40,8 +47,28 @@ def test_two_processes_equal_one(tmp_path):
     ]
     wait_for_step(tmp_path / 'jit', 4)
     processes[1].send_signal(signal.SIGINT)  # to one: the other must stop with it
+    (tmp_path / 'locked').mkdir()
+    with lock(tmp_path / 'locked'):
+        toy_process.wait_for((tmp_path / 'done').exists)
+    processes[1].kill()
+    killed = time.monotonic()
     outputs = [process.communicate(timeout=100)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert time.monotonic() - killed < 30
+    assert [process.returncode for process in processes] == [1, -signal.SIGKILL], outputs
+    assert outputs[0].splitlines()[-1] == (
+        f'error: process 1 on host {HERE} has ended, and the others end with it; '
+        'the same command in all of them resumes from the last checkpoint'
+    )
+    who = f'process {{}} on host {HERE}'
+    seen = f'in {tmp_path}/apart'
+    for output, told_by in zip(outputs, ('', f'{who.format(0)}: '), strict=True):
+        assert [line for line in output.splitlines() if line.startswith('refused: ')] == [
+            f'refused: {who.format(1)} differs from {who.format(0)}: config.seed is 8, not 7',
+            f'refused: {who.format(1)} sees no checkpoint {seen}1, {who.format(0)} sees step 4 as '
+            f'the newest checkpoint {seen}0; all must see the same workdir',
+            f'refused: {told_by}{tmp_path}/locked: another run writes there, process '
+            f'{os.getpid()} on host {HERE}',
+        ]
     assert '\nstopped\n' in outputs[0] and '\ninterrupted\n' in outputs[1], outputs
     assert not re.search(r'^step \d', outputs[1], re.MULTILINE)  # one process reports
 
@@ -104,9 +131,11 @@ def test_unknown_kind():
 
 @pytest.fixture
 def initialized(monkeypatch):
-    """The arguments of the calls that jax.distributed.initialize got."""
+    """The arguments of the calls that joined processes."""
     calls = []
-    monkeypatch.setattr(jax.distributed, 'initialize', lambda *args: calls.append(args))
+    monkeypatch.setattr(jax.distributed, 'initialize', lambda **_: calls.append(()))
+    monkeypatch.setattr(watch, 'leave_at_once', lambda: None)
+    monkeypatch.setattr(watch, 'initialize', lambda *args: calls.append(args))
     for name in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'TPU_WORKER_HOSTNAMES'):
         monkeypatch.delenv(name, raising=False)
     return calls

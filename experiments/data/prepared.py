@@ -1,5 +1,6 @@
 """Data sets that TensorFlow Datasets has prepared, read at random without TensorFlow."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -53,8 +54,10 @@ def read_metadata(folder: Path, read: Callable[[Path], T]) -> T:
       What `read` returns.
 
     Raises:
-      Refused: A file is damaged; names a list of the names of classes by its line.
+      Refused: A file is damaged, or names a class of features that is not TFDS's own; names a list
+        of the names of classes by its line.
     """
+    _check_features(folder / 'features.json')
     for file in visible(folder, '*.labels.txt'):
         names = [line.strip() for line in read_text(file).split('\n') if line.strip()]
         if file.read_bytes().startswith(tuple(MARKS)):  # part of the first name to TFDS
@@ -65,6 +68,39 @@ def read_metadata(folder: Path, read: Callable[[Path], T]) -> T:
         return read(folder)
     except Exception as error:  # TFDS has no error class for damaged files
         raise Refused(f'{folder} cannot be read as TFDS prepares it: {error}') from error
+
+
+def _check_features(file: Path) -> None:
+    """Refuses classes that are not TFDS's own features: TFDS imports whatever module is named."""
+    from tensorflow_datasets import features  # slow, and the other sources run without it
+
+    allowed = {
+        f'{x.__module__}.{x.__name__}'
+        for x in vars(features).values()
+        if isinstance(x, type) and issubclass(x, features.FeatureConnector)
+    }
+    allowed.add('tensorflow_datasets.core.features.feature.Tensor')  # what it was called before
+
+    def check(value: Any, key: str = '') -> None:
+        if isinstance(value, dict):
+            for name, content in value.items():
+                check(content, name)
+        elif isinstance(value, list):
+            for content in value:
+                check(content, key)
+        elif isinstance(value, str) and key in ('pythonClassName', 'python_class_name', 'type'):
+            if value not in allowed:
+                raise Refused(f"{file}: {value!r:.80} is none of TFDS's own classes of features")
+        elif isinstance(value, str) and value.lstrip().startswith(('{', '[')):  # JSON within JSON
+            check(parsed(value))
+
+    def parsed(text: str | bytes) -> Any:
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise Refused(f'{file} cannot be read as TFDS prepares it: {error}') from error
+
+    check(parsed(file.read_bytes()))
 
 
 class TfdsRecords:

@@ -4,6 +4,7 @@ Source: Perceiver, section 3.2 and appendix D; Perceiver IO, appendix D.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import haiku as hk
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from perceiver_jax import limits
 from perceiver_jax.checks import Module, check_axes, check_entries, check_integers
 from perceiver_jax.errors import Refused
 from perceiver_jax.layers import Linear, check_floating, check_integer_array
@@ -28,11 +30,12 @@ def grid_positions(shape: Sequence[int]) -> np.ndarray:
       An axis of size 1 is at -1.
 
     Raises:
-      Refused: `shape` is a single number.
+      Refused: `shape` is a single number, or the grid is larger than `limits` allows.
 
     Source: Perceiver, section 3.2.
     """
     _check_grid('grid_positions', shape=shape)
+    limits.check_bytes('the positions of the grid', 8 * math.prod(shape) * len(shape))
     axes = [np.linspace(-1.0, 1.0, size) for size in shape]
     return np.stack(np.meshgrid(*axes, indexing='ij'), axis=-1)
 
@@ -69,7 +72,8 @@ def fourier_features(
 
     Raises:
       Refused: If `max_resolution` does not have one entry for each axis, or the positions are of
-        another dtype, or known to be beyond [-1, 1] by more than 0.001.
+        another dtype, or known to be beyond [-1, 1] by more than 0.001, or there are more features
+        than `limits` allows.
 
     Source: Perceiver, section 3.2; channel order of DeepMind's release.
     """
@@ -78,6 +82,9 @@ def fourier_features(
     num_axes = positions.shape[-1]
     check_entries('max_resolution', max_resolution, num_axes, f'{num_axes} axes of the positions')
     xp = np if isinstance(positions, np.ndarray) else jnp
+    on_host = math.prod(positions.shape[:-1]) if xp is np else 1  # of others, the frequencies
+    needed = 8 * on_host * num_axes * (2 * num_bands + 1)
+    limits.check_bytes('Fourier features with these num_bands', needed)
     positions = positions.astype(np.float64 if xp is np else np.float32)
     frequencies = np.stack([np.linspace(1.0, mu / 2, num_bands) for mu in max_resolution])
     frequencies = np.expand_dims(frequencies, tuple(range(positions.ndim - 1)))  # [..., A, K]
@@ -151,8 +158,8 @@ def grid_fourier_features(
       in the order of `fourier_features`.
 
     Raises:
-      Refused: If `max_resolution` does not have one entry for each axis, or `elements` are no
-        integers.
+      Refused: If `max_resolution` does not have one entry for each axis, `elements` are no
+        integers, or an axis has more features than `limits` allows.
 
     Source: Perceiver, section 3.2.
     """
@@ -164,6 +171,7 @@ def grid_fourier_features(
         check_integer_array('grid_fourier_features', elements=elements)
     rows = []  # for each axis [..., 1 + 2 K]: the position, its sines, its cosines
     for axis, (size, mu) in enumerate(zip(shape, max_resolution, strict=True)):
+        limits.check_bytes(f'the positions along axis {axis} of the grid', 8 * size)
         positions = np.linspace(-1.0, 1.0, size + (not endpoint))[:size, None]
         table = jnp.asarray(fourier_features(positions, num_bands, [mu]))
         if elements is None:

@@ -10,26 +10,28 @@ import os
 
 from perceiver_jax.errors import Refused
 
+BYTES = 2**30  # of memory for what a file holds, or for a table of a model
+BYTES_PER_BYTE = 100  # of a larger file: that much for each of its bytes
+PIXELS = 2**28  # of an image, or of a frame of a video
+SAMPLE_RATES = (100, 10_000_000)  # Hz, of sound in a file: lowest, highest
+STEPS = 2000  # of building a model: its layers, the pixels of a patch
 _VARIABLE = 'PERCEIVER_JAX_LIMITS'
 
 
-def _factor() -> float:
+def factor() -> float:
+    """Returns the factor of the environment, 1 where it has none.
+
+    Raises:
+      Refused: It is no number above 0.
+    """
     text = os.environ.get(_VARIABLE, '1')
     try:
-        factor = float(text)
+        value = float(text)
     except ValueError:
-        factor = math.nan
-    if not 0 < factor < math.inf:
+        value = math.nan
+    if not 0 < value < math.inf:
         raise Refused(f'{_VARIABLE} is {text!r:.80}, it must be a number above 0')
-    return factor
-
-
-_FACTOR = _factor()
-BYTES = _FACTOR * 2**30  # of memory for what a file holds, or for a table of a model
-BYTES_PER_BYTE = _FACTOR * 100  # of a larger file: that much for each of its bytes
-PIXELS = _FACTOR * 2**28  # of an image, or of a frame of a video
-SAMPLE_RATES = (100 / _FACTOR, _FACTOR * 10_000_000)  # Hz, of sound in a file: lowest, highest
-STEPS = _FACTOR * 2000  # of building a model: its layers, the pixels of a patch
+    return value
 
 
 def check_bytes(what: str, needed: float, file_bytes: float = 0) -> None:
@@ -43,7 +45,7 @@ def check_bytes(what: str, needed: float, file_bytes: float = 0) -> None:
     Raises:
       Refused: It would take more than is allowed.
     """
-    most = max(BYTES, BYTES_PER_BYTE * file_bytes)
+    most = factor() * max(BYTES, BYTES_PER_BYTE * file_bytes)
     if not needed <= most:
         _refuse(f'{what} would take {_shown(needed)} bytes of memory', f'at most {_shown(most)}')
 
@@ -58,9 +60,10 @@ def check_pixels(what: str, *sides: int) -> None:
     Raises:
       Refused: It has more pixels than are allowed.
     """
-    if math.prod(sides) > PIXELS:
+    most = factor() * PIXELS
+    if math.prod(sides) > most:
         shown = ' x '.join(map(_shown, sides))
-        _refuse(f'{what} has {shown} pixels', f'at most {_shown(PIXELS)} in all')
+        _refuse(f'{what} has {shown} pixels', f'at most {_shown(most)} in all')
 
 
 def check_sample_rate(rate: float) -> None:
@@ -72,7 +75,7 @@ def check_sample_rate(rate: float) -> None:
     Raises:
       Refused: It is beyond the bounds.
     """
-    low, high = SAMPLE_RATES
+    low, high = SAMPLE_RATES[0] / factor(), SAMPLE_RATES[1] * factor()
     if not low <= rate <= high:
         _refuse(f'its sound has a sample rate of {_shown(rate)} Hz', f'{low:,.0f} to {high:,.0f}')
 
@@ -87,8 +90,9 @@ def check_steps(what: str, number: int) -> None:
     Raises:
       Refused: There are more than are allowed.
     """
-    if number > STEPS:
-        _refuse(f'there are {_shown(number)} {what}', f'at most {_shown(STEPS)}')
+    most = factor() * STEPS
+    if number > most:
+        _refuse(f'there are {_shown(number)} {what}', f'at most {_shown(most)}')
 
 
 def _shown(number: float) -> str:

@@ -72,8 +72,8 @@ def fourier_features(
 
     Raises:
       Refused: If `max_resolution` does not have one entry for each axis, or the positions are of
-        another dtype, or known to be beyond [-1, 1] by more than 0.001, or there are more features
-        than `limits` allows.
+        another dtype, or known to be beyond [-1, 1] by more than 0.001, or there are more
+        frequencies than `limits` allows.
 
     Source: Perceiver, section 3.2; channel order of DeepMind's release.
     """
@@ -82,9 +82,7 @@ def fourier_features(
     num_axes = positions.shape[-1]
     check_entries('max_resolution', max_resolution, num_axes, f'{num_axes} axes of the positions')
     xp = np if isinstance(positions, np.ndarray) else jnp
-    on_host = math.prod(positions.shape[:-1]) if xp is np else 1  # of others, the frequencies
-    needed = 8 * on_host * num_axes * (2 * num_bands + 1)
-    limits.check_bytes('Fourier features with these num_bands', needed)
+    limits.check_bytes('the frequencies of these num_bands', 8 * num_axes * num_bands)
     positions = positions.astype(np.float64 if xp is np else np.float32)
     frequencies = np.stack([np.linspace(1.0, mu / 2, num_bands) for mu in max_resolution])
     frequencies = np.expand_dims(frequencies, tuple(range(positions.ndim - 1)))  # [..., A, K]
@@ -159,19 +157,21 @@ def grid_fourier_features(
 
     Raises:
       Refused: If `max_resolution` does not have one entry for each axis, `elements` are no
-        integers, or an axis has more features than `limits` allows.
+        integers, or the axes have more features than `limits` allows.
 
     Source: Perceiver, section 3.2.
     """
     _check_grid('grid_fourier_features', shape=shape)
+    check_integers('grid_fourier_features', num_bands=num_bands)
     num_axes = len(shape)
     of = f'{num_axes} axes of the grid {tuple(shape)}'
     check_entries('max_resolution', max_resolution, num_axes, of)
     if elements is not None:
         check_integer_array('grid_fourier_features', elements=elements)
+    needed = 3 * 8 * sum(shape) * (2 * num_bands + 1)  # with the copies on the way to float32
+    limits.check_bytes('Fourier features with these num_bands', needed)
     rows = []  # for each axis [..., 1 + 2 K]: the position, its sines, its cosines
     for axis, (size, mu) in enumerate(zip(shape, max_resolution, strict=True)):
-        limits.check_bytes(f'the positions along axis {axis} of the grid', 8 * size)
         positions = np.linspace(-1.0, 1.0, size + (not endpoint))[:size, None]
         table = jnp.asarray(fourier_features(positions, num_bands, [mu]))
         if elements is None:

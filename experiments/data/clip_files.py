@@ -50,7 +50,7 @@ def read_clip(
     """Reads the sound of a clip, and its frames as JPEG.
 
     Args:
-      path: File of sound or video, of any format that FFmpeg decodes.
+      path: File of sound or video, in a format that FFmpeg decodes.
       start: Seconds from the beginning of the file at which the clip begins.
       duration: Length of the clip in seconds; None reads to the end of the file.
       with_frames: Whether frames are read. Sound and frames are then cut to the same length.
@@ -97,7 +97,7 @@ def sound_seconds(path: str | Path, at_most: float) -> float:
     """Measures the sound of a file by decoding it: headers may not tell its length, or lie.
 
     Args:
-      path: File of sound or video, of any format that FFmpeg decodes.
+      path: File of sound or video, in a format that FFmpeg decodes.
       at_most: Seconds after which to stop.
 
     Returns:

@@ -62,7 +62,7 @@ def read_audio(
     sound starts late or pauses there is silence.
 
     Args:
-      path: The file, in any format that FFmpeg decodes.
+      path: The file, in a format of sound or video that FFmpeg decodes.
       sample_rate: Sample rate of the result in Hz; the sound is resampled to it.
       start: Seconds from the beginning of the file.
       duration: Seconds to read; None reads to the end. Sound that ends up to 0.04 s too early is
@@ -126,7 +126,7 @@ def sound_pieces(path: str | Path, sample_rate: int) -> Generator[np.ndarray, No
     What was decoded before a file turns out to be damaged has been yielded by then.
 
     Args:
-      path: The file, in any format that FFmpeg decodes.
+      path: The file, in a format of sound or video that FFmpeg decodes.
       sample_rate: Sample rate of the result in Hz; the sound is resampled to it.
 
     Yields:
@@ -193,7 +193,7 @@ def read_video(
     camera is applied. Pixels are taken as square.
 
     Args:
-      path: The file, in any format that FFmpeg decodes.
+      path: The file, in a format of sound or video that FFmpeg decodes.
       num_frames: Number of frames, T.
       size: Side of the result in pixels, S: the central square is resized by averaging areas where
         it shrinks (DeepMind's notebook interpolates linearly), linearly where it grows.
@@ -233,7 +233,7 @@ def frames_at(
     What was decoded before a file turns out to be damaged has been yielded by then.
 
     Args:
-      path: The file, in any format that FFmpeg decodes.
+      path: The file, in a format of sound or video that FFmpeg decodes.
       times: Seconds after the file begins, ascending.
 
     Yields:
@@ -258,7 +258,7 @@ def shown_frames(
     What was decoded before a file turns out to be damaged has been yielded by then.
 
     Args:
-      path: The file, in any format that FFmpeg decodes.
+      path: The file, in a format of sound or video that FFmpeg decodes.
       times: Seconds after the file begins, ascending.
 
     Yields:
@@ -359,7 +359,7 @@ def prepare_clip(
     warning.
 
     Args:
-      path: The file, in any format that FFmpeg decodes.
+      path: The file, in a format of sound or video that FFmpeg decodes.
       num_frames: Number of frames, T.
       size: Side of the frames in pixels, S.
       frames_per_second: Frame rate of the clip; the file may have another.
@@ -464,7 +464,7 @@ def _opened(path: str | Path, kind: str) -> Iterator[tuple[Any, Any, float]]:
 
     doors = {'format_whitelist': ','.join(_FORMATS), 'protocol_whitelist': _PROTOCOLS}
     # Of frames that are decoded, to probe too, with room for what a codec adds to the sides.
-    size = {'max_pixels': f'{min(2 * limits.PIXELS, 2**31 - 1):.0f}'}
+    size = {'max_pixels': f'{min(2 * limits.factor() * limits.PIXELS, 2**31 - 1):.0f}'}
     with open(path, 'rb') as file:
         try:
             try:

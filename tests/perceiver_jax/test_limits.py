@@ -4,6 +4,11 @@ from perceiver_jax import limits
 from perceiver_jax.errors import Refused
 
 
+@pytest.fixture(autouse=True)
+def no_factor(monkeypatch):
+    monkeypatch.delenv('PERCEIVER_JAX_LIMITS', raising=False)
+
+
 def test_what_is_within_the_limits_passes():
     limits.check_bytes('x', limits.BYTES)
     limits.check_bytes('x', 50 * limits.BYTES, file_bytes=limits.BYTES)  # a large file
@@ -38,16 +43,19 @@ def test_what_is_beyond_them_is_refused(check, message):
     assert str(refused.value).endswith('; PERCEIVER_JAX_LIMITS, a factor, widens the limits')
 
 
-@pytest.mark.parametrize('text, expected', [(None, 1), ('4', 4), ('0.5', 0.5)])
-def test_the_environment_widens_them(monkeypatch, text, expected):
-    monkeypatch.delenv('PERCEIVER_JAX_LIMITS', raising=False)
-    if text:
-        monkeypatch.setenv('PERCEIVER_JAX_LIMITS', text)
-    assert limits._factor() == expected
+def test_the_environment_widens_them(monkeypatch):
+    monkeypatch.setenv('PERCEIVER_JAX_LIMITS', '2.5')
+    limits.check_bytes('x', 5 * 2**29)
+    limits.check_pixels('x', 5 * 2**27, 1)
+    limits.check_sample_rate(40)
+    limits.check_sample_rate(25_000_000)
+    limits.check_steps('layers', 5000)
+    with pytest.raises(Refused, match='expected at most 5,000; '):
+        limits.check_steps('layers', 5001)
 
 
 @pytest.mark.parametrize('text', ['', 'no', '0', '-1', 'nan', 'inf'])
 def test_a_factor_that_is_none_is_refused(monkeypatch, text):
     monkeypatch.setenv('PERCEIVER_JAX_LIMITS', text)
     with pytest.raises(Refused, match=f"PERCEIVER_JAX_LIMITS is '{text}', it must be a number"):
-        limits._factor()
+        limits.check_bytes('x', 1)

@@ -8,7 +8,7 @@ import jax
 from experiments.command_line import quiet_libraries
 from experiments.run_config import get_config
 from perceiver_jax.errors import Refused
-from perceiver_jax.weights.pretrained import Pretrained, load
+from perceiver_jax.weights.pretrained import Pretrained, check_inputs, load
 from perceiver_jax.weights.trees import check_fit
 
 
@@ -60,7 +60,11 @@ def load_workdir(workdir: str | Path, best: bool = False) -> Pretrained:
         path = Path(workdir) / 'config.json'
         raise Refused(f'{path} is not the config of a run: {error!r}') from None
     params, state, step = load_params(workdir, best)
-    expected_params, expected_state = jax.eval_shape(task.init, jax.random.key(0))
-    check_fit(params, state, expected_params, expected_state, f'step {step} of {workdir}')
     model = task.pretrained(params, state)
+    try:
+        check_inputs(model)
+        expected_params, expected_state = jax.eval_shape(task.init, jax.random.key(0))
+    except Refused as error:
+        raise Refused(f'{Path(workdir) / "config.json"}: {error}') from error
+    check_fit(params, state, expected_params, expected_state, f'step {step} of {workdir}')
     return dataclasses.replace(model, description=f'{config.task}, step {step:,} of {workdir}.')

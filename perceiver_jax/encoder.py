@@ -15,6 +15,7 @@ import haiku as hk
 import jax.numpy as jnp
 from jax import Array
 
+from perceiver_jax import limits
 from perceiver_jax.attention import CrossAttend, SelfAttend, check_attend
 from perceiver_jax.checks import Module, check_axes, check_fields
 from perceiver_jax.errors import Refused
@@ -52,8 +53,8 @@ def schedule(
       ('block', 1), ...]`: the same name is the same module with the same weights.
 
     Raises:
-      Refused: The placement is unknown, there is no cross-attend or no block, or there
-        are more cross-attends than blocks to interleave them with.
+      Refused: The placement is unknown, there is no cross-attend or no block, there are more of
+        them than `limits` allows, or more cross-attends than blocks to interleave them with.
 
     Source: Perceiver, section 4.1 and table 7 (sharing), table 6 (placement).
     """
@@ -62,6 +63,7 @@ def schedule(
             "cross_attend_placement must be 'start' or 'interleaved', "
             f'not {cross_attend_placement!r}.'
         )
+    limits.check_steps('cross-attends and blocks', num_cross_attends + num_blocks)
     interleaved = cross_attend_placement == 'interleaved'
     if num_cross_attends < 1 or num_blocks < 1:
         raise Refused(
@@ -106,6 +108,8 @@ def repeats(steps: Sequence[Step]) -> list[tuple[list[Step], int]]:
     while at < len(steps):
         best, times = 1, 1  # length of a run, and how often it stands here
         for length in range(1, (len(steps) - at) // 2 + 1):
+            if steps[at + length] != steps[at]:  # before anything is copied
+                continue
             run, count = steps[at : at + length], 1
             while steps[at + count * length : at + (count + 1) * length] == run:
                 count += 1
@@ -241,7 +245,7 @@ class Encoder(Module):
 
         Raises:
           Refused: The shapes do not fit together, the heads do not divide the channels, the inputs
-            are not of a floating-point dtype, or there is no such schedule.
+            are not of a floating-point dtype, there is no such schedule, or it is too long.
         """
         check_floating('Encoder', inputs=inputs)
         check_axes('Encoder', inputs=(inputs, 'B M C'), input_mask=(input_mask, 'B M'))
@@ -250,6 +254,8 @@ class Encoder(Module):
             ('self_attend', SelfAttend, self.self_attend, self.latent_channels),
         ):
             check_attend(f'{self.name}.{field}', module, fields, channels)
+        num_self_attends = self.num_blocks * self.num_self_attends_per_block
+        limits.check_steps('self-attends', num_self_attends)
         steps = schedule(
             num_cross_attends=self.num_cross_attends,
             num_blocks=self.num_blocks,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from perceiver_jax import limits
 from perceiver_jax.checks import (
     Module,
     check_axes,
@@ -220,7 +221,11 @@ def permutation(seed: int, num_elements: int) -> np.ndarray:
 
     Returns:
       Integers `[M]`: element i becomes the former element `order[i]`.
+
+    Raises:
+      Refused: It would take more memory than `limits` allows.
     """
+    limits.check_bytes('the shuffle of the elements', 8 * num_elements)
     return np.random.default_rng(seed).permutation(num_elements)
 
 
@@ -235,12 +240,13 @@ def extract_patches(images: Array, size: int) -> Array:
       `[B, height, width, size * size * C]`, channels in (row, column, channel) order.
 
     Raises:
-      Refused: If `size` is even, or the images have other axes.
+      Refused: If `size` is even or absurdly large, or the images have other axes.
     """
     check_axes('extract_patches', images=(images, 'B height width C'))
     check_integers('extract_patches', size=size)
     if size % 2 == 0:
         raise Refused(f'A patch around a pixel has an odd side, not {size}.')
+    limits.check_steps('pixels in a patch', size**2)
     reach = size // 2
     height, width = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (reach, reach), (reach, reach), (0, 0)))

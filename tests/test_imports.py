@@ -26,7 +26,7 @@ FLOORS = [
 ]
 
 # What a reader may use of perceiver_jax: nothing that builds a model.
-FOR_READERS = ('errors', 'files', 'front_ends', 'tiling')
+FOR_READERS = ('errors', 'files', 'front_ends', 'limits', 'tiling')
 
 # Files of perceiver_jax that read and write formats, and what they import within functions.
 ONLY_WHERE_USED = {

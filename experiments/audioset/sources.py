@@ -118,10 +118,13 @@ def _from_tfds(example: dict[str, Any], *, source: str, frames: bool) -> Example
     images = list(example['frames']) if frames else []
     if frames and not images:
         raise BrokenExample(f'{name} of {source} has no video')
+    encoded = example['sound']
     try:
-        sound, _ = soundfile.read(io.BytesIO(example['sound']), dtype='float32')
-    except soundfile.SoundFileError as error:
+        with soundfile.SoundFile(io.BytesIO(encoded)) as opened:
+            sound = clip_files.read_sound(opened, len(encoded))
+    except (soundfile.SoundFileError, Refused) as error:
         raise BrokenExample(f'{name} of {source}: {error}') from error
+    sound = sound[:, 0] if sound.shape[1] == 1 else sound
     _check_sound(sound, f'{name} of {source}')
     labels = [int(label) for label in example['labels']]
     return {'name': name, 'sound': sound, 'frames': images, 'labels': labels}
@@ -274,16 +277,20 @@ class LabelledFolder:
         import soundfile
 
         if not self._with_frames:  # most sound files need no FFmpeg and no resampling
+            sound = None
             try:
                 with soundfile.SoundFile(file) as opened:
                     rate, length = opened.samplerate, opened.frames
                     # A header that was written to a pipe tells no length: FFmpeg reads to the end.
                     if rate == clip_files.SAMPLE_RATE and 0 < length < _UNKNOWN_LENGTH:
-                        sound = opened.read(dtype='float32', always_2d=True)
-                        _check_sound(sound, file)
-                        return sound.mean(1), []
+                        sound = clip_files.read_sound(opened, os.path.getsize(file))
             except soundfile.SoundFileError:
                 pass
+            except Refused as error:
+                raise BrokenExample(f'{file}: {error}') from error
+            if sound is not None:
+                _check_sound(sound, file)
+                return sound.mean(1), []
         try:
             sound, frames, wrong = clip_files.read_clip(file, 0.0, None, self._with_frames)
         except OSError as error:

@@ -7,12 +7,17 @@ reported under the keys of `LEFT_OUT` (the clip is of no use) and `KEPT` (it is)
 import contextlib
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
+from perceiver_jax import limits
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.media import NoSuchStream, not_sound, shown_frames, sound_pieces
+
+if TYPE_CHECKING:
+    import soundfile
 
 SAMPLE_RATE = 48_000  # Hz, of the sound that is stored
 FRAMES_PER_SECOND = 25  # of the video that is stored
@@ -45,7 +50,7 @@ def read_clip(
     """Reads the sound of a clip, and its frames as JPEG.
 
     Args:
-      path: File of sound or video, of any format that FFmpeg decodes.
+      path: File of sound or video, in a format that FFmpeg decodes.
       start: Seconds from the beginning of the file at which the clip begins.
       duration: Length of the clip in seconds; None reads to the end of the file.
       with_frames: Whether frames are read. Sound and frames are then cut to the same length.
@@ -92,7 +97,7 @@ def sound_seconds(path: str | Path, at_most: float) -> float:
     """Measures the sound of a file by decoding it: headers may not tell its length, or lie.
 
     Args:
-      path: File of sound or video, of any format that FFmpeg decodes.
+      path: File of sound or video, in a format that FFmpeg decodes.
       at_most: Seconds after which to stop.
 
     Returns:
@@ -145,6 +150,24 @@ def _frames(path: str | Path, start: float, num_frames: int) -> tuple[list[bytes
     except Refused as error:
         problem = error
     return frames, problem
+
+
+def read_sound(opened: 'soundfile.SoundFile', file_bytes: int) -> np.ndarray:
+    """Reads all sound that libsndfile decodes, for which the header says what memory is allocated.
+
+    Args:
+      opened: The file.
+      file_bytes: Its size.
+
+    Returns:
+      Sound, float32 `[n, channels]`.
+
+    Raises:
+      Refused: It would take more memory than `limits` allows.
+      SoundFileError: The sound cannot be decoded.
+    """
+    limits.check_bytes('its sound', 4 * opened.frames * opened.channels, file_bytes)
+    return opened.read(dtype='float32', always_2d=True)
 
 
 def encode_frame(image: np.ndarray) -> bytes:

@@ -1,5 +1,6 @@
 """Data sets that TensorFlow Datasets has prepared, read at random without TensorFlow."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -56,8 +57,10 @@ def read_metadata(folder: Path, read: Callable[[Path], T]) -> T:
       What `read` returns.
 
     Raises:
-      Refused: A file is damaged; names a list of the names of classes by its line.
+      Refused: A file is damaged, or names a class of features that is not TFDS's own; names a list
+        of the names of classes by its line.
     """
+    _check_features(folder / 'features.json')
     for file in visible(folder, '*.labels.txt'):
         names = [line.strip() for line in read_text(file).split('\n') if line.strip()]
         if file.read_bytes().startswith(tuple(MARKS)):  # part of the first name to TFDS
@@ -123,6 +126,39 @@ def check_count(file: Path, found: int, expected: int) -> None:
             f'{file} ({file.stat().st_size:,} bytes) has {found:,} readable records, and '
             f'dataset_info.json lists {expected:,}: prepare or copy it anew'
         )
+
+
+def _check_features(file: Path) -> None:
+    """Refuses classes that are not TFDS's own features: TFDS imports whatever module is named."""
+    from tensorflow_datasets import features  # slow, and the other sources run without it
+
+    allowed = {
+        f'{x.__module__}.{x.__name__}'
+        for x in vars(features).values()
+        if isinstance(x, type) and issubclass(x, features.FeatureConnector)
+    }
+    allowed.add('tensorflow_datasets.core.features.feature.Tensor')  # what it was called before
+
+    def check(value: Any, key: str = '') -> None:
+        if isinstance(value, dict):
+            for name, content in value.items():
+                check(content, name)
+        elif isinstance(value, list):
+            for content in value:
+                check(content, key)
+        elif isinstance(value, str) and key in ('pythonClassName', 'python_class_name', 'type'):
+            if value not in allowed:
+                raise Refused(f"{file}: {value!r:.80} is none of TFDS's own classes of features")
+        elif isinstance(value, str) and value.lstrip().startswith(('{', '[')):  # JSON within JSON
+            check(parsed(value))
+
+    def parsed(text: str | bytes) -> Any:
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise Refused(f'{file} cannot be read as TFDS prepares it: {error}') from error
+
+    check(parsed(file.read_bytes()))
 
 
 class TfdsRecords:

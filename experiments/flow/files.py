@@ -13,6 +13,7 @@ import numpy as np
 
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import write_whole
+from perceiver_jax.front_ends.images import check_pixels
 
 _FLO_MAGIC = np.float32(202021.25)  # the bytes b'PIEH', where floats are little-endian
 _FLO_LARGEST = 1e9  # a component beyond this, either way, marks unknown flow
@@ -140,13 +141,17 @@ def read_kitti_flow(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
       `[height, width]`.
 
     Raises:
-      Refused: The file is no whole image, or not of three 16-bit channels.
+      Refused: The file is no whole image, has too many pixels, or not three 16-bit channels.
       OSError: The file cannot be read.
 
     Source: the development kit of KITTI 2015, Menze and Geiger.
     """
     encoded = Path(path).read_bytes()
     image = None
+    try:
+        check_pixels(encoded)
+    except Refused as error:
+        raise Refused(f'{path}: {error}') from error
     if encoded:  # OpenCV fails an assertion on nothing, and returns None for everything else
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
     if image is None:

@@ -40,8 +40,9 @@ import tensorflow_datasets as tfds
 from experiments.command_line import Parser, local_path, one_line_errors
 from experiments.data.hidden import is_hidden, visible
 from experiments.data.tables import read_text
-from experiments.modelnet40.files import read_cloud, some_points
+from experiments.modelnet40.files import check_npy, read_cloud, some_points
 from experiments.modelnet40.sources import OFFICIAL
+from perceiver_jax import limits
 from perceiver_jax.errors import Refused
 
 SPLITS = ('train', 'validation', 'test')
@@ -315,8 +316,11 @@ def read_points(shape: Shape, num_points: int, seed: int) -> np.ndarray:
         return read_cloud(Path(shape.file).read_bytes(), num_points, rng, str(shape))
     if isinstance(shape.place, str):
         try:
-            encoded = _zip(shape.file).read(shape.place)
-        except (zipfile.BadZipFile, zlib.error) as error:
+            opened = _zip(shape.file)
+            stated = opened.getinfo(shape.place).file_size
+            limits.check_bytes('what it holds', stated, os.path.getsize(shape.file))
+            encoded = opened.read(shape.place)
+        except (Refused, zipfile.BadZipFile, zlib.error) as error:
             raise Refused(f'{shape}: {error}') from error
         return read_cloud(encoded, num_points, rng, str(shape))
     is_npz = shape.file.endswith('.npz')
@@ -343,6 +347,13 @@ def _zip(file: str) -> zipfile.ZipFile:
 @functools.lru_cache(maxsize=1)
 def _npz(file: str) -> dict[str, np.ndarray]:
     try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            stated = sum(member.file_size for member in members)
+            limits.check_bytes('what it holds', stated, os.path.getsize(file))
+            for member in members:
+                with archive.open(member) as opened:
+                    check_npy(opened, member.file_size)
         with np.load(file) as arrays:
             found = dict(arrays)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
@@ -358,8 +369,10 @@ def _hdf5(file: str) -> dict[str, np.ndarray]:
 
     try:
         with h5py.File(file) as arrays:
+            stated = sum(arrays[key].nbytes for key in ('data', 'label'))
+            limits.check_bytes('what it holds', stated, os.path.getsize(file))
             return {key: arrays[key][:] for key in ('data', 'label')}
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, Refused) as error:
         raise Refused(f'{file}: {error}') from error
 
 

@@ -1,9 +1,10 @@
 """How point clouds are read from files: meshes, arrays and text."""
 
 import io
+import math
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -132,10 +133,33 @@ def _check_counts(
         )
 
 
+def check_npy(file: IO[bytes], num_bytes: int) -> None:
+    """Checks that an .npy file holds what its header says: NumPy makes the array before it reads.
+
+    Args:
+      file: The file, from its beginning on.
+      num_bytes: Its size.
+
+    Raises:
+      ValueError: It is no .npy file, or holds less than its header says.
+    """
+    version = np.lib.format.read_magic(file)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:  # the third is that of names in UTF-8, which no array here has
+        raise ValueError(f'version {version} of the format is not read')
+    shape, _, dtype = readers[version](file)
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize > num_bytes - file.tell():
+        raise ValueError(f'its header says {dtype} {shape}, and it holds less')
+
+
 def _read_array(encoded: bytes, ending: str, name: str) -> np.ndarray:
     text = decode(encoded, name) if ending == 'txt' else ''
     try:
         if ending == 'npy':
+            check_npy(io.BytesIO(encoded), len(encoded))
             return np.lib.format.read_array(io.BytesIO(encoded), allow_pickle=False)
         return np.loadtxt(io.StringIO(text.replace(',', ' ')), ndmin=2)
     except Exception as error:  # NumPy has no error class for a damaged file

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from perceiver_jax import limits
 from perceiver_jax.checks import check_array, check_axes, check_integers, check_number
 from perceiver_jax.errors import Refused
+from perceiver_jax.front_ends.image_sizes import largest_sides
 
 
 def read_image(path: str | Path, channels: int = 3) -> np.ndarray:
@@ -52,7 +54,8 @@ def decode_image(encoded: bytes, channels: int, *, oriented: bool = False) -> np
       Image, uint8 `[height, width, channels]`.
 
     Raises:
-      Refused: `encoded` is not a whole image, or `channels` is neither 1 nor 3.
+      Refused: `encoded` is not a whole image or has more pixels than `limits` allows, or `channels`
+        is neither 1 nor 3.
     """
     import cv2
 
@@ -63,6 +66,7 @@ def decode_image(encoded: bytes, channels: int, *, oriented: bool = False) -> np
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
     if encoded[:2] in (b'PF', b'Pf'):  # OpenCV would round them, NaN to black
         raise Refused('a .pfm file of floating-point numbers is no image of 8 or 16 bits')
+    check_pixels(encoded)
     try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     except cv2.error:  # no bytes, or more pixels than OpenCV takes; None for everything else
@@ -70,6 +74,19 @@ def decode_image(encoded: bytes, channels: int, *, oriented: bool = False) -> np
     if image is None:
         raise Refused(f'{len(encoded)} bytes that are no whole image of a kind that OpenCV reads')
     return image.reshape(*image.shape[:2], channels)
+
+
+def check_pixels(encoded: bytes) -> None:
+    """Checks the size of an image before it is decoded.
+
+    Args:
+      encoded: Content of the file.
+
+    Raises:
+      Refused: It states more pixels than `limits` allows.
+    """
+    if sides := largest_sides(encoded):
+        limits.check_pixels('the image', *sides)
 
 
 def prepare_image(

@@ -1,7 +1,8 @@
 """Sound and video, from files to what the models take, and to files.
 
-PyAV decodes whatever FFmpeg knows. All times are seconds on the file's clock, which begins at 0
-where the file does; sound and video share it.
+PyAV decodes whatever FFmpeg knows and holds its sound and video itself: no playlist or description
+of a session, which would have other files read, or ports opened. All times are seconds on the
+file's clock, which begins at 0 where the file does; sound and video share it.
 """
 
 import collections
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from perceiver_jax import limits
 from perceiver_jax.checks import check_number
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import whole
@@ -27,6 +29,21 @@ _MISSING_SOUND = 0.04  # seconds; our choice
 _LOUDEST = 1e10  # 32-bit numbers that were not scaled stay below; our choice
 _CLOCK_TOLERANCE = 1e-3  # seconds; some formats round their times to milliseconds
 _REORDERED = {'h264': 16, 'hevc': 16}  # most frames that wait to be shown; of others one, or none
+# What FFmpeg may take a file for, whatever its name: formats of bytes that lead nowhere else. Not
+# among them are those of text (sdp, hls, concat, dash, imf), devices, and numbered images.
+_FORMATS = """
+    aa aac aax ac3 ac4 adx aiff amr amrnb amrwb ape apng apv asf ast au av1 avi avs2 avs3 bink caf
+    cavsvideo dirac dnxhd dsf dts dtshd dv dxa ea eac3 evc film_cpk flac flic flv gif gsm gxf h261
+    h263 h264 hevc hca iamf iff ilbc ircam ivf kux live_flv loas m4v matroska mjpeg mlp mm mov mp3
+    mpc mpc8 mpeg mpegts mpegtsraw mpegvideo mxf nistsphere nsv nut nuv obu ogg oma osq psxstr qcp
+    qoa r3d rl2 rm roq sds ser shn siff smk sox spdif swf tak thp tiertexseq truehd tta ty vc1
+    vc1test vivo vmd voc vqf vvc w64 wav wavarc wc3movie wsaud wsvqa wtv wv xa xmv xwma
+    yuv4mpegpipe
+    bmp_pipe dds_pipe dpx_pipe exr_pipe gif_pipe hdr_pipe ico j2k_pipe jpeg_pipe jpegls_pipe
+    jpegxl_anim jpegxl_pipe pam_pipe pbm_pipe pcx_pipe pfm_pipe pgm_pipe png_pipe ppm_pipe psd_pipe
+    qoi_pipe sgi_pipe sunrast_pipe tiff_pipe webp_pipe
+""".split()
+_PROTOCOLS = 'none'  # the file is opened here; FFmpeg opens nothing
 
 
 class NoSuchStream(Refused):
@@ -45,7 +62,7 @@ def read_audio(
     sound starts late or pauses there is silence.
 
     Args:
-      path: The file, in any format that FFmpeg decodes.
+      path: The file, in a format of sound or video that FFmpeg decodes.
       sample_rate: Sample rate of the result in Hz; the sound is resampled to it.
       start: Seconds from the beginning of the file.
       duration: Seconds to read; None reads to the end. Sound that ends up to 0.04 s too early is
@@ -109,7 +126,7 @@ def sound_pieces(path: str | Path, sample_rate: int) -> Generator[np.ndarray, No
     What was decoded before a file turns out to be damaged has been yielded by then.
 
     Args:
-      path: The file, in any format that FFmpeg decodes.
+      path: The file, in a format of sound or video that FFmpeg decodes.
       sample_rate: Sample rate of the result in Hz; the sound is resampled to it.
 
     Yields:
@@ -123,6 +140,7 @@ def sound_pieces(path: str | Path, sample_rate: int) -> Generator[np.ndarray, No
     """
     import av
 
+    size = Path(path).stat().st_size
     with _opened(path, 'audio') as (container, stream, beginning):
         resampler = av.AudioResampler(
             'flt',  # interleaved: PyAV miscounts the planes of more than seven channels
@@ -133,11 +151,32 @@ def sound_pieces(path: str | Path, sample_rate: int) -> Generator[np.ndarray, No
         )
         pieces = (
             piece
-            for frame in itertools.chain(container.decode(stream), [None])  # None: the end
+            for frame in itertools.chain(
+                _of_use(container.decode(stream), sample_rate, beginning, size),
+                [None],  # the end
+            )
             for piece in resampler.resample(frame)
         )
+        num_bytes = 0
         for piece in _refusing(pieces):
-            yield piece.to_ndarray().reshape(-1, piece.layout.nb_channels)
+            sound = piece.to_ndarray().reshape(-1, piece.layout.nb_channels)
+            num_bytes += sound.nbytes
+            limits.check_bytes('its sound', num_bytes, size)
+            yield sound
+
+
+def _of_use(
+    frames: Iterable[Any], sample_rate: int, beginning: float, file_bytes: int
+) -> Iterator[Any]:
+    """Passes PyAV's sound on, before it is resampled, as long as that takes no absurd memory."""
+    end = beginning
+    for frame in frames:
+        limits.check_sample_rate(frame.sample_rate)
+        start = end if frame.time is None else frame.time
+        silence = 4 * frame.layout.nb_channels * sample_rate * (start - end)  # bytes
+        limits.check_bytes(f'a pause of {start - end:,.0f} s', silence, file_bytes)
+        end = start + frame.samples / frame.sample_rate
+        yield frame
 
 
 def read_video(
@@ -154,7 +193,7 @@ def read_video(
     camera is applied. Pixels are taken as square.
 
     Args:
-      path: The file, in any format that FFmpeg decodes.
+      path: The file, in a format of sound or video that FFmpeg decodes.
       num_frames: Number of frames, T.
       size: Side of the result in pixels, S: the central square is resized by averaging areas where
         it shrinks (DeepMind's notebook interpolates linearly), linearly where it grows.
@@ -194,7 +233,7 @@ def frames_at(
     What was decoded before a file turns out to be damaged has been yielded by then.
 
     Args:
-      path: The file, in any format that FFmpeg decodes.
+      path: The file, in a format of sound or video that FFmpeg decodes.
       times: Seconds after the file begins, ascending.
 
     Yields:
@@ -219,7 +258,7 @@ def shown_frames(
     What was decoded before a file turns out to be damaged has been yielded by then.
 
     Args:
-      path: The file, in any format that FFmpeg decodes.
+      path: The file, in a format of sound or video that FFmpeg decodes.
       times: Seconds after the file begins, ascending.
 
     Yields:
@@ -280,6 +319,7 @@ def _undamaged(frames: Iterable[Any]) -> Iterator[Any]:
             raise Refused('a frame has no time')
         if frame.is_corrupt:
             raise Refused(f'the frame at {frame.time:.2f} s is damaged')
+        limits.check_pixels('a frame', frame.width, frame.height)  # it may be another than before
         yield frame
 
 
@@ -319,7 +359,7 @@ def prepare_clip(
     warning.
 
     Args:
-      path: The file, in any format that FFmpeg decodes.
+      path: The file, in a format of sound or video that FFmpeg decodes.
       num_frames: Number of frames, T.
       size: Side of the frames in pixels, S.
       frames_per_second: Frame rate of the clip; the file may have another.
@@ -422,12 +462,22 @@ def _opened(path: str | Path, kind: str) -> Iterator[tuple[Any, Any, float]]:
     """
     import av
 
+    doors = {'format_whitelist': ','.join(_FORMATS), 'protocol_whitelist': _PROTOCOLS}
+    # Of frames that are decoded, to probe too, with room for what a codec adds to the sides.
+    size = {'max_pixels': f'{min(2 * limits.factor() * limits.PIXELS, 2**31 - 1):.0f}'}
     with open(path, 'rb') as file:
         try:
-            with av.open(file, 'r') as container:
+            try:
+                opened = av.open(file, 'r', container_options=doors, options=size)
+            except av.ArgumentError:  # FFmpeg knows the format, and it is not on the list
+                raise Refused('expected a file that holds its sound and video itself') from None
+            with opened as container:
                 cover = av.stream.Disposition.attached_pic  # the cover of an album is no video
                 streams = [s for s in getattr(container.streams, kind) if not s.disposition & cover]
                 if streams:
+                    if kind == 'video':
+                        limits.check_pixels('its video', streams[0].width, streams[0].height)
+                    streams[0].codec_context.options = size
                     yield container, streams[0], (container.start_time or 0) / av.time_base
                     return
         except (av.FFmpegError, OSError, Refused) as error:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from perceiver_jax import limits
 from perceiver_jax.checks import check_array, check_integers
 from perceiver_jax.errors import Refused
 
@@ -65,6 +66,7 @@ def log_mel(
             f'A hop of {hop} samples must divide the sound of {samples}, and a window, of '
             f'{window}, must be longer by an even number.'
         )
+    limits.check_bytes('the windows of the sound', 8 * (samples // hop) * window)
     filters = mel_filters(sample_rate, window, num_bins, low, high)
     margin = (window - hop) // 2
     widths = [(0, 0)] * (sound.ndim - 1) + [(margin, margin)]
@@ -99,14 +101,16 @@ def mel_filters(
       `[window // 2 + 1, num_bins]`.
 
     Raises:
-      Refused: No frequency of the transform is within some filter, or `low` and `high` are out of
-        range.
+      Refused: No frequency of the transform is within some filter, `low` and `high` are out of
+        range, or the filters take more memory than `limits` allows.
     """
     if not 0 <= low < high <= sample_rate / 2:
         raise Refused(
             f'Mel filters from low, {low} Hz, to high, {high} Hz, are not within 0 to '
             f'{sample_rate / 2} Hz, half the sample_rate.'
         )
+
+    limits.check_bytes('the mel filters', 8 * (window // 2 + 1) * num_bins)
 
     def mel(hertz):
         return 2595 * np.log10(1 + np.asarray(hertz) / 700)

@@ -4,12 +4,14 @@ Names and layouts stay those of the file; `translation` brings them to ours and 
 """
 
 import json
+import mmap
 import os
 import pickle
+import pickletools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -32,6 +34,7 @@ def read_deepmind(path: str | os.PathLike) -> tuple[Arrays, Arrays]:
 
     A pickle can call any function while it is read. Here it gets dictionaries in the place of
     Haiku's mappings, arrays of plain numbers in the place of NumPy's and JAX's, and nothing else.
+    It takes no more memory than its own size accounts for.
 
     Args:
       path: A `.pystate` or `.pickle` file: a pickle of `{'params', 'state'}`, or of parameters
@@ -46,8 +49,10 @@ def read_deepmind(path: str | os.PathLike) -> tuple[Arrays, Arrays]:
     """
     path = _existing(path)
     try:
-        with path.open('rb') as file:
-            content = _Unpickler(file).load()
+        with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            _check_instructions(data)
+            data.seek(0)
+            content = _Unpickler(data).load()
     except Refused as refused:
         raise Refused(
             f'{path} asks for {refused}, which weights do not need: it was refused, and nothing in '
@@ -174,8 +179,36 @@ def _arrays_of(tree: dict[str, dict[str, _Array]]) -> Arrays:
     }
 
 
-def _stand_ins() -> dict[str, Callable]:
-    """What a pickle gets for each name that it may ask for."""
+def _check_instructions(data: mmap.mmap) -> None:
+    """Checks a pickle's instructions, all of which end within the file, before one is followed.
+
+    The memo grows to the index that an instruction names, and buffers to the length.
+    """
+    instructions = pickletools.genops(cast(IO[bytes], data))
+    for number, (instruction, argument, place) in enumerate(instructions):
+        if not isinstance(argument, int):
+            continue
+        if instruction.name == 'FRAME' and argument > len(data) - (place or 0):
+            raise ValueError(f'a frame of {argument} bytes, of which the file has fewer')
+        if instruction.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and argument > number:
+            raise ValueError(f'entry {argument} of the memo, of {number} instructions')
+
+
+def _stand_ins(spend: Callable[[int], None]) -> dict[str, Callable]:
+    """What a pickle gets for each name that it may ask for.
+
+    Args:
+      spend: Called with the size of what is copied, which instructions could repeat.
+    """
+
+    def mapping(*content):
+        made = dict(*content)
+        spend(len(made))
+        return made
+
+    def encode(text, _):
+        spend(len(text))
+        return text.encode('latin1')  # bytes in protocols 0 to 2
 
     def empty(*_):
         return _Array.__new__(_Array)  # a __setstate__ follows
@@ -186,10 +219,10 @@ def _stand_ins() -> dict[str, Callable]:
         return array
 
     return {
-        'haiku._src.data_structures.FlatMapping': dict,
-        'haiku._src.data_structures.FlatMap': dict,
-        'haiku._src.data_structures.frozendict': dict,
-        'collections.OrderedDict': dict,
+        'haiku._src.data_structures.FlatMapping': mapping,
+        'haiku._src.data_structures.FlatMap': mapping,
+        'haiku._src.data_structures.frozendict': mapping,
+        'collections.OrderedDict': mapping,
         'numpy.ndarray': _Array,
         'numpy.dtype': _Dtype,
         'numpy.core.multiarray._reconstruct': empty,
@@ -197,7 +230,7 @@ def _stand_ins() -> dict[str, Callable]:
         'numpy.core.numeric._frombuffer': lambda data, dtype, shape, *order: _Array(
             shape, dtype, data, *order
         ),
-        '_codecs.encode': lambda text, _: text.encode('latin1'),  # bytes in protocols 0 to 2
+        '_codecs.encode': encode,
         'jax.interpreters.xla.reconstruct_device_array': from_jax,
         'jax._src.device_array.reconstruct_device_array': from_jax,
         'jax._src.array._reconstruct_array': from_jax,
@@ -205,9 +238,18 @@ def _stand_ins() -> dict[str, Callable]:
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: mmap.mmap):
+        super().__init__(data)
+        self._unspent = len(data)  # whatever is copied once is not larger than the file
+
+    def _spend(self, size: int) -> None:
+        self._unspent -= size
+        if self._unspent < 0:
+            raise ValueError('it copies more than the file holds')
+
     def find_class(self, module, name):
         name = f'{module.replace("numpy._core", "numpy.core")}.{name}'
-        stand_ins = _stand_ins()  # made anew: what a pickle sets on one is gone with it
+        stand_ins = _stand_ins(self._spend)  # made anew: what a pickle sets on one is gone with it
         if name not in stand_ins:
             raise Refused(name)
         return stand_ins[name]

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from perceiver_jax import limits
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import write_whole
 from perceiver_jax.models import MODELS
@@ -389,7 +391,7 @@ def _load_ours(path: Path) -> Pretrained:
         elif form != FORMAT:
             raise Refused('another format')
         about = {name: about[name] for name in _FIELDS}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise Refused(f'{path}/model.json is not one of {FORMAT}: {error!r}') from None
     weights = path / 'weights.safetensors'
     if not weights.is_file() or _sha256(weights) != sha256:
@@ -406,6 +408,7 @@ def _load_ours(path: Path) -> Pretrained:
     except Refused as error:
         raise Refused(f'{path}: {error}') from None
     _check_fit(model, path)
+    _check_classes(model, path)
     return model
 
 
@@ -414,10 +417,36 @@ _FIELDS = [f.name for f in dataclasses.fields(Pretrained) if f.name not in ('par
 
 def _check_fit(model: Pretrained, source: Path) -> None:
     try:
+        check_inputs(model)
         params, state = jax.eval_shape(model.init, jax.random.key(0))
     except Exception as error:  # arguments that are unknown, missing or mean nothing
         raise Refused(f'{source}: its arguments make no {model.function}: {error}') from error
     check_fit(model.params, model.state, params, state, source)
+
+
+def check_inputs(model: Pretrained) -> None:
+    """Checks the memory that one example of a model's inputs takes, as its front end makes it.
+
+    Args:
+      model: The model.
+
+    Raises:
+      Refused: It takes more than `limits` allows.
+    """
+    arrays = jax.tree.leaves(model.example())
+    needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
+    limits.check_bytes('one example of its inputs', needed)
+
+
+def _check_classes(model: Pretrained, source: Path) -> None:
+    """Refuses names that are no names, or more names than the model has logits."""
+    names, count = model.classes, model.arguments.get('num_classes', 0)
+    if names is None:
+        return
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise Refused(f'{source}: classes are a list of names, not {names!r:.80}')
+    if len(names) > count:  # there may be fewer: weights of before have more logits than classes
+        raise Refused(f'{source}: it names {len(names):,} classes, and num_classes is {count:,}')
 
 
 def _as_arrays(inputs: tuple, named: dict) -> tuple[tuple, dict]:

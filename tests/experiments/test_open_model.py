@@ -25,6 +25,16 @@ def test_a_run_is_a_model(workdir):
     assert np.abs(best(IMAGES) - model(IMAGES)).max() > 1e-3
 
 
+def test_a_config_that_takes_too_much_is_refused(workdir, tmp_path):
+    (tmp_path / 'checkpoints').symlink_to(workdir / 'checkpoints')
+    config = json.loads((workdir / 'config.json').read_text())
+    config['model']['encoder'].update(num_blocks=1000, num_self_attends_per_block=999)
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    message = f'{tmp_path}/config.json: .*there are 999,000 self-attends, expected at most'
+    with pytest.raises(ValueError, match=message):
+        open_model.open_model(tmp_path)
+
+
 def test_what_is_no_run_says_so(workdir, tmp_path):
     (tmp_path / 'checkpoints').mkdir()
     with pytest.raises(ValueError, match='config.json is not the config of a run'):

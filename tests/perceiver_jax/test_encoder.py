@@ -1,4 +1,5 @@
 import functools
+import time
 
 import haiku as hk
 import jax
@@ -148,11 +149,26 @@ def test_attention_is_recorded_though_it_repeats():
         (dict(cross_attend_placement='end'), "'end'"),
         (dict(num_cross_attends=9), '9 cross-attends.*8 blocks'),
         (dict(num_cross_attends=0), 'not 0 and 8'),
+        (dict(num_blocks=10**12), 'there are 1,000,000,000,002 cross-attends and blocks'),
     ],
 )
 def test_schedules_that_cannot_be(arguments, message):
     with pytest.raises(ValueError, match=message):
         schedule(**{'num_cross_attends': 2, 'num_blocks': 8, **arguments})
+
+
+@pytest.mark.parametrize('fields', [{}, dict(share_blocks=False, share_cross_attends=False)])
+def test_the_longest_schedule_is_soon_grouped(fields):
+    start = time.perf_counter()
+    steps = schedule(1000, 1000, **fields)
+    assert sum(len(run) * times for run, times in repeats(steps)) == 2000
+    assert time.perf_counter() - start < 5
+
+
+def test_too_many_layers_are_refused():
+    model = build(num_blocks=1000, num_self_attends_per_block=1000)
+    with pytest.raises(Refused, match='there are 1,000,000 self-attends, expected at most 2,000'):
+        jax.eval_shape(model.init, jax.random.key(0), inputs())
 
 
 def test_sharing_is_visible_in_the_parameters():

@@ -165,6 +165,10 @@ def test_patches_hold_rows_then_columns_then_channels():
     np.testing.assert_array_equal(extract_patches(x, 1), x)
     with pytest.raises(ValueError, match='odd side, not 2'):
         extract_patches(x, 2)
+    with pytest.raises(Refused, match='there are 998,001 pixels in a patch, expected at most'):
+        extract_patches(x, 999)
+    with pytest.raises(Refused, match='the shuffle of the elements would take 8,000,000,000 bytes'):
+        permutation(0, 10**9)
 
 
 VIDEO = np.random.default_rng(0).normal(size=(2, 4, 6, 15, 3)).astype(np.float32)

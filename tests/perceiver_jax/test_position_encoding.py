@@ -173,6 +173,23 @@ def test_lists_and_single_numbers_are_refused(call, message):
         call()
 
 
+@pytest.mark.parametrize(
+    'call, message',
+    [
+        (lambda: grid_positions((10**5, 10**5)), 'the positions of the grid would take 160,000,'),
+        (lambda: grid_fourier_features((10**9,), 0, (4,)), 'num_bands would take 24,000,000,000'),
+        (
+            lambda: grid_fourier_features((9, 9), 10**8, (4, 4)),
+            'num_bands would take 86,400,000,43',
+        ),
+        (lambda: fourier_features(jnp.zeros((9, 2)), 10**8, (4, 4)), 'would take 1,600,000,000 by'),
+    ],
+)
+def test_positions_that_fill_the_memory_are_refused(call, message):
+    with pytest.raises(Refused, match=message):
+        call()
+
+
 def test_integer_positions_are_refused():
     for array in (np.ones((5, 3), int), jnp.ones((5, 3), jnp.int32)):
         with pytest.raises(Refused, match='fourier_features takes positions of a floating-point'):

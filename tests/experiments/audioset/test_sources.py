@@ -10,6 +10,7 @@ from experiments.audioset import sources
 from experiments.audioset.sources import open_source
 from experiments.data.clip_files import encode_sound
 from experiments.data.pipeline import BrokenExample
+from perceiver_jax import limits
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.media import write_clip
 from tests.toys.clips import as_from_a_pipe, tone
@@ -308,6 +309,23 @@ def test_stored_sound_that_is_empty_or_not_finite_is_a_broken_example(sound, mes
     record = {'name': b'x', 'sound': stored.getvalue(), 'frames': [], 'labels': [2]}
     with pytest.raises(BrokenExample, match=f'^x of nowhere: .*{message}'):
         sources._from_tfds(record, source='nowhere', frames=False)
+
+
+def test_sound_that_fills_the_memory_is_a_broken_example(esc50, monkeypatch):
+    monkeypatch.setattr(limits, 'BYTES', 1000)
+    monkeypatch.setattr(limits, 'BYTES_PER_BYTE', 0)
+    stored = io.BytesIO()
+    soundfile.write(stored, np.zeros(4800), 48_000, format='FLAC')
+    record = {'name': b'x', 'sound': stored.getvalue(), 'frames': [], 'labels': [2]}
+    with pytest.raises(BrokenExample, match='^x of nowhere: its sound would take 19,200 bytes'):
+        sources._from_tfds(record, source='nowhere', frames=False)
+    for rate in (48_000, 44_100):  # read by libsndfile, and by FFmpeg
+        path = next((esc50 / 'audio').glob('5-*.wav'))
+        soundfile.write(path, np.zeros(48_000), rate)
+        with pytest.raises(
+            BrokenExample, match=f'{path.name}: .*its sound would take .* of memory'
+        ):
+            open_folder(esc50, 'validation')[0]
 
 
 def test_a_folder_keeps_sounds_while_there_is_room(esc50, monkeypatch):

@@ -6,6 +6,8 @@ import pytest
 import soundfile
 
 from experiments.data import clip_files
+from perceiver_jax import limits
+from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.media import write_clip
 from tests.toys.clips import as_from_a_pipe, film, tone
 
@@ -58,6 +60,22 @@ def test_sound_that_is_not_finite_leaves_a_clip_out(tmp_path):
     assert wrong == {'not finite': 'its sound is nan at 2.00 s, where 1 is full scale'}
     for start in (0.0, 2.1):  # what is not read does not matter
         assert clip_files.read_clip(path, start, 1.9, False)[2] == {}
+
+
+def test_sound_that_fills_the_memory_is_not_read(tmp_path, monkeypatch):
+    path = tmp_path / 'a.flac'
+    soundfile.write(path, np.zeros((96_000, 2)), 48_000)
+    monkeypatch.setattr(limits, 'BYTES', 768_000)
+    monkeypatch.setattr(limits, 'BYTES_PER_BYTE', 0)
+    with soundfile.SoundFile(path) as opened:
+        assert clip_files.read_sound(opened, 0).shape == (96_000, 2)
+    monkeypatch.setattr(limits, 'BYTES', 767_999)
+    with soundfile.SoundFile(path) as opened:
+        with pytest.raises(Refused, match='its sound would take 768,000 bytes of memory'):
+            clip_files.read_sound(opened, 0)
+    sound, _, wrong = clip_files.read_clip(path, 0, None, False)
+    assert 'its sound would take 768,000 bytes of memory' in wrong['damaged']
+    assert 0 < len(sound) < 96_000  # what came before is kept
 
 
 def test_the_length_of_sound_is_measured(tmp_path):

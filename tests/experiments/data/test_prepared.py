@@ -1,3 +1,4 @@
+import json
 import pickle
 import shutil
 
@@ -77,7 +78,8 @@ def test_classes_of_a_sequence_of_labels(data_folder):
         ('label.labels.txt', b'even\nodd\0\n', 'txt, line 2: expected text, got a NUL'),
         ('label.labels.txt', '\ufeffeven\nodd\n'.encode(), 'txt, line 1: .* without a byte order'),
         ('label.labels.txt', b'odd\nodd\n', "txt: 'odd' is there twice"),
-        ('features.json', b'{', '1.0.0 cannot be read as TFDS prepares it: '),
+        ('features.json', b'{', 'features.json cannot be read as TFDS prepares it: '),
+        ('features.json', b'{"x":' * 9999, 'features.json cannot be read as TFDS prepares it: '),
     ],
 )
 def test_a_damaged_file_about_the_data_is_refused(data_folder, tmp_path, name, content, message):
@@ -150,6 +152,42 @@ def test_a_wrong_byte_is_a_broken_example_with_its_place(data_folder, tmp_path):
     (message,) = broken
     number = int(message.split(':')[0]) - COUNTS['validation'] + 1
     assert f'{file}, record {number} of 5: ' in message and len(message) < 500
+
+
+EVIL = {'pythonClassName': 'evil.Feature', 'jsonFeature': {'json': '{}'}}
+FEATURES = 'tensorflow_datasets.core.features.'
+
+
+@pytest.mark.parametrize(
+    'features',
+    [
+        EVIL,
+        {'python_class_name': 'evil.Feature'},
+        {'type': 'evil.Feature', 'content': {}},
+        {'pythonClassName': f'{FEATURES}evil.Feature'},
+        {
+            'pythonClassName': f'{FEATURES}features_dict.FeaturesDict',
+            'featuresDict': {'features': {'label': EVIL}},
+        },
+        {
+            'pythonClassName': f'{FEATURES}features_dict.FeaturesDict',
+            'jsonFeature': {'json': json.dumps({'label': {'type': 'evil.Feature', 'content': {}}})},
+        },
+        {
+            'type': f'{FEATURES}sequence_feature.Sequence',
+            'proto_cls': 'tensorflow_datasets.SequenceFeature',
+            'content': json.dumps({'feature': EVIL}),
+        },
+    ],
+)
+def test_only_classes_of_tfds_are_imported(data_folder, tmp_path, monkeypatch, features):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'evil.py').write_text('raise SystemExit("imported")')
+    folder = tmp_path / '1.0.0'
+    shutil.copytree(version_folder(data_folder, 'numbers'), folder)
+    (folder / 'features.json').write_text(json.dumps(features))
+    with pytest.raises(Refused, match="features.json: '.*evil.Feature' is none of TFDS's own"):
+        TfdsRecords(folder, 'train', from_tfds)
 
 
 def test_newest_version_is_read(tmp_path):

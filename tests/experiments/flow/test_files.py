@@ -96,6 +96,10 @@ def png(values):
         (png(np.zeros((5, 7, 3), np.uint8)), '3 channels of 16 bits, got 3 of 8'),
         (png(np.zeros((5, 7), np.uint16)), '3 channels of 16 bits, got 1 of 16'),
         (png(np.zeros((5, 7, 4), np.uint16)), '3 channels of 16 bits, got 4 of 16'),
+        (
+            png(np.zeros((5, 7, 3), np.uint16)).replace(b'\0\0\0\7\0\0\0\5', 2 * b'\0\1\0\0'),
+            'the image has 65,536 x 65,536 pixels, expected at most',
+        ),
     ],
 )
 def test_no_kitti_file_is_an_error(tmp_path, content, message):

@@ -1,3 +1,4 @@
+import io
 import zipfile
 
 import numpy as np
@@ -6,6 +7,8 @@ import pytest
 from experiments.modelnet40 import builder
 from experiments.modelnet40.sources import OFFICIAL, open_source
 from experiments.modelnet40.transforms import EvalTransform
+from perceiver_jax import limits
+from perceiver_jax.errors import Refused
 from tests.toys.damaged_tables import check_reader
 from tests.toys.hanging import REPEATED, guard
 from tests.toys.modelnet40_files import (
@@ -244,3 +247,35 @@ def test_damaged_lists_are_read_or_refused(tmp_path, name):
     assert builder.find_shapes(root) == expected
     (root / name).write_text((root / name).read_text('utf-8-sig'))
     check_reader(lambda: builder.find_shapes(root), root / name, count=20)
+
+
+@pytest.mark.parametrize('source', [npz, hdf5])
+def test_arrays_that_fill_the_memory_are_not_read(tmp_path, monkeypatch, source):
+    path = source(tmp_path)
+    monkeypatch.setattr(limits, 'BYTES', 500)
+    monkeypatch.setattr(limits, 'BYTES_PER_BYTE', 0)
+    message = r'(clouds.npz|data_\w+.h5): what it holds would take [\d,]+ bytes of memory'
+    with pytest.raises(Refused, match=message):
+        builder.find_shapes(path)
+
+
+def test_a_member_that_fills_the_memory_is_not_unpacked(tmp_path, monkeypatch):
+    shape = builder.find_shapes(zipped_meshes(tmp_path))[0]
+    monkeypatch.setattr(limits, 'BYTES', 500)
+    monkeypatch.setattr(limits, 'BYTES_PER_BYTE', 0)
+    with pytest.raises(Refused, match=r'bowl_0001.*: what it holds would take [\d,]+ bytes of mem'):
+        builder.read_points(shape, num_points=3, seed=0)
+
+
+def test_an_array_that_is_not_in_the_npz_is_refused(tmp_path):
+    path = npz(tmp_path)
+    with zipfile.ZipFile(path) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    header = {'descr': '<f4', 'fortran_order': False, 'shape': (6, 10**12, 3)}
+    points = io.BytesIO()
+    np.lib.format.write_array_header_1_0(points, header)
+    with zipfile.ZipFile(path, 'w') as file:
+        for name, content in (members | {'points.npy': points.getvalue()}).items():
+            file.writestr(name, content)
+    with pytest.raises(Refused, match=r'clouds.npz: its header says float32 \(6, 10+, 3\), and it'):
+        builder.find_shapes(path)

@@ -177,3 +177,16 @@ def test_an_archive_named_as_an_array_is_refused():
 def test_other_files_are_refused(name):
     with pytest.raises(ValueError, match=re.escape(name)):
         read_cloud(b'\x93nonsense', 10, np.random.default_rng(0), name)
+
+
+@pytest.mark.parametrize('num_points', [212, 10**12])
+@pytest.mark.parametrize('version', [1, 2])
+def test_an_array_that_is_not_in_its_file_is_refused(num_points, version):
+    stored = io.BytesIO()
+    write_header = getattr(np.lib.format, f'write_array_header_{version}_0')
+    header = {'descr': '<f4', 'fortran_order': False, 'shape': (num_points, 3)}
+    write_header(stored, header)
+    stored.write(CLOUD.tobytes())
+    message = rf'^x.npy: its header says float32 \({num_points}, 3\), and it holds less'
+    with pytest.raises(Refused, match=message):
+        read_cloud(stored.getvalue(), 9, np.random.default_rng(0), 'x.npy')

@@ -1,10 +1,13 @@
 import io
+import struct
+import zlib
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+from perceiver_jax import limits
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.images import (
     centre_crop,
@@ -188,3 +191,29 @@ def test_missing_files_and_folders_are_named(tmp_path):
         read_image(tmp_path / 'none.png')
     with pytest.raises(IsADirectoryError, match=tmp_path.name):
         read_image(tmp_path)
+
+
+@pytest.mark.parametrize('oriented', [False, True])
+def test_an_image_that_fills_the_memory_is_not_decoded(tmp_path, oriented):
+    header = struct.pack('>2I5B', 30_000, 20_000, 8, 2, 0, 0, 0)
+    encoded = b'\x89PNG\r\n\x1a\n'
+    for kind, content in ((b'IHDR', header), (b'IDAT', zlib.compress(bytes(10**6)))):
+        chunk = kind + content
+        encoded += struct.pack('>I', len(content)) + chunk + struct.pack('>I', zlib.crc32(chunk))
+    with pytest.raises(
+        Refused, match='^the image has 30,000 x 20,000 pixels, expected at most 268,'
+    ):
+        decode_image(encoded, 3, oriented=oriented)
+    (tmp_path / 'a.png').write_bytes(encoded)
+    with pytest.raises(Refused, match=f'^{tmp_path}/a.png: the image has 30,000 x 20,000 pixels'):
+        read_image(tmp_path / 'a.png')
+
+
+def test_an_image_may_have_as_many_pixels_as_are_allowed(monkeypatch):
+    stored = io.BytesIO()
+    Image.new('RGB', (7, 5)).save(stored, 'PNG')
+    monkeypatch.setattr(limits, 'PIXELS', 35)
+    assert decode_image(stored.getvalue(), 3).shape == (5, 7, 3)
+    monkeypatch.setattr(limits, 'PIXELS', 34)
+    with pytest.raises(Refused, match='7 x 5 pixels, expected at most 34 in all'):
+        decode_image(stored.getvalue(), 3)

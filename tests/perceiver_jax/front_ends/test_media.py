@@ -1,10 +1,13 @@
+import struct
 from fractions import Fraction
 
 import av
+import cv2
 import numpy as np
 import pytest
 import soundfile
 
+from perceiver_jax import limits
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends import media
 from perceiver_jax.front_ends.media import (
@@ -367,3 +370,99 @@ def test_missing_files_and_folders_are_named(tmp_path, read):
         read(tmp_path / 'none.mp4')
     with pytest.raises(IsADirectoryError, match=tmp_path.name):
         read(tmp_path)
+
+
+SDP = """v=0
+o=- 0 0 IN IP4 127.0.0.1
+s=x
+c=IN IP4 127.0.0.1
+t=0 0
+m=audio 45678 RTP/AVP 0
+"""
+LIST = """#EXTM3U
+#EXT-X-TARGETDURATION:1
+#EXTINF:1,
+beside.wav
+#EXT-X-ENDLIST
+"""
+
+
+@pytest.mark.parametrize('ending', ['wav', 'mp4', 'm3u8', 'sdp'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        SDP,
+        LIST,
+        'ffconcat version 1.0\nfile beside.wav\n',
+        '[playlist]\nFile1=beside.wav\n',
+        '<?xml version="1.0"?><MPD profiles="urn:mpeg:dash:profile:isoff-on-demand:2011"></MPD>',
+        ';FFMETADATA1\ntitle=x\n',
+        'RTSP/1.0 200 OK\n',
+    ],
+)
+@pytest.mark.parametrize('read', [read_audio, lambda path: read_video(path, 1, 8)])
+def test_text_that_leads_to_other_files_or_ports_is_no_media(tmp_path, text, ending, read):
+    soundfile.write(tmp_path / 'beside.wav', bursts(1), RATE)
+    path = tmp_path / f'text.{ending}'
+    path.write_text(text)
+    with pytest.raises(Refused, match=f'^{path}: cannot decode its (audio|video): '):
+        read(path)
+
+
+def test_a_number_in_the_name_has_no_other_files_read(tmp_path):
+    image = np.zeros((8, 8, 3), np.uint8)
+    for number in range(3):
+        (tmp_path / f'{number}.png').write_bytes(cv2.imencode('.png', image)[1].tobytes())
+    path = tmp_path / '%d.png'
+    path.write_bytes((tmp_path / '0.png').read_bytes())
+    with pytest.raises(Refused):
+        read_video(path, 3, 8, frames_per_second=25)
+
+
+def wav(path, rate, num_samples):
+    """Silence of 8 bits."""
+    header = struct.pack('<IHHIIHH', 16, 1, 1, rate, rate, 1, 8)
+    content = b'WAVEfmt ' + header + b'data' + struct.pack('<I', num_samples)
+    content += num_samples * b'\x80'
+    path.write_bytes(b'RIFF' + struct.pack('<I', len(content)) + content)
+    return path
+
+
+@pytest.mark.parametrize('rate, told', [(1, '1'), (2**31 - 1, '2,147,483,647')])
+def test_sound_of_an_absurd_sample_rate_is_not_resampled(tmp_path, rate, told):
+    path = wav(tmp_path / 'a.wav', rate, 8000)
+    with pytest.raises(Refused, match=f'{path}: .* sample rate of {told} Hz, expected 100 to'):
+        read_audio(path)
+
+
+def test_sound_that_fills_the_memory_is_refused(tmp_path, monkeypatch):
+    path = wav(tmp_path / 'a.wav', 8000, 8000)
+    monkeypatch.setattr(limits, 'BYTES_PER_BYTE', 1)
+    monkeypatch.setattr(limits, 'BYTES', 4 * RATE)
+    assert len(read_audio(path)) == RATE
+    monkeypatch.setattr(limits, 'BYTES', 4 * RATE - 1)
+    with pytest.raises(Refused, match=f'{path}: .*its sound would take 192,000 bytes of memory'):
+        read_audio(path)
+    assert len(read_audio(path, duration=0.5)) == RATE // 2
+
+
+def test_a_pause_that_fills_the_memory_is_refused(tmp_path):
+    path = tmp_path / 'a.mkv'
+    with av.open(path, 'w') as container:
+        stream = container.add_stream('pcm_s16le', rate=8000, layout='mono')
+        for seconds in (0, 7200):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), 's16', 'mono')
+            frame.sample_rate, frame.pts = 8000, 8000 * seconds
+            container.mux(stream.encode(frame))
+    with pytest.raises(Refused, match=r'a pause of 7,\d+ s would take 1,38\d,\d+,\d+ bytes of mem'):
+        read_audio(path)
+
+
+def test_frames_that_fill_the_memory_are_refused(tmp_path, monkeypatch):
+    path = tmp_path / 'a.mkv'
+    write_media(path, [np.zeros((160, 240, 3), np.uint8)] * 3)
+    monkeypatch.setattr(limits, 'PIXELS', 160 * 240)
+    assert len(read_video(path, 3, 8, frames_per_second=10)) == 3
+    monkeypatch.setattr(limits, 'PIXELS', 160 * 240 - 1)
+    with pytest.raises(Refused, match=f'{path}: cannot decode its video: '):
+        read_video(path, 3, 8, frames_per_second=10)

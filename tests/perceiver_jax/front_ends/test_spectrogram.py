@@ -92,6 +92,8 @@ def test_silence_is_the_floor_and_decibels_are_scaled():
             dict(num_bins=300),
             'num_bins=300 mel filters from low=0.0 to high=4000.0 Hz',
         ),
+        (dict(window=10**9), 'the windows of the sound would take 32,000,000,000 bytes of memory'),
+        (dict(num_bins=10**9), 'the mel filters would take 1,608,000,000,000 bytes of memory'),
     ],
 )
 def test_settings_that_make_no_spectrogram_are_refused(change, message):

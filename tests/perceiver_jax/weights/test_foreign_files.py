@@ -4,6 +4,7 @@ import collections
 import json
 import os
 import pickle
+import struct
 import sys
 import types
 
@@ -244,6 +245,40 @@ def test_damaged_pickles(write, tmp_path):
             foreign_files.read_deepmind(path)
     with pytest.raises(ValueError, match='none.pickle does not exist'):
         foreign_files.read_deepmind(tmp_path / 'none.pickle')
+
+
+@pytest.mark.parametrize(
+    'data, message',
+    [
+        (b'}r\xff\xff\xff\x1f.', 'entry 536870911 of the memo, of 1 instructions'),
+        (b'}p536870911\n.', 'entry 536870911 of the memo, of 1 instructions'),
+        (b'}q\xff.', 'entry 255 of the memo, of 1 instructions'),
+        (b'\x80\x04\x95' + struct.pack('<Q', 2**36) + b'}.', 'a frame of 68719476736 bytes'),
+        (b'\x80\x04\x8e' + struct.pack('<Q', 2**36) + b'}.', 'expected 68719476736 bytes'),
+        (b'\x80\x05\x96' + struct.pack('<Q', 2**36) + b'}.', 'expected 68719476736 bytes'),
+        (b'X\xff\xff\xff\xff}.', 'expected 4294967295 bytes'),
+        (  # one long text, copied many times
+            b'c_codecs\nencode\nq\0X\x10\x27\0\0'
+            + b'x' * 10_000
+            + b'q\x01U\x06latin1\x86q\x020]('
+            + b'h\0h\x02R' * 9
+            + b'e.',
+            'it copies more than the file holds',
+        ),
+        (  # one long dictionary
+            b'ccollections\nOrderedDict\nq\0}q\x01('
+            + b''.join(b'K%cN' % i for i in range(256))
+            + b'uh\x01\x85q\x020]('
+            + b'h\0h\x02R' * 9
+            + b'e.',
+            'it copies more than the file holds',
+        ),
+    ],
+)
+def test_pickles_that_take_more_than_their_size_are_refused(write, data, message):
+    path = write(data)
+    with pytest.raises(ValueError, match=f'{path} is not a pickle of DeepMind.*{message}'):
+        foreign_files.read_deepmind(path)
 
 
 @pytest.mark.parametrize('kind', DECODERS)

@@ -183,6 +183,27 @@ def damage(path, change):
         (lambda x: x['arguments'].update(input_mask=1), 'model: its arguments make no'),
         (lambda x: x['front_end'].update(size=0), 'model: its arguments make no'),
         (lambda x: x['front_end'].pop('mean'), 'model: its arguments make no'),
+        (lambda x: x.update(classes=list('abcdef')), 'names 6 classes, and num_classes is 5'),
+        (lambda x: x.update(classes='abcde'), "classes are a list of names, not 'abcde'"),
+        (lambda x: x.update(classes=[1, 2, 3, 4, 5]), 'classes are a list of names, not .1, 2'),
+        (lambda x: x.update(classes={'a': 0}), 'classes are a list of names, not {'),
+        (
+            lambda x: x['arguments']['inputs'].update(num_bands=10**9),
+            'model: its arguments .*Fourier features with these num_bands would take',
+        ),
+        (
+            lambda x: x['arguments']['encoder'].update(num_blocks=10**12),
+            'there are 1,000,000,000,000 self-attends, expected at most',
+        ),
+        (
+            lambda x: x['arguments']['encoder'].update(num_cross_attends=10**9),
+            'there are 1,000,000,003 cross-attends and blocks, expected at most',
+        ),
+        (
+            lambda x: x['front_end'].update(size=10**6),
+            'one example of its inputs would take 12,000,000,000,000 bytes of memory',
+        ),
+        (lambda x: x['front_end'].update(size=10**4000), 'more than 10[*][*]18 bytes of memory'),
         (lambda x: x.update(function=['optical_flow']), 'there is no model .*optical_flow'),
         (lambda x: x.update(function='eval'), "there is no model 'eval'"),
     ],
@@ -191,6 +212,13 @@ def test_a_damaged_folder_says_what_is_wrong(model, tmp_path, change, message):
     model.save(tmp_path / 'model')
     damage(tmp_path / 'model', change)
     with pytest.raises(ValueError, match=message):
+        load(tmp_path / 'model')
+
+
+def test_a_nested_description_is_refused(model, tmp_path):
+    model.save(tmp_path / 'model')
+    (tmp_path / 'model' / 'model.json').write_text('[' * 100_000)
+    with pytest.raises(ValueError, match='model.json is not one of perceiver_jax 2: Recursion'):
         load(tmp_path / 'model')
 
 

@@ -56,11 +56,12 @@ def load_workdir(workdir: str | Path, best: bool = False) -> Pretrained:
     config = get_config(workdir)
     try:
         task = make_task(config)
-    except (Refused, AttributeError) as error:  # keys are missing, or of another version
+        expected_params, expected_state = jax.eval_shape(task.init, jax.random.key(0))
+    except (Refused, AttributeError, TypeError) as error:  # keys of another version, or damaged
         path = Path(workdir) / 'config.json'
-        raise Refused(f'{path} is not the config of a run: {error!r}') from None
+        raise Refused(f'{path} is not the config of a run: {error!r:.300}') from None
     params, state, step = load_params(workdir, best)
-    expected_params, expected_state = jax.eval_shape(task.init, jax.random.key(0))
-    check_fit(params, state, expected_params, expected_state, f'step {step} of {workdir}')
+    source = f'step {step} of {workdir} (config.json, checkpoints)'
+    check_fit(params, state, expected_params, expected_state, source)
     model = task.pretrained(params, state)
     return dataclasses.replace(model, description=f'{config.task}, step {step:,} of {workdir}.')

@@ -424,7 +424,8 @@ def _opened(path: str | Path, kind: str) -> Iterator[tuple[Any, Any, float]]:
 
     with open(path, 'rb') as file:
         try:
-            with av.open(file, 'r') as container:
+            # Titles and the like may be in any encoding.
+            with av.open(file, 'r', metadata_errors='replace') as container:
                 cover = av.stream.Disposition.attached_pic  # the cover of an album is no video
                 streams = [s for s in getattr(container.streams, kind) if not s.disposition & cover]
                 if streams:

@@ -76,7 +76,7 @@ def test_classes_of_a_sequence_of_labels(data_folder):
         ('label.labels.txt', b'even\nodd\0\n', 'txt, line 2: expected text, got a NUL'),
         ('label.labels.txt', '\ufeffeven\nodd\n'.encode(), 'txt, line 1: .* without a byte order'),
         ('label.labels.txt', b'odd\nodd\n', "txt: 'odd' is there twice"),
-        ('features.json', b'{', '1.0.0 cannot be read as TFDS prepares it: '),
+        ('features.json', b'{', '1.0.0/features.json: not JSON: '),
     ],
 )
 def test_a_damaged_file_about_the_data_is_refused(data_folder, tmp_path, name, content, message):

@@ -326,7 +326,7 @@ def test_several_files_must_be_complete(sharded):
     with pytest.raises(ValueError, match='index.json promises.*: b.$'):
         foreign_files.read_huggingface(sharded)
     (sharded / 'model-2.safetensors').unlink()
-    with pytest.raises(ValueError, match='model-2.safetensors does not exist'):
+    with pytest.raises(ValueError, match="index.json: 'model-2.safetensors' does not exist"):
         foreign_files.read_huggingface(sharded)
     for text in ('{', '[]', '{"weight_map": {"a": 3}}'):
         (sharded / 'model.safetensors.index.json').write_text(text)

@@ -144,7 +144,7 @@ def check_resumable(workdir: Path, config: ConfigDict) -> None:
     try:
         saved = read_json(path)
     except Refused as error:
-        raise Refused(f'{path} is damaged ({error}); {remedy}') from None
+        raise Refused(f'{error}; {remedy}') from None
     before = saved
     if isinstance(saved.get('model'), dict):
         before = {**saved, 'model': upgrade_arguments(saved['model'])}

@@ -1,19 +1,6 @@
-"""Damages what the doors read, and counts what comes of it.
+"""Reads damaged files at the doors, and judges what comes of it."""
 
-python -m tests.faults.campaign [--seeds 300] [--only DOOR ...] [--minutes 10]
-
-The summary can be compared from run to run: a line for each door, the same ones for the same seeds.
-A fault is told with its door and seed, by which it comes again: --only DOOR --first SEED --seeds 1.
-"""
-
-import argparse
-import contextlib
-import os
-import sys
-import tempfile
 import time
-import warnings
-from pathlib import Path
 from typing import NamedTuple
 
 from perceiver_jax.errors import Refused
@@ -93,44 +80,3 @@ def problem_of(error, file):
     if len(str(error)) > LONGEST + len(str(file.parent)):
         return f'{len(str(error))} characters: {text}'
     return None
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Silences what libraries written in C say of damaged files, and prints of dropped lines."""
-    with open(os.devnull, 'w') as nowhere, contextlib.redirect_stdout(nowhere):
-        kept = os.dup(2)
-        os.dup2(nowhere.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
-    parser.add_argument('--seeds', type=int, default=300, help='cases of a fast door')
-    parser.add_argument('--first', type=int, default=0, help='the first seed')
-    parser.add_argument('--minutes', type=float, default=10.0, help='when to stop at the latest')
-    parser.add_argument('--only', nargs='+', choices=DOORS, default=[*DOORS], metavar='DOOR')
-    arguments = parser.parse_args()
-    warnings.simplefilter('error')  # as in pytest
-    start = time.monotonic()
-    total = [0, 0, 0, 0]
-    print(f'{"door":24} {"cases":>7} {"clean":>7} {"accepted":>8} {"faults":>7}', flush=True)
-    for name in arguments.only:
-        seeds = range(arguments.first, arguments.first + -(-arguments.seeds // DOORS[name].slow))
-        with tempfile.TemporaryDirectory() as folder, _quiet():
-            outcome = try_door(name, Path(folder), seeds, start + 60 * arguments.minutes)
-        counts = [outcome.cases, outcome.clean, outcome.accepted, len(outcome.faults)]
-        total = [sum(pair) for pair in zip(total, counts, strict=True)]
-        print('{:24} {:7} {:7} {:8} {:7}'.format(name, *counts), flush=True)
-        for seed, problem in outcome.faults:
-            print(f'  {name}, seed {seed}: {problem}')
-    print('{:24} {:7} {:7} {:8} {:7}'.format('all', *total))
-    sys.exit(total[-1] > 0)
-
-
-if __name__ == '__main__':
-    main()

@@ -1,6 +1,7 @@
 import pytest
 
-from perceiver_jax.files import whole, write_whole
+from perceiver_jax.errors import Refused
+from perceiver_jax.files import read_json, whole, write_whole
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path):
@@ -22,3 +23,33 @@ def test_a_failure_leaves_the_old_file(tmp_path):
         raise KeyboardInterrupt
     assert path.read_bytes() == b'old'
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_read(tmp_path):
+    path = tmp_path / 'a.json'
+    path.write_text('{"ä": [1, null]}', 'utf-8')
+    assert read_json(path) == {'ä': [1, None]}
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / 'b.json')
+
+
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (b'', 'not JSON: Expecting value: line 1'),
+        (b'{"a": ', 'not JSON: Expecting value: line 1 column 7'),
+        (b'\xff' * 10**6, "not JSON: 'utf-8' codec can't decode byte 0xff"),
+        (b'[' * 10**6, 'not JSON: maximum recursion depth'),
+        (b'9' * 10**6, 'not JSON: '),
+        (b'"' + b'x' * 10**6 + b'"', "expected a JSON object, got 'xxx"),
+        (b'[1]', r'expected a JSON object, got \[1\]'),
+    ],
+)
+def test_what_is_no_json_object_is_refused_in_a_few_words(tmp_path, content, message):
+    path = tmp_path / 'a.json'
+    path.write_bytes(content)
+    with pytest.raises(Refused, match=f'^{path}: {message}') as caught:
+        read_json(path)
+    assert len(str(caught.value)) < 500
+    with pytest.raises(Refused, match=f'^{path} is not a list of tensors: {message}'):
+        read_json(path, 'a list of tensors')

@@ -1,3 +1,4 @@
+import json
 import pickle
 import shutil
 
@@ -77,6 +78,9 @@ def test_classes_of_a_sequence_of_labels(data_folder):
         ('label.labels.txt', '\ufeffeven\nodd\n'.encode(), 'txt, line 1: .* without a byte order'),
         ('label.labels.txt', b'odd\nodd\n', "txt: 'odd' is there twice"),
         ('features.json', b'{', '1.0.0/features.json: not JSON: '),
+        ('features.json', b'{}', 'features.json, dataset_info.json.: expected what TFDS writes'),
+        ('dataset_info.json', 10**6 * b'\xff', 'dataset_info.json: not JSON: .{,99}$'),
+        ('dataset_info.json', b'{"splits": 3}', 'dataset_info.json.: expected what TFDS writes'),
     ],
 )
 def test_a_damaged_file_about_the_data_is_refused(data_folder, tmp_path, name, content, message):
@@ -84,6 +88,25 @@ def test_a_damaged_file_about_the_data_is_refused(data_folder, tmp_path, name, c
     shutil.copytree(version_folder(data_folder, 'numbers'), folder)
     (folder / name).write_bytes(content)
     with pytest.raises(Refused, match=message):
+        TfdsRecords(folder, 'train', from_tfds)
+
+
+def test_what_the_metadata_lacks_is_named(data_folder, tmp_path):
+    folder = tmp_path / '1.0.0'
+    shutil.copytree(version_folder(data_folder, 'numbers'), folder)
+    with pytest.raises(Refused, match=r"features.json: expected .* \['image'\] are missing"):
+        TfdsRecords(folder, 'train', from_tfds, needs=('name', 'image'))
+    with pytest.raises(Refused, match="features.json: expected names of classes for 'name'"):
+        TfdsRecords(folder, 'train', from_tfds, label='name')
+    path = folder / 'dataset_info.json'
+    info = json.loads(path.read_text())
+    for split in info['splits']:
+        split['shardLengths'] = ['1', *split['shardLengths']]
+    path.write_text(json.dumps(info))
+    with pytest.raises(Refused, match='dataset_info.json: expected 2 files .* 2 are not there: '):
+        TfdsRecords(folder, 'train', from_tfds)
+    path.write_text(json.dumps({**info, 'splits': []}))
+    with pytest.raises(Refused, match="dataset_info.json: expected the files of the split 'train'"):
         TfdsRecords(folder, 'train', from_tfds)
 
 

@@ -367,3 +367,12 @@ def test_missing_files_and_folders_are_named(tmp_path, read):
         read(tmp_path / 'none.mp4')
     with pytest.raises(IsADirectoryError, match=tmp_path.name):
         read(tmp_path)
+
+
+def test_a_title_in_any_encoding_does_no_harm(tmp_path):
+    path = tmp_path / 'a.wav'
+    soundfile.write(path, np.full((480, 1), 0.5), RATE)
+    tag = b'LIST' + (20).to_bytes(4, 'little') + b'INFOINAM' + (8).to_bytes(4, 'little')
+    content = path.read_bytes() + tag + 'Gef\xfchl'.encode('latin-1') + b'\0\0'
+    path.write_bytes(content[:4] + (len(content) - 8).to_bytes(4, 'little') + content[8:])
+    assert read_audio(path).shape == (480, 1)

@@ -79,11 +79,11 @@ def main(argv: list[str]) -> None:
     parallel.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     try:
         task = make_task(config)
-    except AttributeError as error:
+    except (AttributeError, TypeError) as error:
         if MODE.value != 'eval':
             raise
-        path = Path(WORKDIR.value) / 'config.json'  # keys are missing: of another version
-        refuse(f'{path} is not the config of a run: {error!r}')
+        path = Path(WORKDIR.value) / 'config.json'  # keys of another version
+        refuse(f'{path} is not the config of a run: {error!r:.300}')
     if MODE.value == 'describe':
         describe(task)
     elif MODE.value == 'eval':

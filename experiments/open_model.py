@@ -58,10 +58,17 @@ def load_workdir(workdir: str | Path, best: bool = False) -> Pretrained:
         task = make_task(config)
         expected_params, expected_state = jax.eval_shape(task.init, jax.random.key(0))
     except (Refused, AttributeError, TypeError) as error:  # keys of another version, or damaged
-        path = Path(workdir) / 'config.json'
-        raise Refused(f'{path} is not the config of a run: {error!r:.300}') from None
+        raise _no_config(workdir, error) from None
     params, state, step = load_params(workdir, best)
     source = f'step {step} of {workdir} (config.json, checkpoints)'
     check_fit(params, state, expected_params, expected_state, source)
-    model = task.pretrained(params, state)
+    try:
+        model = task.pretrained(params, state)
+    except (AttributeError, TypeError) as error:  # it reads keys that nothing read before
+        raise _no_config(workdir, error) from None
     return dataclasses.replace(model, description=f'{config.task}, step {step:,} of {workdir}.')
+
+
+def _no_config(workdir: str | Path, error: Exception) -> Refused:
+    path = Path(workdir) / 'config.json'
+    return Refused(f'{path} is not the config of a run: {error!r:.300}')

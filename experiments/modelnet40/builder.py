@@ -291,11 +291,11 @@ def _of_npz(file: Path) -> list[Shape]:
             raise Refused(f'{file}: {key!r} has {len(arrays[key])} entries for {num} shapes')
     if arrays['label'].dtype.kind not in 'iu':
         raise Refused(f"{file}: 'label' is {arrays['label'].dtype}, expected whole numbers")
-    classes, names = _texts(arrays['classes']), _texts(arrays['name'])
+    classes, names = (_texts(arrays[key], f'{file}, {key!r}') for key in ('classes', 'name'))
     labels = arrays['label'].tolist()
     splits: Iterable[str | None] = map(official_split, names)
     if 'split' in arrays:
-        splits = _texts(arrays['split'])
+        splits = _texts(arrays['split'], f"{file}, 'split'")
     shapes = []
     for row, (name, label, split) in enumerate(zip(names, labels, splits, strict=True)):
         if split not in SPLITS:
@@ -378,8 +378,9 @@ def _hdf5(file: str) -> dict[str, np.ndarray]:
         return {key: arrays[key][:] for key in ('data', 'label')}
 
 
-def _texts(array: np.ndarray) -> list[str]:
-    return [x.decode() if isinstance(x, bytes) else str(x) for x in array.tolist()]
+def _texts(array: np.ndarray, name: str) -> list[str]:
+    with reading(name, 'texts in UTF-8'):
+        return [x.decode() if isinstance(x, bytes) else str(x) for x in array.tolist()]
 
 
 def prepare(path: Path, data_dir: Path, num_points: int = NUM_POINTS, seed: int = 0) -> str:

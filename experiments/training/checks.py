@@ -155,7 +155,7 @@ def check_resumable(workdir: Path, config: ConfigDict) -> None:
     ]
     if differing:
         raise Refused(
-            f'{workdir} holds a run with another config: {"; ".join(differing)}. '
+            f'{workdir} holds a run with another config: {"; ".join(differing):.300}. '
             'Resume it with its own config, or choose another workdir'
         )
 

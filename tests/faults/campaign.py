@@ -54,7 +54,7 @@ def try_door(name, folder, seeds, deadline=float('inf')):
             problem = None
             accepted += 1
         except Exception as error:
-            problem = problem_of(error, sample.file)
+            problem = problem_of(error, sample.file, sample.named or sample.file.name)
             clean += problem is None
         if problem is None and (seconds := time.monotonic() - start) > SLOWEST:
             problem = f'took {seconds:.0f} s'
@@ -63,20 +63,21 @@ def try_door(name, folder, seeds, deadline=float('inf')):
     return Outcome(cases, clean, accepted, faults)
 
 
-def problem_of(error, file):
+def problem_of(error, file, name):
     """Returns what is wrong with an error about a damaged file; None: it is as it should be.
 
     Args:
       error: The exception.
       file: The damaged file.
+      name: What the message must name.
     """
     if isinstance(error, OSError) and str(error.filename or '').startswith(str(file)):
         return None
     text = f'{type(error).__name__}: {str(error)[:200]!r}'
     if not isinstance(error, Refused):
         return text
-    if file.name not in str(error):
-        return f'does not name {file.name}: {text}'
+    if name not in str(error):
+        return f'does not name {name}: {text}'
     if len(str(error)) > LONGEST + len(str(file.parent)):
         return f'{len(str(error))} characters: {text}'
     return None

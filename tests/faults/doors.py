@@ -47,12 +47,14 @@ class Sample(NamedTuple):
       read: Function without arguments that reads it.
       kind: What the file is, a key of `damage.KINDS`.
       wrong: Function of a `random.Random` that returns a sound file with wrong values in it.
+      named: What a message must name instead of the file.
     """
 
     file: Path
     read: Callable[[], object]
     kind: str = 'bytes'
     wrong: Callable | None = None
+    named: str = ''
 
 
 class Door(NamedTuple):
@@ -790,6 +792,18 @@ def config_json(folder):
 
     _write_run(folder, but=['result.json'])
     return Sample(folder / 'config.json', lambda: open_model(folder), 'json')
+
+
+@door('experiments.training.checks.check_resumable')
+def config_json_of_a_resumed_run(folder):
+    from configs.imagenet import get_config
+    from experiments.training.checks import check_resumable
+
+    config = get_config('demo')
+    (folder / 'checkpoints' / '5').mkdir(parents=True)
+    file = folder / 'config.json'
+    file.write_text(json.dumps(config.to_dict()))
+    return Sample(file, lambda: check_resumable(folder, config), 'json', named=folder.name)
 
 
 @door('experiments.training.checkpointing.load_params', slow=6)

@@ -251,6 +251,10 @@ def cut(root):
         (functools.partial(labelled, np.array([-1, 0])), 'train0.h5: expected labels from 0 on'),
         (functools.partial(labelled, np.int64(3)), 'train0.h5: expected arrays'),
         (functools.partial(labelled, np.zeros((2, 3), int)), r'train0.h5: .* got int64 \(2, 3\)'),
+        (
+            lambda root: npz(root, name=np.array(6 * [b'\xff'])),
+            "'name': expected texts in UTF-8",
+        ),
         (an_npy, 'clouds.npz: expected several arrays, as numpy.savez writes them'),
         (lambda root: npz(root, points=np.float32(3)), "'points' .* got a single number"),
         (lambda root: npz(root, label=np.zeros(6)), "'label' is float64, expected whole numbers"),

@@ -11,7 +11,7 @@ from tests.faults.campaign import try_door
 from tests.faults.doors import DOORS, WITHOUT_FILES
 
 ROOT = Path(__file__).resolve().parents[2]
-CASES = 30  # of a door whose cases take milliseconds
+CASES = 24  # of a door whose cases take milliseconds
 
 
 # Orbax goes on reading a checkpoint of which a part was damaged, and tells that nobody listens.

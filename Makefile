@@ -3,7 +3,7 @@
 PYTHON ?= python3 python3.13 python3.12 python3.11
 FLAGS ?= -n 2
 
-.PHONY: help test sweep demo table bench bench-gpu
+.PHONY: help test faults sweep demo table bench bench-gpu
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
 
@@ -12,6 +12,9 @@ test: .venv/installed ## lint, check formatting and types, run the tests
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 	@.venv/bin/python -m pytest -q $(FLAGS)
+
+faults: .venv/installed ## damage files of every kind and kill runs: refused or resumed; ten minutes
+	@.venv/bin/python -m tests.faults
 
 sweep: .venv/installed ## set each key of each demo to wrong values: one line, or it runs; ten minutes
 	@SWEEP=all .venv/bin/python -m pytest -q $(FLAGS) tests/experiments/test_config_sweep.py

@@ -8,9 +8,8 @@ is told and left out; hidden ones are left out.
 """
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from experiments.pictures.units import duration_text, metric_text
 from experiments.results import load_result
 from experiments.training.workdir import read_rows
 from perceiver_jax.errors import Refused
+from perceiver_jax.files import read_json
 
 COLUMNS = ('Run', 'Metric', 'Value', 'Steps', 'Time', 'Seed', 'Date', 'Commit', 'Config')
 
@@ -112,21 +112,15 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
         Run(
             name if names.count(name) == 1 else str(folder),
             read_rows(folder / 'metrics.jsonl'),
-            _read_config(folder / 'config.json'),
-            load_result(folder / 'result.json') if (folder / 'result.json').exists() else {},
+            _read_if_there(folder / 'config.json', read_json),
+            _read_if_there(folder / 'result.json', load_result),
         )
         for folder, name in zip(folders, names, strict=True)
     ]
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text('utf-8')) if path.exists() else {}
-    except (ValueError, RecursionError) as error:  # not JSON, or not text
-        raise Refused(f'{path}: not JSON: {error}') from None
-    if not isinstance(config, dict):
-        raise Refused(f'{path}: expected a JSON object, got {config!r}')
-    return config
+def _read_if_there(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    return read(path) if path.exists() else {}
 
 
 def table(runs: Sequence[Run]) -> str:

@@ -79,11 +79,11 @@ def main(argv: list[str]) -> None:
     parallel.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     try:
         task = make_task(config)
-    except AttributeError as error:
+    except (AttributeError, TypeError) as error:
         if MODE.value != 'eval':
             raise
-        path = Path(WORKDIR.value) / 'config.json'  # keys are missing: of another version
-        refuse(f'{path} is not the config of a run: {error!r}')
+        path = Path(WORKDIR.value) / 'config.json'  # keys of another version
+        refuse(f'{path} is not the config of a run: {error!r:.300}')
     if MODE.value == 'describe':
         describe(task)
     elif MODE.value == 'eval':
@@ -123,8 +123,11 @@ def evaluate(config: ConfigDict, task: Any, name: str) -> None:
 
 def train(config: ConfigDict, task: Any, name: str) -> None:
     """Trains to the end or until SIGTERM, and prints the headline metric."""
+    from experiments.results import load_result
     from experiments.training import loop, parallel
 
+    if (before := Path(WORKDIR.value, 'result.json')).exists():
+        load_result(before)  # a run that is finished ends with it: refused if damaged
     result = loop.train(config, task, WORKDIR.value, name)
     if result is None:
         parallel.say('Stopped by SIGTERM, after a checkpoint. The same command resumes.')
@@ -136,10 +139,13 @@ def train(config: ConfigDict, task: Any, name: str) -> None:
 
 def evaluated_name() -> str:
     """Returns what the run in --workdir is called: as in its result, or else by its config.json."""
+    from perceiver_jax.errors import Refused
+    from perceiver_jax.files import read_json
+
     workdir = Path(WORKDIR.value)
     try:
-        name = json.loads((workdir / 'result.json').read_text())['config']
-    except (OSError, ValueError, TypeError, KeyError):  # not finished, or damaged
+        name = read_json(workdir / 'result.json')['config']
+    except (OSError, Refused, KeyError):  # not finished, or damaged
         name = None
     return name if isinstance(name, str) else str(workdir / 'config.json')
 

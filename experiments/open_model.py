@@ -56,15 +56,20 @@ def load_workdir(workdir: str | Path, best: bool = False) -> Pretrained:
     config = get_config(workdir)
     try:
         task = make_task(config)
-    except (Refused, AttributeError) as error:  # keys are missing, or of another version
-        path = Path(workdir) / 'config.json'
-        raise Refused(f'{path} is not the config of a run: {error!r}') from None
-    params, state, step = load_params(workdir, best)
-    model = task.pretrained(params, state)
-    try:
-        check_inputs(model)
         expected_params, expected_state = jax.eval_shape(task.init, jax.random.key(0))
-    except Refused as error:
-        raise Refused(f'{Path(workdir) / "config.json"}: {error}') from error
-    check_fit(params, state, expected_params, expected_state, f'step {step} of {workdir}')
+    except (Refused, AttributeError, TypeError) as error:  # keys of another version, or damaged
+        raise _no_config(workdir, error) from None
+    params, state, step = load_params(workdir, best)
+    source = f'step {step} of {workdir} (config.json, checkpoints)'
+    check_fit(params, state, expected_params, expected_state, source)
+    try:
+        model = task.pretrained(params, state)
+        check_inputs(model)
+    except (Refused, AttributeError, TypeError) as error:  # it reads keys that nothing read before
+        raise _no_config(workdir, error) from None
     return dataclasses.replace(model, description=f'{config.task}, step {step:,} of {workdir}.')
+
+
+def _no_config(workdir: str | Path, error: Exception) -> Refused:
+    path = Path(workdir) / 'config.json'
+    return Refused(f'{path} is not the config of a run: {error!r:.300}')

@@ -1,11 +1,11 @@
 """What `result.json` holds, which every finished run leaves in its folder."""
 
-import json
 import math
 from pathlib import Path
 
 from experiments.pictures.units import metric_text
 from perceiver_jax.errors import Refused
+from perceiver_jax.files import read_json
 
 FIELDS = {
     'task': str,
@@ -45,21 +45,16 @@ def load_result(path: Path) -> dict:
     Raises:
       Refused: The file is incomplete, or holds something else; the message names file and key.
     """
-    try:
-        result = json.loads(path.read_text('utf-8'))
-    except (ValueError, RecursionError) as error:  # not JSON, or not text
-        raise Refused(f'{path}: not JSON: {error}') from None
-    if not isinstance(result, dict):
-        raise Refused(f'{path}: expected a JSON object, got {result!r}')
+    result = read_json(path)
     if missing := FIELDS.keys() - result:
         raise Refused(f'{path}: keys missing: {", ".join(sorted(missing))}')
     for key, value in result.items():
         kind = (FIELDS | OPTIONAL_FIELDS).get(key)
         if kind is None:
-            raise Refused(f'{path}: unknown key {key!r}')
+            raise Refused(f'{path}: unknown key {key!r:.80}')
         if not isinstance(value, kind):
             expected = getattr(kind, '__name__', kind)
-            raise Refused(f'{path}: {key!r} is {value!r}, expected {expected}')
+            raise Refused(f'{path}: {key!r} is {value!r:.80}, expected {expected}')
     is_fraction = metric_text(result['metric'], 0).endswith('%')
     for key in ('value', 'paper_value'):
         number = result[key]

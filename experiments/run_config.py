@@ -4,13 +4,13 @@
 of a run's config are set on the command line as those of any other.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from perceiver_jax.errors import Refused
+from perceiver_jax.files import read_json
 from perceiver_jax.weights.upgrade import upgrade_arguments
 
 SECTIONS = ('task', 'seed', 'parallel', 'data', 'model', 'optimizer', 'train', 'evaluation')
@@ -31,18 +31,16 @@ def get_config(workdir: str | Path) -> ConfigDict:
     """
     path = Path(workdir) / 'config.json'
     try:
-        saved = json.loads(path.read_text('utf-8'))
+        saved = read_json(path, 'the config of a run')
     except FileNotFoundError:
         raise Refused(f'{path} is not the config of a run: there is no such file') from None
-    except (OSError, ValueError) as error:  # cannot be read; not JSON, or not text
-        raise Refused(f'{path} is not the config of a run: {error}') from None
-    if not isinstance(saved, dict):
-        raise Refused(f'{path} is not the config of a run: it is no JSON object')
+    except OSError as error:
+        raise Refused(f'{path} is not the config of a run: {error.strerror}') from None
     if missing := [key for key in SECTIONS if key not in saved]:
         raise Refused(f'{path} is not the config of a run: it lacks {", ".join(missing)}')
     for key in SECTIONS[3:]:
         if not isinstance(saved[key], dict):
-            raise Refused(f'{path} is not the config of a run: {key} is {saved[key]!r}')
+            raise Refused(f'{path} is not the config of a run: {key} is {saved[key]!r:.80}')
     config = _from_json({**saved, 'model': upgrade_arguments(saved['model'])})
     for key, kind in (('steps', int), ('epochs', float)):  # one of them is null in every run
         if saved['train'].get(key) is None:

@@ -1,16 +1,21 @@
-"""Writes that hold: a file is replaced, or added to, as a whole or not at all, and is on disk then.
+"""Writes that hold, and JSON read back.
 
-An error of the system names the file that was asked for, whichever call met it.
+A file is replaced, or added to, as a whole or not at all, and is on disk then. An error of the
+system names the file that was asked for, whichever call met it.
 """
 
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from perceiver_jax.errors import Refused
 
 _UNFINISHED = re.compile(r'\..+\.[0-9a-f]{32}\.tmp')  # names of the temporary files of `whole`
 
@@ -137,6 +142,30 @@ def sync_folder(folder: str | os.PathLike) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def read_json(path: str | os.PathLike, expected: str = '') -> dict[str, Any]:
+    """Reads a JSON file that holds an object.
+
+    Args:
+      path: The file, in UTF-8.
+      expected: What it should be; completes the sentence 'it is not ...'. Empty: left out.
+
+    Returns:
+      The object; which keys it has, and what they hold, is for the caller to check.
+
+    Raises:
+      Refused: The file is not JSON, or holds something else; names it.
+      OSError: The file cannot be read.
+    """
+    encoded, place = Path(path).read_bytes(), f'{path} is not {expected}' if expected else path
+    try:
+        content = json.loads(encoded.decode())
+    except (ValueError, RecursionError) as error:  # not JSON, not text, or nested too deep
+        raise Refused(f'{place}: not JSON: {error!s:.200}') from None
+    if not isinstance(content, dict):
+        raise Refused(f'{place}: expected a JSON object, got {content!r:.80}')
+    return content
 
 
 def _lock(descriptor: int) -> bool:

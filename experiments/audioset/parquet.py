@@ -11,7 +11,7 @@ import re
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from perceiver_jax.errors import Refused
+from perceiver_jax.errors import Refused, reading
 
 if TYPE_CHECKING:
     import pyarrow  # an extra: all other media do without
@@ -33,15 +33,15 @@ def youtube_ids(file: str) -> list[str | None]:
     Raises:
       Refused: The file is damaged, lacks a column, or pyarrow is not installed.
     """
-    parquet, arrow = _library(file)
-    try:
-        with parquet.ParquetFile(file) as opened:
-            names = opened.schema_arrow.names
-            ids = opened.read(['video_id']).to_pydict() if 'video_id' in names else {}
-    except (arrow.ArrowException, OSError) as error:
-        raise Refused(f'{file}: {error}') from error
+    parquet = _library(file)
+    with reading(file, 'a parquet file'), parquet.ParquetFile(file) as opened:
+        names = opened.schema_arrow.names
+        ids = opened.read(['video_id']).to_pydict() if 'video_id' in names else {}
     if not set(_COLUMNS) <= set(names):
-        raise Refused(f'{file}: expected the columns {[*_COLUMNS]}, got {names}')
+        raise Refused(f'{file}: expected the columns {[*_COLUMNS]}, got {names!r:.200}')
+    for youtube_id in ids['video_id']:
+        if not isinstance(youtube_id, str | None):
+            raise Refused(f"{file}: expected texts as 'video_id', got {youtube_id!r:.80}")
     return ids['video_id']
 
 
@@ -68,34 +68,32 @@ def read_row(file: str, row: int) -> bytes:
     Raises:
       Refused: The row holds none, the file is damaged, or pyarrow is not installed.
     """
-    parquet, arrow = _library(file)
-    try:
+    parquet = _library(file)
+    with reading(f'{file}/{row}', 'a row of a parquet file'):
         with parquet.ParquetFile(file) as opened:
             group, first = 0, 0
             while row >= first + (length := opened.metadata.row_group(group).num_rows):
                 group, first = group + 1, first + length
         audio = _audio(file, group)[row - first].as_py()
-    except (arrow.ArrowException, OSError) as error:
-        raise Refused(f'{file}/{row}: {error}') from error
-    if not audio or not audio.get('bytes'):
+    sound = audio.get('bytes') if isinstance(audio, dict) else None
+    if not sound or not isinstance(sound, bytes):
         raise Refused(f'{file}/{row}: the row holds no sound')
-    return audio['bytes']
+    return sound
 
 
 @functools.lru_cache(maxsize=1)  # some hundred clips, which are asked for one after the other
 def _audio(file: str, group: int) -> 'pyarrow.ChunkedArray':
     """Reads a group of rows, the least that can be read of a parquet file."""
-    parquet, _ = _library(file)
+    parquet = _library(file)
     with parquet.ParquetFile(file) as opened:
         return opened.read_row_group(group, columns=['audio'])['audio']
 
 
-def _library(file: str) -> tuple[ModuleType, ModuleType]:
+def _library(file: str) -> ModuleType:
     try:
-        import pyarrow
         import pyarrow.parquet
     except ImportError as error:
         raise Refused(
             f"{file}: reading it takes pyarrow, and it is not installed: pip install '.[parquet]'"
         ) from error
-    return pyarrow.parquet, pyarrow
+    return pyarrow.parquet

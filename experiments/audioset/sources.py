@@ -108,7 +108,8 @@ def _open_records(path: Path, split: str, with_frames: bool) -> TfdsRecords:
             f'{" or ".join(str(x.relative_to(path)) for x in folders[1:])}'
         )
     convert = functools.partial(_from_tfds, source=f'{folder}, split {split}', frames=with_frames)
-    return TfdsRecords(folder, split, convert, label='labels')
+    needs = ('name', 'sound', *(['frames'] if with_frames else []))
+    return TfdsRecords(folder, split, convert, label='labels', needs=needs)
 
 
 def _from_tfds(example: dict[str, Any], *, source: str, frames: bool) -> Example:

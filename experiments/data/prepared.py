@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,9 +13,11 @@ import numpy as np
 from experiments.data.hidden import visible
 from experiments.data.pipeline import BrokenExample, Example
 from experiments.data.tables import MARKS, read_text
-from perceiver_jax.errors import Refused
+from perceiver_jax.errors import Refused, reading
+from perceiver_jax.files import read_json
 
 T = TypeVar('T')
+_ABOUT = ('features.json', 'dataset_info.json')  # what TFDS writes about a data set
 
 
 def version_folder(path: Path, dataset: str) -> Path:
@@ -57,8 +59,8 @@ def read_metadata(folder: Path, read: Callable[[Path], T]) -> T:
       What `read` returns.
 
     Raises:
-      Refused: A file is damaged, or names a class of features that is not TFDS's own; names a list
-        of the names of classes by its line.
+      Refused: A file is damaged, or names a class of features that is not TFDS's own; names the
+        file, a list of the names of classes with its line.
     """
     _check_features(folder / 'features.json')
     for file in visible(folder, '*.labels.txt'):
@@ -67,10 +69,37 @@ def read_metadata(folder: Path, read: Callable[[Path], T]) -> T:
             raise Refused(f'{file}, line 1: expected UTF-8 without a byte order mark')
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise Refused(f'{file}: {twice[0]!r:.80} is there twice')
-    try:
+    for name in _ABOUT:
+        if (folder / name).exists():
+            read_json(folder / name)
+    with reading(f'{folder} ({", ".join(_ABOUT)})', 'what TFDS writes about a data set'):
         return read(folder)
-    except Exception as error:  # TFDS has no error class for damaged files
-        raise Refused(f'{folder} cannot be read as TFDS prepares it: {error}') from error
+
+
+def label_names(
+    folder: Path, features: Mapping[str, Any], label: str, needs: Collection[str]
+) -> list[str]:
+    """Returns the names of the classes, and checks that all features are there that are needed.
+
+    Args:
+      folder: The folder of the prepared version.
+      features: TFDS's features by name.
+      label: Name of the feature that is a class label or a sequence of class labels.
+      needs: Names of the other features.
+
+    Raises:
+      Refused: A feature is missing, or the classes have no names.
+    """
+    file = folder / 'features.json'
+    if missing := {label, *needs} - set(features):
+        raise Refused(
+            f'{file}: expected the features {sorted({label, *needs})}, {sorted(missing)} are '
+            'missing'
+        )
+    names = getattr(getattr(features[label], 'feature', features[label]), 'names', None)
+    if not names:
+        raise Refused(f'{file}: expected names of classes for {label!r}, there are none')
+    return list(names)
 
 
 def open_split(folder: Path, split: str, kind: str) -> tuple[Any, dict[Path, int]]:
@@ -150,15 +179,11 @@ def _check_features(file: Path) -> None:
             if value not in allowed:
                 raise Refused(f"{file}: {value!r:.80} is none of TFDS's own classes of features")
         elif isinstance(value, str) and value.lstrip().startswith(('{', '[')):  # JSON within JSON
-            check(parsed(value))
+            with reading(file, 'what TFDS writes about a data set'):
+                content = json.loads(value)
+            check(content)
 
-    def parsed(text: str | bytes) -> Any:
-        try:
-            return json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise Refused(f'{file} cannot be read as TFDS prepares it: {error}') from error
-
-    check(parsed(file.read_bytes()))
+    check(read_json(file))
 
 
 class TfdsRecords:
@@ -177,6 +202,7 @@ class TfdsRecords:
         convert: Callable[[dict[str, Any]], Example],
         *,
         label: str = 'label',
+        needs: Collection[str] = (),
         decoders: Mapping[str, Any] | None = None,
     ):
         """Opens the files.
@@ -186,6 +212,7 @@ class TfdsRecords:
           split: Names of splits, joined by '+'.
           convert: Makes an example from TFDS's dictionary of features; picklable.
           label: Name of the feature that is a class label or a sequence of class labels.
+          needs: Names of features that `convert` takes.
           decoders: TFDS's decoders by feature; None and features it lacks are decoded as usual.
 
         Raises:
@@ -195,17 +222,14 @@ class TfdsRecords:
         self._name = f'{folder}, split {split}'
         self._convert = convert
         builder, counts = open_split(folder, split, 'array_record')
-        labels = builder.info.features[label]
-        self.classes = list(getattr(labels, 'feature', labels).names)
+        self.classes = label_names(folder, builder.info.features, label, needs)
         with ThreadPoolExecutor() as threads:  # a thousand files, maybe over a network
             for file, found in zip(counts, threads.map(_num_records, counts), strict=True):
                 check_count(file, found, counts[file])
         self._files, self._counts = [*counts], [*counts.values()]
         self._ends = np.cumsum(self._counts)
-        try:
+        with reading(folder / 'dataset_info.json', f'the files of the split {split!r}'):
             self._records = builder.as_data_source(split, decoders=decoders)
-        except NotImplementedError as error:  # dataset_info.json speaks of other files
-            raise Refused(f'{folder / "dataset_info.json"}: {error}') from error
 
     def __repr__(self) -> str:
         return self._name

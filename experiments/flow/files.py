@@ -147,13 +147,14 @@ def read_kitti_flow(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
     Source: the development kit of KITTI 2015, Menze and Geiger.
     """
     encoded = Path(path).read_bytes()
-    image = None
     try:
         check_pixels(encoded)
     except Refused as error:
         raise Refused(f'{path}: {error}') from error
-    if encoded:  # OpenCV fails an assertion on nothing, and returns None for everything else
+    try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # no bytes, or more pixels than OpenCV takes; None for everything else
+        image = None
     if image is None:
         raise Refused(f'{path}: expected a 16-bit PNG, got no whole image')
     if image.dtype != np.uint16 or image.ndim != 3 or image.shape[2] != 3:

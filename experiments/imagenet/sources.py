@@ -15,13 +15,20 @@ import numpy as np
 
 from experiments.data.hidden import is_hidden, visible
 from experiments.data.pipeline import BrokenExample, Example, LabelledSource
-from experiments.data.prepared import TfdsRecords, check_count, open_split, version_folder
+from experiments.data.prepared import (
+    TfdsRecords,
+    check_count,
+    label_names,
+    open_split,
+    version_folder,
+)
 from experiments.imagenet.checksum import masked_crc32c
 from experiments.imagenet.digits import Digits
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import whole
 
 SPLITS = ('train', 'validation')
+_FEATURES = ('image', 'label', 'file_name')  # of TFDS's imagenet2012
 _IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png')  # in lower or upper case
 # A TFRecord is the data's length (uint64), its CRC (uint32), the data, and their CRC (uint32).
 _LENGTH = struct.Struct('<Q')
@@ -73,7 +80,7 @@ def _open_records(path: Path, split: str) -> TfdsRecords:
             f'{folder} has no array_record files: prepare them with --file_format=array_record, or '
             "read TFRecord files with source='tfrecord'"
         )
-    return TfdsRecords(folder, split, _from_tfds, decoders=decoders)
+    return TfdsRecords(folder, split, _from_tfds, needs=_FEATURES, decoders=decoders)
 
 
 class _TFRecords:
@@ -89,7 +96,7 @@ class _TFRecords:
         self._records = _record_index(counts)
         self._features = builder.info.features
         self._decoders = {'image': tfds.decode.SkipDecoding()}
-        self.classes = self._features['label'].names
+        self.classes = label_names(folder, self._features, 'label', _FEATURES)
 
     def __repr__(self) -> str:
         return self._name

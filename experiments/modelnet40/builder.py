@@ -43,7 +43,7 @@ from experiments.data.tables import read_text
 from experiments.modelnet40.files import check_npy, read_cloud, some_points
 from experiments.modelnet40.sources import OFFICIAL
 from perceiver_jax import limits
-from perceiver_jax.errors import Refused
+from perceiver_jax.errors import Refused, reading
 
 SPLITS = ('train', 'validation', 'test')
 NUM_POINTS = 4096  # our choice: twice as many as the model takes, so that epochs differ
@@ -242,11 +242,20 @@ def _of_hdf5(file: Path) -> Iterator[Shape]:
     split, number = parts.groups()
     arrays = _hdf5(str(file))
     labels, points = arrays['label'], arrays['data']
+    if labels.dtype.kind not in 'iu' or labels.shape not in ((len(points),), (len(points), 1)):
+        raise Refused(
+            f'{file}: expected a whole number as the label of each of {len(points)} shapes, got '
+            f'{labels.dtype} {labels.shape}'
+        )
+    if not len(labels):
+        raise Refused(f'{file} holds no shapes')
     listed = file.with_name('shape_names.txt')
     classes = read_text(listed).split() if listed.is_file() else sorted(OFFICIAL)
     if twice := [name for name, count in Counter(classes).items() if count > 1]:
         raise Refused(f'{listed}: {twice[0]!r:.80} is there twice')
-    if len(labels) != len(points) or labels.max() >= len(classes):
+    if labels.min() < 0:
+        raise Refused(f'{file}: expected labels from 0 on, got {labels.min()}')
+    if labels.max() >= len(classes):
         raise Refused(
             f'{file} has {len(points)} shapes and {len(labels)} labels up to {labels.max()}, '
             f'and there are {len(classes)} classes{f" in {listed}" if listed.is_file() else ""}'
@@ -257,7 +266,7 @@ def _of_hdf5(file: Path) -> Iterator[Shape]:
         try:
             listed_files = json.loads(listing)
         except (ValueError, RecursionError) as error:
-            raise Refused(f'{named}: {error}') from error
+            raise Refused(f'{named}: {error!s:.200}') from error
         if not isinstance(listed_files, list) or not all(isinstance(x, str) for x in listed_files):
             raise Refused(f'{named}: expected a list of names')
         names = [Path(name).stem for name in listed_files]
@@ -271,24 +280,34 @@ def _of_hdf5(file: Path) -> Iterator[Shape]:
 
 def _of_npz(file: Path) -> list[Shape]:
     arrays = _npz(str(file))
+    if not arrays['points'].ndim:
+        raise Refused(f"{file}: expected 'points' [number of shapes, P, 3], got a single number")
     num = len(arrays['points'])
     for key in ('label', 'name', 'split'):
-        if key in arrays and len(arrays[key]) != num:
+        if key not in arrays:
+            continue
+        if arrays[key].ndim != 1:
+            raise Refused(f'{file}: expected {key!r} [number of shapes], got {arrays[key].shape}')
+        if len(arrays[key]) != num:
             raise Refused(f'{file}: {key!r} has {len(arrays[key])} entries for {num} shapes')
-    classes, names = _texts(arrays['classes']), _texts(arrays['name'])
+    if arrays['label'].dtype.kind not in 'iu':
+        raise Refused(f"{file}: 'label' is {arrays['label'].dtype}, expected whole numbers")
+    classes, names = (_texts(arrays[key], f'{file}, {key!r}') for key in ('classes', 'name'))
     labels = arrays['label'].tolist()
     splits: Iterable[str | None] = map(official_split, names)
     if 'split' in arrays:
-        splits = _texts(arrays['split'])
+        splits = _texts(arrays['split'], f"{file}, 'split'")
     shapes = []
     for row, (name, label, split) in enumerate(zip(names, labels, splits, strict=True)):
         if split not in SPLITS:
             raise Refused(
-                f'{file}: the split of {name!r} is {split!r}, expected one of {SPLITS}, or a '
-                'name of ModelNet40'
+                f'{file}: the split of {name!r:.80} is {split!r:.80}, expected one of {SPLITS}, '
+                'or a name of ModelNet40'
             )
         if not 0 <= label < len(classes):
-            raise Refused(f'{file}: the label of {name!r} is {label}, of {len(classes)} classes')
+            raise Refused(
+                f'{file}: the label of {name!r:.80} is {label}, of {len(classes)} classes'
+            )
         shapes.append(Shape(name, classes[label], split, str(file), row))
     return shapes
 
@@ -315,13 +334,15 @@ def read_points(shape: Shape, num_points: int, seed: int) -> np.ndarray:
     if shape.place is None:
         return read_cloud(Path(shape.file).read_bytes(), num_points, rng, str(shape))
     if isinstance(shape.place, str):
-        try:
+        with reading(str(shape), 'a file that can be unpacked'):
             opened = _zip(shape.file)
             stated = opened.getinfo(shape.place).file_size
+        try:
             limits.check_bytes('what it holds', stated, os.path.getsize(shape.file))
-            encoded = opened.read(shape.place)
-        except (Refused, zipfile.BadZipFile, zlib.error) as error:
+        except Refused as error:
             raise Refused(f'{shape}: {error}') from error
+        with reading(str(shape), 'a file that can be unpacked'):
+            encoded = opened.read(shape.place)
         return read_cloud(encoded, num_points, rng, str(shape))
     is_npz = shape.file.endswith('.npz')
     clouds = _npz(shape.file)['points'] if is_npz else _hdf5(shape.file)['data']
@@ -341,25 +362,29 @@ def _read_all(shapes: Sequence[Shape], num_points: int, seed: int) -> Iterator[n
 
 @functools.lru_cache(maxsize=1)
 def _zip(file: str) -> zipfile.ZipFile:
-    return zipfile.ZipFile(file)  # cached, as listing the members takes tenths of a second
+    with reading(file, 'a zip'):
+        return zipfile.ZipFile(file)  # cached, as listing the members takes tenths of a second
 
 
 @functools.lru_cache(maxsize=1)
 def _npz(file: str) -> dict[str, np.ndarray]:
+    expected = 'several arrays, as numpy.savez writes them'
+    if not zipfile.is_zipfile(file):  # NumPy would take an .npy, or a pickle
+        raise Refused(f'{file}: expected {expected}, it is damaged or another')
     try:
-        with zipfile.ZipFile(file) as archive:
+        with reading(file, expected), zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             stated = sum(member.file_size for member in members)
             limits.check_bytes('what it holds', stated, os.path.getsize(file))
             for member in members:
                 with archive.open(member) as opened:
                     check_npy(opened, member.file_size)
-        with np.load(file) as arrays:
-            found = dict(arrays)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise Refused(f'{file}: {error}') from error
+    except Refused as error:
+        raise Refused(str(error) if str(file) in str(error) else f'{file}: {error}') from error
+    with reading(file, expected), np.load(file) as arrays:
+        found = dict(arrays)
     if missing := {'points', 'label', 'name', 'classes'} - set(found):
-        raise Refused(f'{file} lacks {sorted(missing)}; it has {sorted(found)}')
+        raise Refused(f'{file} lacks {sorted(missing)}; it has {sorted(found)!r:.200}')
     return found
 
 
@@ -368,16 +393,17 @@ def _hdf5(file: str) -> dict[str, np.ndarray]:
     import h5py
 
     try:
-        with h5py.File(file) as arrays:
+        with reading(file, "arrays 'data' and 'label'"), h5py.File(file) as arrays:
             stated = sum(arrays[key].nbytes for key in ('data', 'label'))
             limits.check_bytes('what it holds', stated, os.path.getsize(file))
             return {key: arrays[key][:] for key in ('data', 'label')}
-    except (OSError, KeyError, Refused) as error:
-        raise Refused(f'{file}: {error}') from error
+    except Refused as error:
+        raise Refused(str(error) if str(file) in str(error) else f'{file}: {error}') from error
 
 
-def _texts(array: np.ndarray) -> list[str]:
-    return [x.decode() if isinstance(x, bytes) else str(x) for x in array.tolist()]
+def _texts(array: np.ndarray, name: str) -> list[str]:
+    with reading(name, 'texts in UTF-8'):
+        return [x.decode() if isinstance(x, bytes) else str(x) for x in array.tolist()]
 
 
 def prepare(path: Path, data_dir: Path, num_points: int = NUM_POINTS, seed: int = 0) -> str:

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from experiments.data.tables import decode
-from perceiver_jax.errors import Refused
+from perceiver_jax.errors import Refused, reading
 
 if TYPE_CHECKING:
     import trimesh
@@ -101,10 +101,8 @@ def _read_mesh(off: bytes, name: str) -> 'trimesh.Trimesh':
     text = b'\n'.join([b'OFF', b'%d %d 0' % (num_vertices, num_faces), *data])
     if not text.isascii():
         raise Refused(f'{name}: its vertices and faces are not numbers alone')
-    try:
+    with reading(name, 'a mesh'):
         mesh = trimesh.load_mesh(io.BytesIO(text), file_type='off', process=False)
-    except Exception as error:  # trimesh has no error class for a damaged file
-        raise Refused(f'{name}: {error}') from error
     _check_counts(mesh, data[:num_vertices], data[num_vertices:], name)
     if not np.isfinite(mesh.vertices).all():
         raise Refused(f'{name}: some of its coordinates are not finite')
@@ -157,10 +155,8 @@ def check_npy(file: IO[bytes], num_bytes: int) -> None:
 
 def _read_array(encoded: bytes, ending: str, name: str) -> np.ndarray:
     text = decode(encoded, name) if ending == 'txt' else ''
-    try:
+    with reading(name, 'an array of points' if ending == 'npy' else 'a point in each line'):
         if ending == 'npy':
             check_npy(io.BytesIO(encoded), len(encoded))
             return np.lib.format.read_array(io.BytesIO(encoded), allow_pickle=False)
         return np.loadtxt(io.StringIO(text.replace(',', ' ')), ndmin=2)
-    except Exception as error:  # NumPy has no error class for a damaged file
-        raise Refused(f'{name}: {error}') from error

@@ -79,7 +79,7 @@ def open_source(kind: str, path: str | None, split: str) -> LabelledSource:
     if not path or not Path(path).expanduser().is_dir():
         raise Refused(f'data source {kind!r} reads a folder, and there is none at {path!r}')
     folder = version_folder(Path(path).expanduser(), 'modelnet40')
-    return TfdsRecords(folder, split, _from_tfds)
+    return TfdsRecords(folder, split, _from_tfds, needs=('points', 'name'))
 
 
 def _from_tfds(example: dict[str, Any]) -> Example:

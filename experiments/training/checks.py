@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments.training.config_values import MAX_STEPS, check_values
 from perceiver_jax.errors import Refused
+from perceiver_jax.files import read_json
 from perceiver_jax.weights.upgrade import upgrade_arguments
 
 # Keys of the config that may change when a run is resumed: none of them changes the result.
@@ -141,20 +142,20 @@ def check_resumable(workdir: Path, config: ConfigDict) -> None:
         return
     remedy = 'remove it to resume with the config at hand'
     try:
-        saved = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise Refused(f'{path} is damaged ({error}); {remedy}') from None
-    if not isinstance(saved, dict):
-        raise Refused(f'{path} is damaged (not a JSON object); {remedy}')
-    before = {**saved, 'model': upgrade_arguments(saved.get('model', {}))}
+        saved = read_json(path)
+    except Refused as error:
+        raise Refused(f'{error}; {remedy}') from None
+    before = saved
+    if isinstance(saved.get('model'), dict):
+        before = {**saved, 'model': upgrade_arguments(saved['model'])}
     differing = [
-        f'{key} was {was!r} and is {now!r}'
+        f'{key:.80} was {was!r:.80} and is {now!r:.80}'
         for key, (was, now) in differences(before, config.to_dict()).items()
         if key not in FREE_KEYS
     ]
     if differing:
         raise Refused(
-            f'{workdir} holds a run with another config: {"; ".join(differing)}. '
+            f'{workdir} holds a run with another config: {"; ".join(differing):.300}. '
             'Resume it with its own config, or choose another workdir'
         )
 

@@ -1,7 +1,6 @@
 """What parameters, or a checkpoint of a run, score on a task's evaluation data."""
 
 import functools
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.training import parallel
-from perceiver_jax.files import remove_unfinished
+from perceiver_jax.errors import Refused
+from perceiver_jax.files import read_json, remove_unfinished
 
 Evaluation = tuple[dict[str, float], dict[str, np.ndarray]]  # metrics and predictions
 
@@ -89,8 +89,8 @@ def evaluate_checkpoint(
 def _of_run(workdir: Path) -> str:
     """Returns what a run's data is called, after a comma; '' where its result does not tell."""
     try:
-        return f', of a run on {json.loads((workdir / "result.json").read_text())["data"]}'
-    except (OSError, ValueError, TypeError, KeyError):  # not finished, or damaged
+        return f', of a run on {read_json(workdir / "result.json")["data"]}'
+    except (OSError, Refused, KeyError):  # not finished, or damaged
         return ''
 
 

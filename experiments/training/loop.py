@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +22,7 @@ from experiments.training.evaluate import Evaluation, compile_predict, evaluate
 from experiments.training.lock import lock
 from experiments.training.optimizer import make_optimizer
 from experiments.training.workdir import Metrics, git_commit, now, write_json
-from perceiver_jax.files import remove_unfinished
+from perceiver_jax.files import read_json, remove_unfinished
 
 
 class TrainState(NamedTuple):
@@ -164,7 +163,7 @@ def _train(
 
     if evaluation is None:  # the run was finished before: no update was made
         if (workdir / 'result.json').exists() and (workdir / 'report.png').exists():
-            return json.loads((workdir / 'result.json').read_text())
+            return read_json(workdir / 'result.json')
         evaluation = evaluate_now(train_state.params, train_state.state)
     numbers, predictions = evaluation
     result = {

@@ -467,8 +467,10 @@ def _opened(path: str | Path, kind: str) -> Iterator[tuple[Any, Any, float]]:
     size = {'max_pixels': f'{min(2 * limits.factor() * limits.PIXELS, 2**31 - 1):.0f}'}
     with open(path, 'rb') as file:
         try:
-            try:
-                opened = av.open(file, 'r', container_options=doors, options=size)
+            try:  # titles and the like may be in any encoding
+                opened = av.open(
+                    file, 'r', container_options=doors, options=size, metadata_errors='replace'
+                )
             except av.ArgumentError:  # FFmpeg knows the format, and it is not on the list
                 raise Refused('expected a file that holds its sound and video itself') from None
             with opened as container:

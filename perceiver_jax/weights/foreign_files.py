@@ -3,7 +3,6 @@
 Names and layouts stay those of the file; `translation` brings them to ours and back.
 """
 
-import json
 import mmap
 import os
 import pickle
@@ -16,7 +15,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from perceiver_jax.errors import Refused
-from perceiver_jax.files import whole, write_whole
+from perceiver_jax.files import read_json, whole, write_whole
 from perceiver_jax.weights.translation import recognise
 from perceiver_jax.weights.trees import Arrays, Tree, flatten, list_names, nest, widen
 
@@ -55,12 +54,13 @@ def read_deepmind(path: str | os.PathLike) -> tuple[Arrays, Arrays]:
             content = _Unpickler(data).load()
     except Refused as refused:
         raise Refused(
-            f'{path} asks for {refused}, which weights do not need: it was refused, and nothing in '
-            'the file was run.'
+            f'{path} asks for {refused!s:.200}, which weights do not need: it was refused, and '
+            'nothing in the file was run.'
         ) from None
     except Exception as error:  # what pickle raises depends on which byte is wrong
         raise Refused(
-            f"{path} is not a pickle of DeepMind's parameters, or damaged: {error!r}."
+            f"{path} is not a pickle of DeepMind's parameters, or damaged: "
+            f'{type(error).__name__}: {error!s:.200}.'
         ) from None
     if not isinstance(content, dict) or content.keys() != {'params', 'state'}:
         content = {'params': content, 'state': {}}
@@ -273,15 +273,13 @@ def _file_in(folder: Path) -> Path:
 
 def _read_parts(index: Path) -> dict[str, np.ndarray]:
     """Reads the tensors of several files, given the index that says which is in which."""
-    try:
-        content = json.loads(index.read_text('utf-8'))
-    except ValueError as error:
-        raise Refused(f'{index} is not an index of tensors: {error!r}.') from None
-    files = content.get('weight_map') if isinstance(content, dict) else None
+    files = read_json(index, 'an index of tensors').get('weight_map')
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise Refused(f"{index} is not an index of tensors: it has no 'weight_map' of file names.")
     tensors: dict[str, np.ndarray] = {}
     for name in sorted({Path(file).name for file in files.values()}):
+        if not os.path.isfile(index.parent / name):
+            raise Refused(f'{index}: {name!r:.80} does not exist beside it.')
         tensors |= _read_tensors(index.with_name(name))
     missing = sorted(files.keys() - tensors.keys())
     if missing:
@@ -303,13 +301,14 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
         return load_file(path)
-    except (SafetensorError, AttributeError) as error:  # the latter: a dtype that NumPy lacks
-        raise Refused(f'{path} is not a safetensors file, or damaged: {error}.') from None
+    except OSError:
+        raise
+    except Exception as error:  # among them AttributeError, for a dtype that NumPy lacks
+        raise Refused(f'{path} is not a safetensors file, or damaged: {error!s:.200}.') from None
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:

@@ -22,14 +22,14 @@ import numpy as np
 from jax import Array
 
 from perceiver_jax import limits
-from perceiver_jax.errors import Refused
-from perceiver_jax.files import write_whole
+from perceiver_jax.errors import Refused, reading
+from perceiver_jax.files import read_json, write_whole
 from perceiver_jax.models import MODELS
 from perceiver_jax.position_encoding import resample_positions
 from perceiver_jax.recording import record_attention
 from perceiver_jax.weights import foreign_files, translation
 from perceiver_jax.weights.released import LICENCE, RELEASED
-from perceiver_jax.weights.trees import Arrays, Tree, check_fit
+from perceiver_jax.weights.trees import Arrays, Tree, check_fit, flatten
 from perceiver_jax.weights.upgrade import upgrade_arguments
 
 FORMAT = 'perceiver_jax 2'
@@ -71,11 +71,13 @@ class Pretrained:
 
     def __post_init__(self):
         if self.function not in list(MODELS):  # a list: in a damaged file it may be unhashable
-            raise Refused(f'there is no model {self.function!r}; there are {", ".join(MODELS)}')
+            raise Refused(f'there is no model {self.function!r:.80}; there are {", ".join(MODELS)}')
         if self.activation == 'usual':
             object.__setattr__(self, 'activation', _USUAL_ACTIVATIONS[self.function])
         if self.activation not in ('softmax', 'sigmoid', None):
-            raise Refused(f"activation is 'softmax', 'sigmoid' or None, not {self.activation!r}")
+            raise Refused(
+                f"activation is 'softmax', 'sigmoid' or None, not {self.activation!r:.80}"
+            )
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns what is pickled and copied: the fields, not what calls compiled of them."""
@@ -347,7 +349,7 @@ def load(
 
     Raises:
       Refused: The file is of none of these kinds or damaged, or what it holds does not fit the
-        model: what is missing, left over and of another shape is named, nine of each.
+        model: what is missing, left over and of another shape is named, the first of each.
     """
     path = Path(path)
     if not path.exists():
@@ -360,10 +362,16 @@ def load(
         raise Refused(f'{path} is a run: `experiments.open_model.open_model` loads it.')
     if path.is_dir() or path.suffix in ('.safetensors', '.bin', '.json'):
         tensors = foreign_files.read_huggingface(path)
-        params, state = translation.from_huggingface(tensors, conv_kernel=conv_kernel)
+        translate = functools.partial(
+            translation.from_huggingface, tensors, conv_kernel=conv_kernel
+        )
     else:
-        params, state = translation.from_deepmind(*foreign_files.read_deepmind(path))
-    kind = translation.recognise(f'{m}:{name}' for m, values in params.items() for name in values)
+        translate = functools.partial(translation.from_deepmind, *foreign_files.read_deepmind(path))
+    try:
+        params, state = translate()
+        kind = translation.recognise(flatten(params, state))
+    except Refused as error:
+        raise Refused(f'{path}: {error}') from None
     released = RELEASED[kind]
     model = Pretrained(
         function=released.function,
@@ -379,11 +387,10 @@ def load(
 
 
 def _load_ours(path: Path) -> Pretrained:
-    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    about = read_json(path / 'model.json', f'one of {FORMAT}')
     try:
-        about = dict(json.loads((path / 'model.json').read_text('utf-8')))
         form, sha256 = about.pop('format'), about.pop('sha256')
         if form == FORMAT_BEFORE:
             about['arguments'] = upgrade_arguments(about['arguments'])
@@ -392,22 +399,23 @@ def _load_ours(path: Path) -> Pretrained:
             raise Refused('another format')
         about = {name: about[name] for name in _FIELDS}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise Refused(f'{path}/model.json is not one of {FORMAT}: {error!r}') from None
+        raise Refused(f'{path}/model.json is not one of {FORMAT}: {error!r:.200}') from None
     weights = path / 'weights.safetensors'
     if not weights.is_file() or _sha256(weights) != sha256:
         raise Refused(f'{weights} is missing or not the one that model.json was written with.')
     trees: dict[str, Arrays] = {'params': {}, 'state': {}}
-    try:
-        for key, value in load_file(weights).items():
-            kind, module, name = key.split(':')
-            trees[kind].setdefault(module, {})[name] = value
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise Refused(f'{weights} holds something else than weights: {error!r}') from None
+    with reading(weights, 'weights'):
+        arrays = load_file(weights)
+    for key, value in arrays.items():
+        kind, *names = key.split(':')
+        if kind not in trees or len(names) != 2:
+            raise Refused(f'{weights} holds something else than weights: {key!r:.80}')
+        trees[kind].setdefault(names[0], {})[names[1]] = value
     try:
         model = Pretrained(**about, params=trees['params'], state=trees['state'])
     except Refused as error:
-        raise Refused(f'{path}: {error}') from None
-    _check_fit(model, path)
+        raise Refused(f'{path}/model.json: {error}') from None
+    _check_fit(model, f'{path} (model.json, weights.safetensors)')
     _check_classes(model, path)
     return model
 
@@ -415,12 +423,14 @@ def _load_ours(path: Path) -> Pretrained:
 _FIELDS = [f.name for f in dataclasses.fields(Pretrained) if f.name not in ('params', 'state')]
 
 
-def _check_fit(model: Pretrained, source: Path) -> None:
+def _check_fit(model: Pretrained, source: str | Path) -> None:
     try:
         check_inputs(model)
         params, state = jax.eval_shape(model.init, jax.random.key(0))
     except Exception as error:  # arguments that are unknown, missing or mean nothing
-        raise Refused(f'{source}: its arguments make no {model.function}: {error}') from error
+        raise Refused(
+            f'{source}: its arguments make no {model.function}: {error!s:.200}'
+        ) from error
     check_fit(model.params, model.state, params, state, source)
 
 

@@ -3,6 +3,7 @@
 The flat name of a parameter is 'module:parameter', such as 'encoder:latents'.
 """
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from perceiver_jax.errors import Refused
 Tree = Mapping[str, Mapping[str, Any]]  # Haiku's: module name -> parameter name -> array
 Arrays = dict[str, dict[str, np.ndarray]]  # the same, of NumPy arrays
 Shapes = Mapping[str, tuple[int, ...]]  # flat name -> shape
+_LISTED_CHARACTERS = 230  # our choice
 
 
 def flatten(*trees: Tree | None) -> dict[str, Any]:
@@ -62,7 +64,9 @@ def widen(array: np.ndarray) -> np.ndarray:
 
 
 def list_names(names: Sequence[str]) -> str:
-    """Returns names as text for a message: the first nine, and how many more there are.
+    """Returns names as text for a message: the first ones, and how many more there are.
+
+    At most nine, and fewer where they are long: messages stay within a few lines.
 
     Args:
       names: Names in the order in which they are listed.
@@ -70,8 +74,10 @@ def list_names(names: Sequence[str]) -> str:
     Returns:
       Text such as 'a, b, c'.
     """
-    listed = ', '.join(names[:9])
-    return f'{listed} and {len(names) - 9} more' if len(names) > 9 else listed
+    ends = itertools.accumulate(len(name) + 2 for name in names[:9])
+    count = max(1, sum(end <= _LISTED_CHARACTERS for end in ends))
+    listed = f'{", ".join(names[:count]):.{_LISTED_CHARACTERS}}'
+    return f'{listed} and {len(names) - count} more' if len(names) > count else listed
 
 
 def check_fit(
@@ -102,7 +108,7 @@ def check_fit(
     )
     for name, value in found.items():
         if np.dtype(value.dtype).kind != np.dtype(wanted[name].dtype).kind:
-            raise Refused(f'{source}: {name} is {value.dtype}, not {wanted[name].dtype}.')
+            raise Refused(f'{source}: {name:.200} is {value.dtype}, not {wanted[name].dtype}.')
 
 
 def check_shapes(found: Shapes, wanted: Shapes, source: str | os.PathLike) -> None:
@@ -126,4 +132,4 @@ def check_shapes(found: Shapes, wanted: Shapes, source: str | os.PathLike) -> No
     }
     listed = [f'{what}: {list_names(names)}' for what, names in problems.items() if names]
     if listed:
-        raise Refused(f'{source} does not fit the model. {"; ".join(listed)}.')
+        raise Refused(f'{source} does not fit the model. {"; ".join(listed):.400}.')

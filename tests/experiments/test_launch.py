@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -93,6 +94,15 @@ def test_a_run_is_evaluated_with_its_own_config(workdir):
         'configs/imagenet.py:demo --config.x=1 --config.images.mean=(0.9,) --config.train.steps=9'
     )
     assert changed['metrics']['loss'] != own['metrics']['loss']
+
+
+def test_a_damaged_result_is_refused_or_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, 'WORKDIR', types.SimpleNamespace(value=str(tmp_path)))
+    for content in (b'', b'[1]', 10_000 * b'[', b'\xff', b'{"config": 3}'):
+        (tmp_path / 'result.json').write_bytes(content)
+        with pytest.raises(Refused, match='result.json: '):
+            launch.train(None, None, '')  # a run that is finished ends with its result
+        assert launch.evaluated_name() == str(tmp_path / 'config.json')
 
 
 def test_unknown_keys_of_a_run_get_one_line(workdir):

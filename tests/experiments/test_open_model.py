@@ -40,6 +40,10 @@ def test_what_is_no_run_says_so(workdir, tmp_path):
     with pytest.raises(ValueError, match='config.json is not the config of a run'):
         open_model.open_model(tmp_path)
     config = json.loads((workdir / 'config.json').read_text())
+    changed = {**config, 'augmentation': {**config['augmentation'], 'jitter_scales': 1}}
+    (tmp_path / 'config.json').write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match='config.json is not the config of a run: .*jitter_scales'):
+        open_model.open_model(tmp_path)
     (tmp_path / 'config.json').write_text(json.dumps(config))
     with pytest.raises(ValueError, match='no checkpoint in'):
         open_model.open_model(tmp_path)

@@ -30,7 +30,7 @@ def test_the_config_of_an_old_run_is_in_the_words_of_today(tmp_path):
         (None, 'there is no such file'),
         (b'{"task": "imag', 'Unterminated string'),
         (b'\xff\xfe', "can't decode byte 0xff"),
-        (b'[1]', 'no JSON object'),
+        (b'[1]', r'expected a JSON object, got \[1\]'),
         (b'{"task": "imagenet", "model": {}}', 'it lacks seed, parallel, data, optimizer, train,'),
     ],
 )

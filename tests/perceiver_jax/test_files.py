@@ -3,7 +3,8 @@ import os
 
 import pytest
 
-from perceiver_jax.files import append, remove_unfinished, whole, write_whole
+from perceiver_jax.errors import Refused
+from perceiver_jax.files import append, read_json, remove_unfinished, whole, write_whole
 from tests.toys.full_disk import full_disk
 
 
@@ -102,3 +103,33 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
         remove_unfinished(tmp_path)
         assert sorted(tmp_path.iterdir()) == sorted([*others, unfinished])
     remove_unfinished(tmp_path / 'nowhere')
+
+
+def test_json_is_read(tmp_path):
+    path = tmp_path / 'a.json'
+    path.write_text('{"ä": [1, null]}', 'utf-8')
+    assert read_json(path) == {'ä': [1, None]}
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / 'b.json')
+
+
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (b'', 'not JSON: Expecting value: line 1'),
+        (b'{"a": ', 'not JSON: Expecting value: line 1 column 7'),
+        (b'\xff' * 10**6, "not JSON: 'utf-8' codec can't decode byte 0xff"),
+        (b'[' * 10**6, 'not JSON: maximum recursion depth'),
+        (b'9' * 10**6, 'not JSON: '),
+        (b'"' + b'x' * 10**6 + b'"', "expected a JSON object, got 'xxx"),
+        (b'[1]', r'expected a JSON object, got \[1\]'),
+    ],
+)
+def test_what_is_no_json_object_is_refused_in_a_few_words(tmp_path, content, message):
+    path = tmp_path / 'a.json'
+    path.write_bytes(content)
+    with pytest.raises(Refused, match=f'^{path}: {message}') as caught:
+        read_json(path)
+    assert len(str(caught.value)) < 500
+    with pytest.raises(Refused, match=f'^{path} is not a list of tensors: {message}'):
+        read_json(path, 'a list of tensors')

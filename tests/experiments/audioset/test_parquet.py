@@ -53,6 +53,13 @@ def test_other_files_are_named(tmp_path, file):
         Refused, match=r"other.parquet: expected the columns .* got \['id', 'audio'"
     ):
         parquet.youtube_ids(other)
+    other = write(tmp_path / 'types.parquet', [{'video_id': 3, 'audio': [b'x']}])
+    with pytest.raises(Refused, match="types.parquet: expected texts as 'video_id', got 3"):
+        parquet.youtube_ids(other)
+    with pytest.raises(Refused, match='types.parquet/0: the row holds no sound'):
+        parquet.read_row(other, 0)
+    with pytest.raises(Refused, match='types.parquet/1: expected a row'):
+        parquet.read_row(other, 1)
     content = (tmp_path / '00.parquet').read_bytes()
     for number, damaged in enumerate([b'', b'PAR1', content[:-9], content[:99]]):
         path = tmp_path / f'{number}.parquet'

@@ -78,8 +78,11 @@ def test_classes_of_a_sequence_of_labels(data_folder):
         ('label.labels.txt', b'even\nodd\0\n', 'txt, line 2: expected text, got a NUL'),
         ('label.labels.txt', '\ufeffeven\nodd\n'.encode(), 'txt, line 1: .* without a byte order'),
         ('label.labels.txt', b'odd\nodd\n', "txt: 'odd' is there twice"),
-        ('features.json', b'{', 'features.json cannot be read as TFDS prepares it: '),
-        ('features.json', b'{"x":' * 9999, 'features.json cannot be read as TFDS prepares it: '),
+        ('features.json', b'{', '1.0.0/features.json: not JSON: '),
+        ('features.json', b'{"x":' * 9999, '1.0.0/features.json: not JSON: '),
+        ('features.json', b'{}', 'features.json, dataset_info.json.: expected what TFDS writes'),
+        ('dataset_info.json', 10**6 * b'\xff', 'dataset_info.json: not JSON: .{,99}$'),
+        ('dataset_info.json', b'{"splits": 3}', 'dataset_info.json.: expected what TFDS writes'),
     ],
 )
 def test_a_damaged_file_about_the_data_is_refused(data_folder, tmp_path, name, content, message):
@@ -188,6 +191,15 @@ def test_only_classes_of_tfds_are_imported(data_folder, tmp_path, monkeypatch, f
     (folder / 'features.json').write_text(json.dumps(features))
     with pytest.raises(Refused, match="features.json: '.*evil.Feature' is none of TFDS's own"):
         TfdsRecords(folder, 'train', from_tfds)
+
+
+def test_what_the_metadata_lacks_is_named(data_folder, tmp_path):
+    folder = tmp_path / '1.0.0'
+    shutil.copytree(version_folder(data_folder, 'numbers'), folder)
+    with pytest.raises(Refused, match=r"features.json: expected .* \['image'\] are missing"):
+        TfdsRecords(folder, 'train', from_tfds, needs=('name', 'image'))
+    with pytest.raises(Refused, match="features.json: expected names of classes for 'name'"):
+        TfdsRecords(folder, 'train', from_tfds, label='name')
 
 
 def test_newest_version_is_read(tmp_path):

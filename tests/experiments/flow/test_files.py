@@ -1,6 +1,7 @@
 """Files of flow byte by byte."""
 
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -87,11 +88,17 @@ def png(values):
     return cv2.imencode('.png', values)[1].tobytes()
 
 
+def of_ten_gigapixels(encoded):
+    header = b'IHDR' + struct.pack('>2I', 10**5, 10**5) + encoded[24:29]
+    return encoded[:12] + header + struct.pack('>I', zlib.crc32(header)) + encoded[33:]
+
+
 @pytest.mark.parametrize(
     'content, message',
     [
         (b'', 'expected a 16-bit PNG, got no whole image'),
         (b'PIEH', 'expected a 16-bit PNG, got no whole image'),
+        (of_ten_gigapixels(png(np.zeros((5, 7, 3), np.uint16))), 'got no whole image'),
         (png(RNG.integers(0, 9, (50, 70, 3)).astype(np.uint16))[:-900], 'got no whole image'),
         (png(np.zeros((5, 7, 3), np.uint8)), '3 channels of 16 bits, got 3 of 8'),
         (png(np.zeros((5, 7), np.uint16)), '3 channels of 16 bits, got 1 of 16'),

@@ -1,6 +1,8 @@
+import functools
 import io
 import zipfile
 
+import h5py
 import numpy as np
 import pytest
 
@@ -206,6 +208,27 @@ def repeated_classes(root):
     return path.parent
 
 
+def labelled(labels, root):
+    root = hdf5(root)
+    with h5py.File(root / 'ply_data_train0.h5', 'a') as file:
+        del file['label']
+        file['label'] = labels
+    return root
+
+
+def an_npy(root):
+    np.save(root / 'x.npy', np.zeros((2, 3)))
+    return (root / 'x.npy').rename(root / 'clouds.npz')
+
+
+def broken_zip(root):
+    with zipfile.ZipFile(root / 'shapes.zip', 'w') as file:
+        file.writestr('ModelNet40/bowl/train/bowl_0001.off', off('bowl_0001'))
+    content = (root / 'shapes.zip').read_bytes()
+    (root / 'shapes.zip').write_bytes(content.replace(b'PK\1\2', b'PK\1\3'))
+    return root / 'shapes.zip'
+
+
 def cut(root):
     path = hdf5(root) / 'ply_data_train0.h5'
     path.write_bytes(path.read_bytes()[:1000])
@@ -227,6 +250,19 @@ def cut(root):
         (few_classes, 'labels up to .* there are 1 classes in .*shape_names.txt'),
         (repeated_classes, "shape_names.txt: 'airplane' is there twice"),
         (cut, 'ply_data_train0.h5: '),
+        (functools.partial(labelled, np.zeros(2)), 'train0.h5: .* a whole number as .* float64'),
+        (functools.partial(labelled, np.array([-1, 0])), 'train0.h5: expected labels from 0 on'),
+        (functools.partial(labelled, np.int64(3)), 'train0.h5: expected arrays'),
+        (functools.partial(labelled, np.zeros((2, 3), int)), r'train0.h5: .* got int64 \(2, 3\)'),
+        (
+            lambda root: npz(root, name=np.array(6 * [b'\xff'])),
+            "'name': expected texts in UTF-8",
+        ),
+        (an_npy, 'clouds.npz: expected several arrays, as numpy.savez writes them'),
+        (lambda root: npz(root, points=np.float32(3)), "'points' .* got a single number"),
+        (lambda root: npz(root, label=np.zeros(6)), "'label' is float64, expected whole numbers"),
+        (lambda root: npz(root, name=np.array('x')), r"expected 'name' \[number of shapes\]"),
+        (broken_zip, 'shapes.zip: expected a zip, it is damaged'),
         (lambda root: npz(root, classes=None), r"clouds.npz lacks \['classes'\]; it has"),
         (lambda root: npz(root, label=np.arange(5)), "'label' has 5 entries for 6 shapes"),
         (lambda root: npz(root, label=np.arange(6)), "label of 'bowl_0065' is 2, of 2 classes"),

@@ -86,12 +86,21 @@ def test_a_config_without_a_checkpoint_binds_nothing(tmp_path):
     check_resumable(tmp_path, get_config(steps=6))
 
 
-@pytest.mark.parametrize('damaged', ['{"seed": 7, "tra', '[1]'])
+@pytest.mark.parametrize('damaged', ['{"seed": 7, "tra', '[1]', 10_000 * '['])
 def test_a_damaged_config_is_named(tmp_path, damaged):
     start_run(tmp_path, get_config())
     (tmp_path / 'config.json').write_text(damaged)
-    with pytest.raises(ValueError, match='config.json is damaged .* remove it'):
+    with pytest.raises(ValueError, match='config.json: .*; remove it'):
         check_resumable(tmp_path, get_config())
+
+
+def test_a_config_with_a_value_of_another_kind_differs(tmp_path):
+    start_run(tmp_path, get_config())
+    saved = json.loads((tmp_path / 'config.json').read_text())
+    (tmp_path / 'config.json').write_text(json.dumps({**saved, 'model': 10**6 * 'x'}))
+    with pytest.raises(ValueError, match="another config: model was 'xxx") as caught:
+        check_resumable(tmp_path, get_config())
+    assert len(str(caught.value)) < 1000
 
 
 def start_run(workdir, config):

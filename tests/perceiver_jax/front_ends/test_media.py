@@ -466,3 +466,12 @@ def test_frames_that_fill_the_memory_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, 'PIXELS', 160 * 240 - 1)
     with pytest.raises(Refused, match=f'{path}: cannot decode its video: '):
         read_video(path, 3, 8, frames_per_second=10)
+
+
+def test_a_title_in_any_encoding_does_no_harm(tmp_path):
+    path = tmp_path / 'a.wav'
+    soundfile.write(path, np.full((480, 1), 0.5), RATE)
+    tag = b'LIST' + (20).to_bytes(4, 'little') + b'INFOINAM' + (8).to_bytes(4, 'little')
+    content = path.read_bytes() + tag + 'Gef\xfchl'.encode('latin-1') + b'\0\0'
+    path.write_bytes(content[:4] + (len(content) - 8).to_bytes(4, 'little') + content[8:])
+    assert read_audio(path).shape == (480, 1)

@@ -361,9 +361,15 @@ def test_several_files_must_be_complete(sharded):
     with pytest.raises(ValueError, match='index.json promises.*: b.$'):
         foreign_files.read_huggingface(sharded)
     (sharded / 'model-2.safetensors').unlink()
-    with pytest.raises(ValueError, match='model-2.safetensors does not exist'):
+    with pytest.raises(ValueError, match="index.json: 'model-2.safetensors' does not exist"):
         foreign_files.read_huggingface(sharded)
-    for text in ('{', '[]', '{"weight_map": {"a": 3}}'):
+    for name in ('', '..', 'a\0b', 10**5 * 'x'):
+        index = {'weight_map': {'a': name}}
+        (sharded / 'model.safetensors.index.json').write_text(json.dumps(index))
+        with pytest.raises(ValueError, match='index.json: .* does not exist') as caught:
+            foreign_files.read_huggingface(sharded)
+        assert len(str(caught.value)) < 500
+    for text in ('{', '[]', '{"weight_map": {"a": 3}}', '"' + 10**6 * '\xff'):
         (sharded / 'model.safetensors.index.json').write_text(text)
         with pytest.raises(ValueError, match='index.json is not an index'):
             foreign_files.read_huggingface(sharded)

@@ -21,6 +21,8 @@ def test_a_tree_is_flattened_and_nested_again():
 def test_nine_names_are_listed():
     assert list_names('abc') == 'a, b, c'
     assert list_names([str(i) for i in range(11)]) == '0, 1, 2, 3, 4, 5, 6, 7, 8 and 2 more'
+    assert list_names([60 * 'x'] * 11) == ', '.join([60 * 'x'] * 3) + ' and 8 more'
+    assert list_names([10**6 * 'x', 'y']) == 230 * 'x' + ' and 1 more'
 
 
 def test_check_fit_names_another_kind_of_dtype():

@@ -72,4 +72,5 @@ def load_workdir(workdir: str | Path, best: bool = False) -> Pretrained:
 
 def _no_config(workdir: str | Path, error: Exception) -> Refused:
     path = Path(workdir) / 'config.json'
-    return Refused(f'{path} is not the config of a run: {error!r:.300}')
+    reason = error if isinstance(error, Refused) else repr(error)
+    return Refused(f'{path} is not the config of a run: {reason!s:.300}')

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 
 from experiments.data.hidden import is_hidden, visible
@@ -22,7 +23,6 @@ from experiments.data.prepared import (
     open_split,
     version_folder,
 )
-from experiments.imagenet.checksum import masked_crc32c
 from experiments.imagenet.digits import Digits
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import whole
@@ -114,7 +114,7 @@ class _TFRecords:
         except OSError as error:
             raise BrokenExample(f'{name}: {error.strerror}') from error
         data, checksum = record[:length], record[length:]
-        if checksum != masked_crc32c(np.frombuffer(data, np.uint8)).tobytes():
+        if checksum != masked_crc32c(data):
             raise BrokenExample(f'{name}: its checksum is wrong')
         try:
             example = self._features.deserialize_example_np(data, decoders=self._decoders)
@@ -242,26 +242,35 @@ def _is_index(records: np.ndarray, sizes: np.ndarray, counts: list[int]) -> bool
 def _records(file: Path, size: int, count: int) -> list[tuple[int, int]]:
     """Returns the byte offset and length of each record's data, which it does not read."""
     offset = 0
-    offsets: list[int] = []
-    headers: list[bytes] = []
-    with open(file, 'rb', buffering=0) as records:
-        while offset < size and len(offsets) <= count:  # no more, of a file full of zeros
-            records.seek(offset)
-            header = records.read(_HEADER_BYTES)
+    records: list[tuple[int, int]] = []
+    with open(file, 'rb', buffering=0) as opened:
+        while offset < size and len(records) <= count:  # no more, of a file full of zeros
+            opened.seek(offset)
+            header = opened.read(_HEADER_BYTES)
             if len(header) < _HEADER_BYTES:
                 raise Refused(f'{file} ends within its record at byte {offset}')
-            offsets.append(offset)
-            headers.append(header)
-            offset += _LENGTH.unpack_from(header)[0] + _FRAME_BYTES
-    rows = np.frombuffer(b''.join(headers), np.uint8).reshape(-1, _HEADER_BYTES)
-    kept = np.ascontiguousarray(rows[:, _LENGTH.size :]).view('<u4')[:, 0]
-    if np.any(wrong := masked_crc32c(rows[:, : _LENGTH.size]) != kept):
-        first = offsets[int(np.argmax(wrong))]
-        raise Refused(f'{file}: the checksum of the length of its record at byte {first} is wrong')
+            if header[_LENGTH.size :] != masked_crc32c(header[: _LENGTH.size]):
+                raise Refused(
+                    f'{file}: the checksum of the length of its record at byte {offset} is wrong'
+                )
+            (length,) = _LENGTH.unpack_from(header)
+            records.append((offset + _HEADER_BYTES, length))
+            offset += length + _FRAME_BYTES
     if offset > size:
-        raise Refused(f'{file} ends within its record at byte {offsets[-1]}')
-    if len(offsets) > count:
+        raise Refused(f'{file} ends within its record at byte {records[-1][0] - _HEADER_BYTES}')
+    if len(records) > count:
         raise Refused(f'{file} has more than the {count:,} records that dataset_info.json lists')
-    check_count(file, len(offsets), count)
-    lengths = [_LENGTH.unpack_from(header)[0] for header in headers]
-    return [(x + _HEADER_BYTES, length) for x, length in zip(offsets, lengths, strict=True)]
+    check_count(file, len(records), count)
+    return records
+
+
+def masked_crc32c(data: bytes) -> bytes:
+    """Returns the checksum of bytes as TFRecord files keep it, a little-endian uint32.
+
+    Args:
+      data: What is checked.
+
+    Source: `Mask` in tensorflow/core/lib/hash/crc32c.h of TensorFlow; CRC32C is that of RFC 3720.
+    """
+    crc = google_crc32c.value(data)
+    return struct.pack('<I', (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import struct
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -445,6 +446,7 @@ PREPARED = (
     'experiments.modelnet40.sources.open_source',
     'experiments.audioset.sources.open_source',
     'experiments.data.prepared.TfdsRecords',
+    'experiments.data.prepared.open_split',
     'experiments.data.prepared.read_metadata',
 )
 
@@ -466,11 +468,13 @@ def labels_txt(folder):
 
 @door('experiments.imagenet.sources.open_source', 'experiments.imagenet.sources._TFRecords')
 def features_json_of_tfrecords(folder):
-    from experiments.imagenet.sources import open_source
+    from experiments.imagenet.sources import masked_crc32c, open_source
 
     for name in ('features.json', 'dataset_info.json', 'label.labels.txt'):
         (folder / name).write_bytes(_prepared()[name])
-    (folder / 'imagenet2012-train.tfrecord-00000-of-00001').write_bytes(b'')
+    length = struct.pack('<Q', 1)
+    record = length + masked_crc32c(length) + b'x' + masked_crc32c(b'x')
+    (folder / 'imagenet2012-train.tfrecord-00000-of-00001').write_bytes(2 * record)
     read = lambda: open_source('tfrecord', str(folder), 'train')  # noqa: E731
     return Sample(folder / 'features.json', read, 'json')
 
@@ -667,7 +671,11 @@ def parquet_rows(folder):
     return Sample(file, read, wrong=wrong)
 
 
-@door('experiments.audioset.sources.open_source', 'experiments.audioset.sources.LabelledFolder')
+@door(
+    'experiments.audioset.sources.open_source',
+    'experiments.audioset.sources.LabelledFolder',
+    'experiments.data.clip_files.read_sound',
+)
 def sound_of_a_folder(folder):
     file = _tone(folder, '.wav')
     return Sample(file, lambda: _labelled(folder)[0])

@@ -98,7 +98,10 @@ def of_ten_gigapixels(encoded):
     [
         (b'', 'expected a 16-bit PNG, got no whole image'),
         (b'PIEH', 'expected a 16-bit PNG, got no whole image'),
-        (of_ten_gigapixels(png(np.zeros((5, 7, 3), np.uint16))), 'got no whole image'),
+        (
+            of_ten_gigapixels(png(np.zeros((5, 7, 3), np.uint16))),
+            'has 100,000 x 100,000 pixels, exp',
+        ),
         (png(RNG.integers(0, 9, (50, 70, 3)).astype(np.uint16))[:-900], 'got no whole image'),
         (png(np.zeros((5, 7, 3), np.uint8)), '3 channels of 16 bits, got 3 of 8'),
         (png(np.zeros((5, 7), np.uint16)), '3 channels of 16 bits, got 1 of 16'),

@@ -11,8 +11,7 @@ import tensorflow_datasets as tfds
 
 from experiments.data.pipeline import BrokenExample
 from experiments.imagenet import sources
-from experiments.imagenet.checksum import masked_crc32c
-from experiments.imagenet.sources import open_source
+from experiments.imagenet.sources import masked_crc32c, open_source
 from perceiver_jax.errors import Refused
 
 CLASSES = ['n01440764', 'n02102040', 'n03000684']
@@ -58,13 +57,9 @@ def array_records(tmp_path_factory):
     return path
 
 
-def crc32c(data):
-    return masked_crc32c(np.frombuffer(data, np.uint8)).tobytes()
-
-
 def framed(record):
     length = struct.pack('<Q', len(record))
-    return length + crc32c(length) + record + crc32c(record)
+    return length + masked_crc32c(length) + record + masked_crc32c(record)
 
 
 @pytest.fixture

@@ -313,5 +313,7 @@ def test_an_array_that_is_not_in_the_npz_is_refused(tmp_path):
     with zipfile.ZipFile(path, 'w') as file:
         for name, content in (members | {'points.npy': points.getvalue()}).items():
             file.writestr(name, content)
-    with pytest.raises(Refused, match=r'clouds.npz: its header says float32 \(6, 10+, 3\), and it'):
+    with pytest.raises(
+        Refused, match=r'clouds.npz: .*its header says float32 \(6, 10+, 3\), and it'
+    ):
         builder.find_shapes(path)

@@ -218,7 +218,7 @@ def test_a_damaged_folder_says_what_is_wrong(model, tmp_path, change, message):
 def test_a_nested_description_is_refused(model, tmp_path):
     model.save(tmp_path / 'model')
     (tmp_path / 'model' / 'model.json').write_text('[' * 100_000)
-    with pytest.raises(ValueError, match='model.json is not one of perceiver_jax 2: Recursion'):
+    with pytest.raises(ValueError, match='model.json is not one of perceiver_jax 2: .* recursion'):
         load(tmp_path / 'model')
 
 

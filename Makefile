@@ -13,7 +13,7 @@ test: .venv/installed ## lint, check formatting and types, run the tests
 	@.venv/bin/mypy
 	@.venv/bin/python -m pytest -q $(FLAGS)
 
-faults: .venv/installed ## damage files of every kind and kill runs: refused or resumed; ten minutes
+faults: .venv/installed ## damage files of every kind, kill runs, fill their disks: refused or resumed; 15 minutes
 	@.venv/bin/python -m tests.faults
 
 sweep: .venv/installed ## set each key of each demo to wrong values: one line, or it runs; ten minutes

@@ -1,13 +1,11 @@
-"""Damages what the doors read and kills runs, and counts what comes of it: `make faults`.
+"""Damages what the doors read and disturbs runs, and counts what comes of it: `make faults`.
 
-python -m tests.faults [--seeds 300] [--runs 4] [--minutes 10] [--only PART ...]
+python -m tests.faults [--seeds 300] [--runs 4] [--minutes 15] [--only PART ...]
 
 The summary can be compared from run to run: a line for each door, the same cases for the same
 seeds, and a line for the runs. A fault is told with its door and seed, by which it comes again:
 --only DOOR --first SEED --seeds 1. The moments of kills are drawn by the seed too, but where a
 machine is by then is its own.
-
-PARTS is where other parts go, such as disks that fill up or runs of two processes.
 """
 
 import argparse
@@ -19,7 +17,7 @@ import time
 import warnings
 from pathlib import Path
 
-from tests.faults import kills
+from tests.faults import runs
 from tests.faults.campaign import Outcome, try_door
 from tests.faults.doors import DOORS
 
@@ -38,17 +36,22 @@ def damage(name, arguments, deadline):
         return try_door(name, Path(folder), seeds, deadline)
 
 
-def kill(name, arguments, deadline):
+def disturb(name, arguments, deadline):
     outcomes = []
     for seed in range(arguments.first, arguments.first + arguments.runs):
         if time.monotonic() < deadline:
             with tempfile.TemporaryDirectory() as folder:
-                outcomes.append(kills.try_run(seed, Path(folder), deadline))
+                outcomes.append(RUNS[name](seed, Path(folder), deadline))
     return add(outcomes)
 
 
+RUNS = {
+    'kills': runs.kills,
+    'full_disks': runs.full_disks,
+    'two_processes': runs.two_processes,
+}
 # What a line of the summary is called, and the function that makes its `Outcome`.
-PARTS = {**dict.fromkeys(DOORS, damage), 'kills': kill}
+PARTS = {**dict.fromkeys(DOORS, damage), **dict.fromkeys(RUNS, disturb)}
 
 
 @contextlib.contextmanager
@@ -68,9 +71,9 @@ def main():
     parser = argparse.ArgumentParser(prog='python -m tests.faults', description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument('--seeds', type=int, default=300, help='cases of a fast door')
-    parser.add_argument('--runs', type=int, default=4, help='runs to kill')
+    parser.add_argument('--runs', type=int, default=4, help='runs to disturb, of each kind')
     parser.add_argument('--first', type=int, default=0, help='the first seed')
-    parser.add_argument('--minutes', type=float, default=10.0, help='when to begin no more cases')
+    parser.add_argument('--minutes', type=float, default=15.0, help='when to begin no more cases')
     parser.add_argument('--only', nargs='+', choices=PARTS, default=[*PARTS], metavar='PART')
     arguments = parser.parse_args()
     warnings.simplefilter('error')  # as in pytest

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from perceiver_jax.sharding import zeros_like_rows
+from perceiver_jax.sharding import in_mesh_of, zeros_like_rows
 
 # Logits that exist at a time. On CPUs a tile that stays in the cache; elsewhere one that fills the
 # device and is small beside its memory (256 MiB; not measured).
@@ -363,7 +363,8 @@ def _for_each_chunk(
     if length == size:
         return body(0, size, carry)
     whole = length // size
-    carry = jax.lax.fori_loop(0, whole, lambda i, carry: body(i * size, size, carry), carry)
+    with in_mesh_of(jax.tree.leaves(carry)[0]):
+        carry = jax.lax.fori_loop(0, whole, lambda i, carry: body(i * size, size, carry), carry)
     if length % size:
         carry = body(whole * size, length % size, carry)
     return carry

@@ -21,7 +21,7 @@ from perceiver_jax.checks import Module, check_axes, check_fields
 from perceiver_jax.errors import Refused
 from perceiver_jax.layers import check_floating
 from perceiver_jax.recording import is_recording
-from perceiver_jax.sharding import for_each_example
+from perceiver_jax.sharding import for_each_example, in_mesh_of
 
 Step = tuple[str, int]  # 'cross_attend' or 'block', and its number: what has its own weights
 
@@ -290,7 +290,8 @@ class Encoder(Module):
                 latents = apply_run(run, latents)
             else:
                 body = functools.partial(apply_run, run)
-                latents, _ = hk.scan(lambda x, _, f=body: (f(x), None), latents, None, times)
+                with in_mesh_of(latents):
+                    latents, _ = hk.scan(lambda x, _, f=body: (f(x), None), latents, None, times)
         return latents
 
     @hk.name_like('__call__')

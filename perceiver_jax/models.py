@@ -35,7 +35,7 @@ from perceiver_jax.inputs import (
 )
 from perceiver_jax.layers import Linear
 from perceiver_jax.position_encoding import LearnedPositions, grid_fourier_features
-from perceiver_jax.sharding import for_each_example, reshape_examples
+from perceiver_jax.sharding import for_each_example, in_mesh_of, reshape_examples
 
 
 def image_classifier(
@@ -426,9 +426,10 @@ def video_autoencoder(
             decoded[modality] = decode(modality, output_elements[modality])
         else:
             decode_modality = functools.partial(decode, modality)
-            decoded[modality] = decode_in_chunks(
-                decode_modality, num_queries=math.prod(grid), chunk_size=chunk_size
-            )
+            with in_mesh_of(latents):
+                decoded[modality] = decode_in_chunks(
+                    decode_modality, num_queries=math.prod(grid), chunk_size=chunk_size
+                )
             if modality == 'video':
                 decoded[modality] = reshape_examples(decoded[modality], *video.shape[1:])
     return {

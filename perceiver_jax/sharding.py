@@ -7,6 +7,7 @@ masks take theirs from the data. Elsewhere nothing here does anything: under aut
 compiler chooses.
 """
 
+import contextlib
 import functools
 import math
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 
 def sharding_like(data: Array, ndim: int, leading: int = 1) -> NamedSharding | None:
@@ -54,6 +55,21 @@ def _varying_axes(x: Array) -> frozenset[str]:
     return jax.typeof(x).manual_axis_type.varying
 
 
+def in_mesh_of(data: Array) -> contextlib.AbstractContextManager[Any]:
+    """Lets something be traced in the mesh that the data is divided over, if its axes are explicit.
+
+    Where no mesh is set (`jax.set_mesh`), jax 0.12 forgets how zeros and what is in loops are laid
+    out.
+
+    Args:
+      data: An array that is worked on.
+    """
+    mesh = jax.typeof(data).sharding.mesh
+    if AxisType.Explicit not in mesh.axis_types or not jax.sharding.get_abstract_mesh().empty:
+        return contextlib.nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
 def zeros_like_rows(shape: Sequence[int], dtype: Any, data: Array) -> Array:
     """Makes zeros that are laid out like the data along all axes but the last.
 
@@ -63,7 +79,8 @@ def zeros_like_rows(shape: Sequence[int], dtype: Any, data: Array) -> Array:
       data: `[..., C]`.
     """
     sharding = sharding_like(data, len(shape), leading=len(shape) - 1)
-    return varying_like(jnp.zeros(shape, dtype, out_sharding=sharding), data)
+    with in_mesh_of(data):
+        return varying_like(jnp.zeros(shape, dtype, out_sharding=sharding), data)
 
 
 def for_each_example(x: Array, data: Array) -> Array:

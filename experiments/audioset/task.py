@@ -94,13 +94,15 @@ class AudioSet:
     def train_source(self) -> LabelledSource:
         for name, window in self._window(batch=1).items():
             inputs = self.config.model.inputs[name]
-            patch = (inputs.samples_per_patch,) if name == 'audio' else inputs.patch
+            field = 'samples_per_patch' if name == 'audio' else 'patch'
+            patch = (inputs[field],) if name == 'audio' else inputs[field]
             sizes = window.shape[1:]  # time first, and channels, of which no patch tells, last
             grid = [size // max(p, 1) for size, p in zip(sizes, patch, strict=False)]
             if len(inputs.max_resolution) == 1:
                 grid = [math.prod(grid)]  # positions along the flattened patches
             check_resolution(
-                f'{name}: a window of config.clip has {" x ".join(map(str, sizes))} values',
+                f'a window of config.clip has {" x ".join(map(str, sizes))} values in '
+                f'config.model.inputs.{name}.{field} of {" x ".join(map(str, patch))}',
                 grid,
                 f'config.model.inputs.{name}.max_resolution',
                 inputs.max_resolution,

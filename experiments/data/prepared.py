@@ -69,9 +69,8 @@ def read_metadata(folder: Path, read: Callable[[Path], T]) -> T:
             raise Refused(f'{file}, line 1: expected UTF-8 without a byte order mark')
         if twice := [name for name, count in Counter(names).items() if count > 1]:
             raise Refused(f'{file}: {twice[0]!r:.80} is there twice')
-    for name in _ABOUT:
-        if (folder / name).exists():
-            read_json(folder / name)
+    if (folder / 'dataset_info.json').exists():
+        read_json(folder / 'dataset_info.json')
     with reading(f'{folder} ({", ".join(_ABOUT)})', 'what TFDS writes about a data set'):
         return read(folder)
 

@@ -337,11 +337,7 @@ def read_points(shape: Shape, num_points: int, seed: int) -> np.ndarray:
         with reading(str(shape), 'a file that can be unpacked'):
             opened = _zip(shape.file)
             stated = opened.getinfo(shape.place).file_size
-        try:
-            limits.check_bytes('what it holds', stated, os.path.getsize(shape.file))
-        except Refused as error:
-            raise Refused(f'{shape}: {error}') from error
-        with reading(str(shape), 'a file that can be unpacked'):
+            limits.check_bytes(f'{shape}: what it holds', stated, os.path.getsize(shape.file))
             encoded = opened.read(shape.place)
         return read_cloud(encoded, num_points, rng, str(shape))
     is_npz = shape.file.endswith('.npz')
@@ -371,16 +367,13 @@ def _npz(file: str) -> dict[str, np.ndarray]:
     expected = 'several arrays, as numpy.savez writes them'
     if not zipfile.is_zipfile(file):  # NumPy would take an .npy, or a pickle
         raise Refused(f'{file}: expected {expected}, it is damaged or another')
-    try:
-        with reading(file, expected), zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            stated = sum(member.file_size for member in members)
-            limits.check_bytes('what it holds', stated, os.path.getsize(file))
-            for member in members:
-                with archive.open(member) as opened:
-                    check_npy(opened, member.file_size)
-    except Refused as error:
-        raise Refused(str(error) if str(file) in str(error) else f'{file}: {error}') from error
+    with reading(file, expected), zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        stated = sum(member.file_size for member in members)
+        limits.check_bytes(f'{file}: what it holds', stated, os.path.getsize(file))
+        for member in members:
+            with archive.open(member) as opened:
+                check_npy(opened, member.file_size)
     with reading(file, expected), np.load(file) as arrays:
         found = dict(arrays)
     if missing := {'points', 'label', 'name', 'classes'} - set(found):
@@ -392,13 +385,10 @@ def _npz(file: str) -> dict[str, np.ndarray]:
 def _hdf5(file: str) -> dict[str, np.ndarray]:
     import h5py
 
-    try:
-        with reading(file, "arrays 'data' and 'label'"), h5py.File(file) as arrays:
-            stated = sum(arrays[key].nbytes for key in ('data', 'label'))
-            limits.check_bytes('what it holds', stated, os.path.getsize(file))
-            return {key: arrays[key][:] for key in ('data', 'label')}
-    except Refused as error:
-        raise Refused(str(error) if str(file) in str(error) else f'{file}: {error}') from error
+    with reading(file, "arrays 'data' and 'label'"), h5py.File(file) as arrays:
+        stated = sum(arrays[key].nbytes for key in ('data', 'label'))
+        limits.check_bytes(f'{file}: what it holds', stated, os.path.getsize(file))
+        return {key: arrays[key][:] for key in ('data', 'label')}
 
 
 def _texts(array: np.ndarray, name: str) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from perceiver_jax.errors import Refused
-from perceiver_jax.files import write_whole
+from perceiver_jax.files import read_json, write_whole
 
 RENEW_SECONDS = 10.0  # between two writes of the record
 STALE_SECONDS = 60.0  # the age at which another host's record no longer counts
@@ -84,11 +84,9 @@ def _flock(file: int) -> bool | None:
 
 def _read(path: Path) -> dict[str, Any]:
     """Reads a record; {} where there is none, or none that can be read."""
-    try:
-        owner = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError, RecursionError):
-        return {}
-    return owner if isinstance(owner, dict) else {}
+    with contextlib.suppress(FileNotFoundError, Refused):
+        return read_json(path)
+    return {}
 
 
 def _age(owner: dict[str, Any]) -> float:

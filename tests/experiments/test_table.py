@@ -6,22 +6,8 @@ import pytest
 
 from experiments import table
 from perceiver_jax.errors import Refused
+from tests.toys.results import RESULT, write
 
-RESULT = {
-    'task': 'imagenet',
-    'config': 'configs/imagenet.py:fourier',
-    'data': 'imagenet2012',
-    'metric': 'top1',
-    'value': 0.7712,
-    'paper_value': 0.78,
-    'steps': 150139,
-    'examples': 153742336,
-    'parameters': 44900000,
-    'params_sha256': '5f1d',
-    'wall_seconds': 190000.0,
-    'device': 'TPU v4 x32',
-    'git_commit': '0a1b2c3',
-}
 DEMO = RESULT | {'config': 'configs/imagenet.py:demo', 'data': 'digits', 'paper_value': None}
 README = f'# Title\n{table.BEGIN}\nold\n{table.END}\nmore\n'
 
@@ -31,11 +17,6 @@ def root(tmp_path):
     (tmp_path / 'results').mkdir()
     (tmp_path / 'README.md').write_text(README)
     return tmp_path
-
-
-def write(path, content):
-    path.write_text(json.dumps(content))
-    return path
 
 
 def cells(tables, name):

@@ -19,6 +19,7 @@ from experiments.data.hidden import visible
 from experiments.pictures.units import duration_text, metric_text
 from experiments.results import load_result
 from perceiver_jax.errors import Refused
+from perceiver_jax.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 MARKS = BEGIN, END = '<!-- results:begin -->', '<!-- results:end -->'
@@ -167,7 +168,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
             raise Refused(
                 f'{added} holds another run; --name={name}_2, or another name, adds this one too'
             )
-        added.write_text(json.dumps(result, indent=2) + '\n')
+        write_whole(added, json.dumps(result, indent=2) + '\n')
         print(f'{added.relative_to(root)} written')
     readme = root / 'README.md'
     text = readme.read_text('utf-8')
@@ -175,7 +176,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
     if options.check and updated != text:
         raise Refused('README.md and results/ differ; run: make table')
     if not options.check:
-        readme.write_text(updated, 'utf-8')
+        write_whole(readme, updated)
 
 
 if __name__ == '__main__':

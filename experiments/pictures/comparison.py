@@ -16,9 +16,9 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
-from experiments.pictures.report import Row, _plot, _series, _smooth, _unit
+from experiments.pictures.curves import Row, plot, series, smooth
 from experiments.pictures.style import BLUE, GREEN, GREY, INK, ORANGE, RED, saved_figure
-from experiments.pictures.units import metric_text
+from experiments.pictures.units import metric_text, unit_of
 from perceiver_jax.errors import Refused
 
 COLOURS = (BLUE, ORANGE, GREEN, RED, '#7d4fb0', '#0f8b8d', INK, GREY)
@@ -68,12 +68,12 @@ def _draw_group(loss: Axes, metric: Axes, names: Axes, group: Group) -> None:
     values = [np.zeros(0)]
     for (name, rows), (line, colour) in zip(group.runs.items(), styles, strict=False):
         look: dict[str, Any] = {'color': colour, 'linestyle': line, 'linewidth': 1.6}
-        steps, raw = _series(rows, 'train', 'loss')
-        values.append(_smooth(raw))
-        _plot(loss, steps, values[-1], **look)
-        evaluated, scores = _series(rows, 'eval', headline) if headline else (steps[:0], raw[:0])
-        _plot(metric, evaluated, scores, **look)
-        _plot(metric, evaluated[-1:], scores[-1:], **look)
+        steps, raw = series(rows, 'train', 'loss')
+        values.append(smooth(raw))
+        plot(loss, steps, values[-1], **look)
+        evaluated, scores = series(rows, 'eval', headline) if headline else (steps[:0], raw[:0])
+        plot(metric, evaluated, scores, **look)
+        plot(metric, evaluated[-1:], scores[-1:], **look)
         score = metric_text(headline, scores[-1]) if headline and len(scores) else 'not evaluated'
         names.plot([], [], label=f'{_wrapped(name)}\n{score}', **look)
         last = max([last, *steps.tolist(), *evaluated.tolist()])
@@ -94,7 +94,7 @@ def _draw_group(loss: Axes, metric: Axes, names: Axes, group: Group) -> None:
         loss.yaxis.set_minor_locator(NullLocator())
         loss.yaxis.set_major_formatter('{x:g}')
     if headline:
-        unit = _unit(headline)
+        unit = unit_of(headline)
         metric.yaxis.set_major_formatter(
             PercentFormatter(1, symbol=' %')
             if unit == '%'

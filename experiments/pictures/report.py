@@ -17,11 +17,11 @@ from matplotlib.ticker import (
 )
 from matplotlib.transforms import ScaledTranslation
 
+from experiments.pictures.curves import Row, plot, series, smooth
 from experiments.pictures.style import BLUE, GREY, INK, ORANGE, PALE, saved_figure
-from experiments.pictures.units import metric_text
+from experiments.pictures.units import metric_text, unit_of
 from perceiver_jax.errors import Refused
 
-Row = Mapping[str, Any]  # a line of `metrics.jsonl`
 Facts = Mapping[str, Any]  # of `result.json`
 NO_FACTS: Facts = {}
 MOST_NUMBERS = 40  # of one evaluation, that are written out
@@ -124,35 +124,13 @@ def _minute(date: str) -> str:
     return f'{moment:%Y-%m-%d %H:%M %Z}'.strip() if len(date) > len('2026-11-26') else date
 
 
-def _series(rows: Sequence[Row], split: str, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns steps in order, and the value of `key` at each, from the lines of one split."""
-    by_step = {row['step']: row[key] for row in rows if row['split'] == split and key in row}
-    steps = np.array(sorted(by_step))
-    return steps, np.array([by_step[step] for step in steps.tolist()], float)
-
-
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """Averages over a window centred on each value: a fiftieth of all values, fewer at the ends."""
-    if len(values) == 0:
-        return values
-    window = np.ones(2 * (len(values) // 100) + 1)
-    return np.convolve(values, window, 'same') / np.convolve(np.ones_like(values), window, 'same')
-
-
-def _plot(axes: Axes, steps: np.ndarray, values: np.ndarray, **style) -> None:
-    """Draws a line; one point as a dot; without points nothing, in the legend neither."""
-    if len(steps):
-        marker = 'o' if len(steps) == 1 else None
-        axes.plot(steps, values, **{'marker': marker, 'markersize': 4, 'clip_on': False} | style)
-
-
 def _draw_loss(axes: Axes, rows: Sequence[Row], unit: str = '') -> None:
-    steps, raw = _series(rows, 'train', 'loss')
-    eval_steps, eval_values = _series(rows, 'eval', 'loss')
-    smooth = _smooth(raw)
-    _plot(axes, steps, raw, color=BLUE, alpha=0.25, linewidth=0.8)
-    _plot(axes, steps, smooth, color=BLUE, linewidth=1.6, label='train (augmented)')
-    _plot(axes, eval_steps, eval_values, color=ORANGE, marker='o', linestyle='', label='evaluation')
+    steps, raw = series(rows, 'train', 'loss')
+    eval_steps, eval_values = series(rows, 'eval', 'loss')
+    smoothed = smooth(raw)
+    plot(axes, steps, raw, color=BLUE, alpha=0.25, linewidth=0.8)
+    plot(axes, steps, smoothed, color=BLUE, linewidth=1.6, label='train (augmented)')
+    plot(axes, eval_steps, eval_values, color=ORANGE, marker='o', linestyle='', label='evaluation')
     axes.set_title('Loss')
     axes.set_ylabel(unit)
     axes.legend(
@@ -160,7 +138,7 @@ def _draw_loss(axes: Axes, rows: Sequence[Row], unit: str = '') -> None:
     )
     axes.tick_params(labelbottom=False)
     # On a linear axis, a curve over more than a decade is flat where it matters.
-    shown = np.concatenate([smooth, eval_values])
+    shown = np.concatenate([smoothed, eval_values])
     ratio = shown.max() / shown.min() if len(shown) and shown.min() > 0 else 1
     if ratio > 10:
         axes.set_yscale('log')
@@ -170,8 +148,8 @@ def _draw_loss(axes: Axes, rows: Sequence[Row], unit: str = '') -> None:
 
 
 def _draw_rate(axes: Axes, rows: Sequence[Row]) -> None:
-    steps, values = _series(rows, 'train', 'learning_rate')
-    _plot(axes, steps, values, color=GREY, linewidth=1.2)
+    steps, values = series(rows, 'train', 'learning_rate')
+    plot(axes, steps, values, color=GREY, linewidth=1.2)
     highest = max(values, default=0.0) or 1.0
     axes.set_ylim(0, highest)
     axes.set_yticks([0, highest], ['0', f'{highest:.3g}'])
@@ -191,16 +169,16 @@ def _draw_metrics(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_title('Evaluation')
     axes.set_xlabel('step')
     headline = keys[0]
-    unit = _unit(headline)
-    keys = [key for key in keys if _unit(key) == unit][:4]
+    unit = unit_of(headline)
+    keys = [key for key in keys if unit_of(key) == unit][:4]
     looks: dict[str, dict[str, Any]]
     looks = {key: {'color': GREY, 'linewidth': 1, 'zorder': 2} for key in keys}
     looks[headline] = {'color': INK, 'linewidth': 1.8, 'zorder': 3}
     last = {}
     for key in keys:
-        steps, values = _series(rows, 'eval', key)
-        _plot(axes, steps, values, **looks[key])
-        _plot(axes, steps[-1:], values[-1:], **looks[key])
+        steps, values = series(rows, 'eval', key)
+        plot(axes, steps, values, **looks[key])
+        plot(axes, steps[-1:], values[-1:], **looks[key])
         last[key] = values[-1]
     axes.yaxis.set_major_formatter(
         PercentFormatter(1, symbol=' %') if unit == '%' else StrMethodFormatter(f'{{x:g}} {unit}')
@@ -248,11 +226,6 @@ def _draw_numbers(axes: Axes, row: Row) -> None:
     if len(others) > MOST_NUMBERS:
         more = f'{len(others) - MOST_NUMBERS} more are in metrics.jsonl'
         axes.text(0, 0, more, color=GREY, **place)
-
-
-def _unit(metric: str) -> str:
-    """Returns the unit of a metric: '%', 'px' or ''."""
-    return metric_text(metric, 0.0).partition(' ')[2]
 
 
 def _apart(heights: list[float], gap: float) -> list[float]:

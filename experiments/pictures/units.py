@@ -35,3 +35,12 @@ def duration_text(seconds: float) -> str:
         if seconds >= 2 * size:
             return f'{seconds / size:.1f} {unit}'
     return f'{seconds:.0f} s'
+
+
+def unit_of(metric: str) -> str:
+    """Returns the unit of a metric: '%', 'px' or ''.
+
+    Args:
+      metric: Name of the metric.
+    """
+    return metric_text(metric, 0.0).partition(' ')[2]

@@ -69,15 +69,6 @@ def test_loss_is_drawn_in_order_and_the_later_line_of_a_step_counts():
     assert line(axes, 'evaluation') == ([14], [2.5])
 
 
-def test_smoothing_averages_over_the_neighbours_that_are_there():
-    values = np.zeros(200)
-    values[[0, 100]] = 6.0  # the window of 200 values is 2 to each side
-    smooth = report._smooth(values)
-    np.testing.assert_allclose(smooth[:4], [2, 1.5, 1.2, 0])
-    np.testing.assert_allclose(smooth[97:104], [0, 1.2, 1.2, 1.2, 1.2, 1.2, 0])
-    np.testing.assert_array_equal(report._smooth(values[:99]), values[:99])
-
-
 @pytest.mark.parametrize('lowest, scale', [(0.3, 'linear'), (0.05, 'log'), (-1.0, 'linear')])
 def test_loss_over_more_than_a_decade_is_logarithmic(lowest, scale):
     axes = axes_for(report._draw_loss, [train_row(1, 1.0), train_row(2, lowest)])

@@ -23,10 +23,19 @@ from jax import Array
 
 from perceiver_jax import folding
 from perceiver_jax.checks import Module
+from perceiver_jax.chunked_attention import Prepare
 from perceiver_jax.dot_product_attention import attend, check_mask
 from perceiver_jax.errors import Refused
+from perceiver_jax.grid_attention import (
+    attend_from_grid,
+    attend_to_grid,
+    can_be_keys,
+    can_be_queries,
+    products,
+)
+from perceiver_jax.grids import FourierGrid, written_out
 from perceiver_jax.layers import LECUN_NORMAL, LayerNorm, Linear, Mlp, check_floating, dropout
-from perceiver_jax.recording import record
+from perceiver_jax.recording import is_recorded, record
 
 
 @dataclasses.dataclass
@@ -59,8 +68,8 @@ class Attention(Module):
 
     def __call__(
         self,
-        inputs_q: Array,
-        inputs_kv: Array,
+        inputs_q: Array | FourierGrid,
+        inputs_kv: Array | FourierGrid,
         mask: Array | None = None,
         *,
         norm_q: LayerNorm | None = None,
@@ -70,8 +79,8 @@ class Attention(Module):
         """Attends from one array to another.
 
         Args:
-          inputs_q: `[B, T, Cq]`, what queries are made of.
-          inputs_kv: `[B, S, Ckv]`, what keys and values are made of.
+          inputs_q: `[B, T, Cq]`, what queries are made of, or a grid of them.
+          inputs_kv: `[B, S, Ckv]`, what keys and values are made of, or a grid of them.
           mask: Boolean or 0/1, broadcastable to `[B, T, S]`; true where a query attends to a key;
             None: everywhere. Inputs that no query attends to may hold anything, also NaN.
           norm_q: Normalisation to apply to `inputs_q`; None: none.
@@ -93,49 +102,60 @@ class Attention(Module):
         key = Linear(self.qk_channels, LECUN_NORMAL, name='key')
         value = Linear(self.v_channels, LECUN_NORMAL, name='value')
         output = Linear(self.output_channels, LECUN_NORMAL, name='output')
+        if not (self._knows_grids(norm_q) and can_be_queries(inputs_q, mask)):
+            inputs_q = written_out(inputs_q)
+        if not (self._knows_grids(norm_kv) and can_be_keys(inputs_kv, mask)):
+            inputs_kv = written_out(inputs_kv)
         fold = self._fold(inputs_q, inputs_kv)
-        if fold != 'queries' and norm_q is not None:
-            inputs_q = norm_q(inputs_q)
+        if fold != 'queries':
+            inputs_q = written_out(inputs_q)
+            if norm_q is not None:
+                inputs_q = norm_q(inputs_q)
         if fold != 'keys':  # or else `attend` meets the inputs themselves
+            inputs_kv = written_out(inputs_kv)
             if mask is not None:  # as in `without_unused_keys`: also the projections' gradients
                 inputs_kv = jnp.where(mask.astype(bool).any(1)[..., None], inputs_kv, 0)
             if norm_kv is not None:
                 inputs_kv = norm_kv(inputs_kv)
         if fold == 'keys':
             average = folding.attend_with_folded_keys(
-                inputs_q,
+                written_out(inputs_q),
                 inputs_kv,
                 mask,
                 norm_kv=norm_kv,
                 query=query,
                 key=key,
                 value=value,
-                attend=self._attend,
+                attend=self._attend_with_one_head,
             )
             result = output(average)
         elif fold == 'queries':
             result = folding.attend_with_folded_queries(
                 inputs_q,
-                inputs_kv,
+                written_out(inputs_kv),
                 mask,
                 norm_q=norm_q,
                 query=query,
                 key=key,
                 value=value,
                 output=output,
-                attend=self._attend,
+                attend=self._attend_with_one_head,
             )
         else:
             average = self._attend(
-                self._split_heads(query(inputs_q)),
-                self._split_heads(key(inputs_kv)),
-                self._split_heads(value(inputs_kv)),
+                self._split_heads(query(written_out(inputs_q))),
+                self._split_heads(key(written_out(inputs_kv))),
+                self._split_heads(value(written_out(inputs_kv))),
                 mask,
             )
             result = output(average.reshape(*average.shape[:2], self.v_channels))
         return dropout(result, self.dropout_rate, is_training)
 
-    def _fold(self, inputs_q: Array, inputs_kv: Array) -> str | None:
+    def _knows_grids(self, norm: LayerNorm | None) -> bool:
+        of_grids = ('auto', 'chunked')
+        return norm is not None and self.num_heads == 1 and self.implementation in of_grids
+
+    def _fold(self, inputs_q: Array | FourierGrid, inputs_kv: Array | FourierGrid) -> str | None:
         if self.num_heads > 1 or self.implementation == 'plain':
             return None
         return folding.cheapest_fold(
@@ -146,6 +166,8 @@ class Attention(Module):
             qk=self.qk_channels,
             v=self.v_channels,
             output=self.output_channels,
+            products_q=products(inputs_q),
+            products_kv=products(inputs_kv),
         )
 
     def _split_heads(self, x: Array) -> Array:
@@ -156,6 +178,37 @@ class Attention(Module):
     ) -> Array:
         record(self.module_name, query, key, mask, **how)
         return attend(query, key, value, mask, **how, implementation=self.implementation)
+
+    def _attend_with_one_head(
+        self,
+        query: Array | FourierGrid,
+        key: Array | FourierGrid,
+        value: Array | None,
+        mask: Array | None,
+        *,
+        scale: float,
+        key_bias: Array | None = None,
+        **prepare: Prepare | None,
+    ) -> Array:
+        bias = None if key_bias is None else key_bias[:, :, None]
+        if isinstance(query, FourierGrid) or isinstance(key, FourierGrid):
+            if is_recorded(self.module_name):
+                rows, keys = (written_out(x)[:, :, None] for x in (query, key))
+                record(self.module_name, rows, keys, mask, scale=scale, key_bias=bias, **prepare)
+            if isinstance(key, FourierGrid):
+                return attend_to_grid(written_out(query), key, mask, scale=scale)
+            assert isinstance(query, FourierGrid) and value is not None and key_bias is not None
+            return attend_from_grid(query, key, value, key_bias, scale=scale)
+        values = None if value is None else value[:, :, None]
+        return self._attend(
+            query[:, :, None],
+            key[:, :, None],
+            values,
+            mask,
+            scale=scale,
+            key_bias=bias,
+            **prepare,
+        )[:, :, 0]
 
 
 @dataclasses.dataclass
@@ -192,13 +245,18 @@ class CrossAttend(Module):
     name: str | None = None
 
     def __call__(
-        self, queries: Array, inputs: Array, mask: Array | None = None, *, is_training: bool
+        self,
+        queries: Array | FourierGrid,
+        inputs: Array | FourierGrid,
+        mask: Array | None = None,
+        *,
+        is_training: bool,
     ) -> Array:
         """Reads from the inputs what each query asks for.
 
         Args:
-          queries: `[B, T, Cq]`.
-          inputs: `[B, S, Ckv]`.
+          queries: `[B, T, Cq]`, or a grid of them.
+          inputs: `[B, S, Ckv]`, or a grid of them.
           mask: Boolean or 0/1, broadcastable to `[B, T, S]`; true where a query attends to an
             input; None: everywhere.
           is_training: Whether dropout is applied.
@@ -230,7 +288,7 @@ class CrossAttend(Module):
             is_training=is_training,
         )
         if self.use_query_residual:
-            x = queries + x
+            x = written_out(queries) + x
         mlp = Mlp(self.widening_factor, dropout_rate=self.dropout_rate, name='mlp')
         return x + mlp(LayerNorm(name='norm_mlp')(x), is_training=is_training)
 

@@ -11,22 +11,18 @@ rows and keys; the glossary of the letters is in `perceiver_jax.attention`.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from perceiver_jax.sharding import in_mesh_of, zeros_like_rows
+from perceiver_jax.chunks import MASKED_LOGIT, for_each_chunk, put, take, tile_elements
+from perceiver_jax.sharding import zeros_like_rows
 
-# Logits that exist at a time. On CPUs a tile that stays in the cache; elsewhere one that fills the
-# device and is small beside its memory (256 MiB; not measured).
-TILE_ELEMENTS = {'cpu': 2**20, 'other': 2**26}
 SMALLEST_CHUNK = 128  # rows or keys: below, products lose their speed
-MASKED_LOGIT = float(jnp.finfo(jnp.float32).min)  # finite: fully masked rows stay free of NaN
 
 Prepare = Callable[[Array], Array]
-_Carry = TypeVar('_Carry')
 
 
 class Operands(NamedTuple):
@@ -76,7 +72,7 @@ def choose_chunks(
       heads: H.
       rows: T.
       keys: S.
-      size: Length of a chunk; None: such that its logits fill a tile (`TILE_ELEMENTS`).
+      size: Length of a chunk; None: such that its logits fill a tile (`tile_elements`).
 
     Returns:
       'rows' or 'keys', and how many of them a chunk has.
@@ -85,9 +81,8 @@ def choose_chunks(
         return 'rows', rows
     axis, longer, other = ('keys', keys, rows) if keys > rows else ('rows', rows, keys)
     if size is None:
-        platform = 'cpu' if jax.default_backend() == 'cpu' else 'other'
         at_a_time = heads * other * (batch if isinstance(batch, int) else 1)
-        size = max(TILE_ELEMENTS[platform] // max(at_a_time, 1), SMALLEST_CHUNK)
+        size = max(tile_elements() // max(at_a_time, 1), SMALLEST_CHUNK)
         if longer <= 2 * size:  # a loop of two is not worth compiling
             size = longer
     return axis, min(size, longer)
@@ -218,18 +213,18 @@ def _forward(operands: Operands, how: How) -> tuple[Array, _Saved]:
 
     def finish_some_rows(start, size, whole: tuple[Array, Array]) -> tuple[Array, Array]:
         output, log_total = _finish(_see(_some_rows(operands, start, size), how))
-        return _put(whole[0], output, start), _put(whole[1], log_total, start)
+        return put(whole[0], output, start), put(whole[1], log_total, start)
 
     if how.axis == 'keys':
         nothing = zeros_like_rows((*shape, values.shape[-1]), jnp.float32, operands.query)
         seen = _Seen(nothing, jnp.full_like(column, MASKED_LOGIT), column)
-        seen = _for_each_chunk(operands.key.shape[2], how.size, see_some_keys, seen)
+        seen = for_each_chunk(operands.key.shape[2], how.size, see_some_keys, seen)
         output, log_total = _finish(seen)
         output = output.astype(values.dtype)
     else:
         empty = zeros_like_rows((*shape, values.shape[-1]), values.dtype, operands.query), column
         length = operands.query.shape[2]
-        output, log_total = _for_each_chunk(length, how.size, finish_some_rows, empty)
+        output, log_total = for_each_chunk(length, how.size, finish_some_rows, empty)
     return output, _Saved(operands, output, log_total)
 
 
@@ -270,10 +265,10 @@ def _backward(how: How, saved: _Saved, gradient: Array) -> tuple[Operands]:
 
     # A chunk of rows has the whole gradient of its queries, and a part of that of all keys.
     def add_some_rows(start, size, so_far: Operands) -> Operands:
-        some = _OfRows(*(_take(x, start, size, 2) for x in of_rows))
+        some = _OfRows(*(take(x, start, size, 2) for x in of_rows))
         part = _gradients(_some_rows(operands, start, size), some, how)
         return so_far._replace(
-            query=_put(so_far.query, part.query, start),
+            query=put(so_far.query, part.query, start),
             key=so_far.key + part.key,
             value=_sum(so_far.value, part.value),
             bias=_sum(so_far.bias, part.bias),
@@ -284,9 +279,9 @@ def _backward(how: How, saved: _Saved, gradient: Array) -> tuple[Operands]:
         part = _gradients(_some_keys(operands, start, size), of_rows, how)
         return so_far._replace(
             query=so_far.query + part.query,
-            key=_put(so_far.key, part.key, start),
-            value=_put(so_far.value, part.value, start),
-            bias=_put(so_far.bias, part.bias, start, axis=3),
+            key=put(so_far.key, part.key, start),
+            value=put(so_far.value, part.value, start),
+            bias=put(so_far.bias, part.bias, start, axis=3),
         )
 
     # What is added up is float32; what a chunk writes once has the dtype of its result.
@@ -304,9 +299,9 @@ def _backward(how: How, saved: _Saved, gradient: Array) -> tuple[Operands]:
         mask=None,
     )
     if by_rows:
-        total = _for_each_chunk(operands.query.shape[2], how.size, add_some_rows, total)
+        total = for_each_chunk(operands.query.shape[2], how.size, add_some_rows, total)
     else:
-        total = _for_each_chunk(operands.key.shape[2], how.size, add_some_keys, total)
+        total = for_each_chunk(operands.key.shape[2], how.size, add_some_keys, total)
     gradients = Operands(
         query=total.query.astype(operands.query.dtype),
         key=total.key.astype(operands.key.dtype),
@@ -356,32 +351,18 @@ def _prepared_with_pullback(x: Array, prepare: Prepare | None) -> tuple[Array, P
 attend_in_chunks.defvjp(_forward, _backward)
 
 
-def _for_each_chunk(
-    length: int, size: int, body: Callable[[Any, int, _Carry], _Carry], carry: _Carry
-) -> _Carry:
-    """Applies `body(start, size of the chunk, carry)`; the last chunk holds the remainder."""
-    if length == size:
-        return body(0, size, carry)
-    whole = length // size
-    with in_mesh_of(jax.tree.leaves(carry)[0]):
-        carry = jax.lax.fori_loop(0, whole, lambda i, carry: body(i * size, size, carry), carry)
-    if length % size:
-        carry = body(whole * size, length % size, carry)
-    return carry
-
-
 def _some_rows(operands: Operands, start, size) -> Operands:
     return operands._replace(
-        query=_take(operands.query, start, size, 2), mask=_take(operands.mask, start, size, 2)
+        query=take(operands.query, start, size, 2), mask=take(operands.mask, start, size, 2)
     )
 
 
 def _some_keys(operands: Operands, start, size) -> Operands:
     return operands._replace(
-        key=_take(operands.key, start, size, 2),
-        value=_take(operands.value, start, size, 2),
-        bias=_take(operands.bias, start, size, 3),
-        mask=_take(operands.mask, start, size, 3),
+        key=take(operands.key, start, size, 2),
+        value=take(operands.value, start, size, 2),
+        bias=take(operands.bias, start, size, 3),
+        mask=take(operands.mask, start, size, 3),
     )
 
 
@@ -395,18 +376,3 @@ def _sum(x: Array | None, y: Array | None) -> Array | None:
 
 def _like(gradient: Array | None, x: Array | None) -> Array | None:
     return None if gradient is None or x is None else gradient.astype(x.dtype)
-
-
-def _take(x, start, size: int, axis: int):
-    if x is None or x.shape[axis] in (1, size):  # broadcast, or whole
-        return x
-    return jax.lax.dynamic_slice_in_dim(x, start, size, axis)
-
-
-def _put(whole, part, start, axis: int = 2):
-    if whole is None:
-        return None
-    part = part.astype(whole.dtype)
-    if part.shape == whole.shape:
-        return part
-    return jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis)

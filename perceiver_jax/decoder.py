@@ -18,6 +18,7 @@ from jax import Array
 from perceiver_jax.attention import CrossAttend, check_attend
 from perceiver_jax.checks import Module, check_axes, check_fields, check_integers
 from perceiver_jax.errors import Refused
+from perceiver_jax.grids import FourierGrid
 from perceiver_jax.inputs import extract_patches
 from perceiver_jax.layers import Linear, check_floating
 from perceiver_jax.recording import no_recording
@@ -87,7 +88,7 @@ class QueryDecoder(Module):
 
     def __call__(
         self,
-        queries: Array,
+        queries: Array | FourierGrid,
         latents: Array,
         query_mask: Array | None = None,
         *,
@@ -96,7 +97,7 @@ class QueryDecoder(Module):
         """Decodes an output for each query.
 
         Args:
-          queries: `[B, O, E]`.
+          queries: `[B, O, E]`, or a grid of them.
           latents: `[B, N, D]`.
           query_mask: Boolean `[B, O]`; where it is false, the query attends to nothing and its
             output means nothing; None: true everywhere.
@@ -241,36 +242,46 @@ class FlowUpsample(Module):
 
 
 def decode_in_chunks(
-    decode: Callable[[Array], Array], num_queries: int, chunk_size: int | None
+    decode: Callable[[Array], Array],
+    num_queries: int,
+    chunk_size: int | None,
+    *,
+    group_size: int = 1,
 ) -> Array:
     """Decodes many output queries a chunk at a time: only one chunk's attention ever exists.
 
     Args:
       decode: Function from indices `[O]` of queries to their outputs `[B, O, E]`. It makes the
-        queries itself, so that they need not all exist at once either.
+        queries itself, so that they need not all exist at once either. With groups, from indices
+        `[G]` of groups to `[B, G * group_size, E]`.
       num_queries: Number of queries.
-      chunk_size: Queries of a chunk; None: all at once.
+      chunk_size: Queries of a chunk; None: all at once. Groups are not cut, one is the least.
+      group_size: Queries of a group, such as a row of a grid; it divides `num_queries`.
 
     Returns:
       `[B, num_queries, E]`. `record_attention` collects nothing of what is decoded in several
       chunks.
 
     Raises:
-      Refused: If `chunk_size` is less than 1, or a number is no integer.
+      Refused: If `chunk_size` is less than 1, or a number is no integer, or groups do not divide
+        the queries.
 
     Source: Perceiver IO, section 3: outputs do not depend on each other.
     """
-    check_integers('decode_in_chunks', num_queries=num_queries)
+    check_integers('decode_in_chunks', num_queries=num_queries, group_size=group_size)
     if chunk_size is not None:
         check_integers('decode_in_chunks', chunk_size=chunk_size)
     if chunk_size is not None and chunk_size < 1:
         raise Refused(f'chunk_size must be at least 1, not {chunk_size}.')
-    queries = jnp.arange(num_queries)
+    if group_size < 1 or num_queries % group_size:
+        raise Refused(f'Groups of {group_size} do not divide {num_queries} queries.')
+    groups = jnp.arange(num_queries // group_size)
     if chunk_size is None or chunk_size >= num_queries:
-        return decode(queries)
-    queries = jnp.pad(queries, (0, -num_queries % chunk_size), mode='edge')
+        return decode(groups)
+    groups_at_a_time = max(chunk_size // group_size, 1)
+    groups = jnp.pad(groups, (0, -len(groups) % groups_at_a_time), mode='edge')
     with no_recording():
-        outputs = hk.map(decode, queries.reshape(-1, chunk_size))  # [chunks, B, chunk_size, E]
+        outputs = hk.map(decode, groups.reshape(-1, groups_at_a_time))  # [chunks, B, O, E]
     outputs = jnp.moveaxis(outputs, 0, 1)
-    batch, chunks, _, channels = outputs.shape
-    return outputs.reshape(batch, chunks * chunk_size, channels)[:, :num_queries]
+    batch, chunks, size, channels = outputs.shape
+    return outputs.reshape(batch, chunks * size, channels)[:, :num_queries]

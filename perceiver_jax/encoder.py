@@ -19,6 +19,7 @@ from perceiver_jax import limits
 from perceiver_jax.attention import CrossAttend, SelfAttend, check_attend
 from perceiver_jax.checks import Module, check_axes, check_fields
 from perceiver_jax.errors import Refused
+from perceiver_jax.grids import FourierGrid
 from perceiver_jax.layers import check_floating
 from perceiver_jax.recording import is_recording
 from perceiver_jax.sharding import for_each_example, in_mesh_of
@@ -231,12 +232,17 @@ class Encoder(Module):
         check_fields(SelfAttend, self.self_attend)
 
     def __call__(
-        self, inputs: Array, input_mask: Array | None = None, *, is_training: bool
+        self,
+        inputs: Array | FourierGrid,
+        input_mask: Array | None = None,
+        *,
+        is_training: bool,
     ) -> Array:
         """Reads the inputs into the latents.
 
         Args:
-          inputs: `[B, M, C]`, the byte array: contents and positions of the input elements.
+          inputs: `[B, M, C]`, the byte array: contents and positions of the input elements. Or a
+            grid of them, whose Fourier features are then not multiplied by at all.
           input_mask: Boolean `[B, M]`, true where there is an input element; None: everywhere.
           is_training: Whether dropout is applied.
 
@@ -269,7 +275,8 @@ class Encoder(Module):
         init = hk.initializers.TruncatedNormal(self.latent_init_std)
         shape = (self.num_latents, self.latent_channels)
         latents = hk.get_parameter('latents', shape, jnp.float32, init).astype(inputs.dtype)
-        latents = for_each_example(latents, inputs)
+        data = inputs.contents if isinstance(inputs, FourierGrid) else inputs
+        latents = for_each_example(latents, data)
 
         def apply(step: Step, latents: Array) -> Array:
             is_block = step[0] == 'block'

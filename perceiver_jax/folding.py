@@ -18,20 +18,21 @@ import jax.numpy as jnp
 from jax import Array
 
 from perceiver_jax.chunked_attention import Prepare
+from perceiver_jax.grids import FourierGrid
 from perceiver_jax.layers import Affine, LayerNorm, Linear, normalise, product
 
 
 class Attend(Protocol):
-    """`attend` of `perceiver_jax.dot_product_attention`, with an implementation chosen."""
+    """Attention of a single head, with an implementation chosen."""
 
     def __call__(
         self,
-        query: Array,
-        key: Array,
+        query: Array | FourierGrid,
+        key: Array | FourierGrid,
         value: Array | None,
         mask: Array | None,
         *,
-        scale: float | None = None,
+        scale: float,
         key_bias: Array | None = None,
         prepare_query: Prepare | None = None,
         prepare_key: Prepare | None = None,
@@ -39,23 +40,32 @@ class Attend(Protocol):
         """Computes attention.
 
         Args:
-          query: `[B, T, H, F]`.
-          key: `[B, S, H, F]`.
-          value: `[B, S, H, V]`; None: the keys, as prepared, are the values.
+          query: `[B, T, F]`, or a grid, which is normalised.
+          key: `[B, S, F]`, or a grid, which is normalised.
+          value: `[B, S, V]`; None: the keys, as prepared, are the values.
           mask: Broadcastable to `[B, T, S]`; None: no mask.
-          scale: Factor of the dot products; None: 1 / sqrt(F).
-          key_bias: `[B, S, H]`; None: nothing.
+          scale: Factor of the dot products.
+          key_bias: `[B, S]`; None: nothing.
           prepare_query: Function that is applied to the queries first; None: nothing.
           prepare_key: Function that is applied to the keys first; None: nothing.
 
         Returns:
-          `[B, T, H, V]`.
+          `[B, T, V]`.
         """
         ...
 
 
 def cheapest_fold(
-    *, rows: int, keys: int, inputs_q: int, inputs_kv: int, qk: int, v: int, output: int
+    *,
+    rows: int,
+    keys: int,
+    inputs_q: int,
+    inputs_kv: int,
+    qk: int,
+    v: int,
+    output: int,
+    products_q: int | None = None,
+    products_kv: int | None = None,
 ) -> str | None:
     """Chooses the side of a single-head attention that need not be projected at all.
 
@@ -67,6 +77,9 @@ def cheapest_fold(
       qk: Channels of queries and keys.
       v: Channels of values.
       output: Channels of the output.
+      products_q: Multiplications of a logit where queries are the inputs; None: `inputs_q`.
+      products_kv: Multiplications of a logit where keys are the inputs, and again where values
+        are; None: `inputs_kv`.
 
     Returns:
       What takes the least arithmetic: 'keys' (keys and values are the inputs themselves),
@@ -79,17 +92,19 @@ def cheapest_fold(
     around_keys = keys * inputs_kv * (qk + v)
     products: dict[str | None, int] = {  # multiplications
         None: around_rows + around_keys + rows * keys * (qk + v),
-        'keys': around_rows + rows * inputs_kv * (qk + v) + rows * keys * 2 * inputs_kv,
+        'keys': around_rows
+        + rows * inputs_kv * (qk + v)
+        + rows * keys * 2 * (products_kv or inputs_kv),
         'queries': around_keys
         + keys * (qk * inputs_q + v * output)
-        + rows * keys * (inputs_q + output),
+        + rows * keys * ((products_q or inputs_q) + output),
     }
     return min(products, key=lambda fold: products[fold])
 
 
 def attend_with_folded_keys(
     inputs_q: Array,
-    inputs_kv: Array,
+    inputs_kv: Array | FourierGrid,
     mask: Array | None,
     *,
     norm_kv: LayerNorm | None,
@@ -102,7 +117,7 @@ def attend_with_folded_keys(
 
     Args:
       inputs_q: `[B, T, Cq]`, what queries are made of, normalised.
-      inputs_kv: `[B, S, Ckv]`, what keys and values are made of.
+      inputs_kv: `[B, S, Ckv]`, what keys and values are made of; a grid only with a normalisation.
       mask: Broadcastable to `[B, T, S]`; None: no mask.
       norm_kv: Normalisation of `inputs_kv`; None: they are normalised already, or not at all.
       query: Projection of the queries.
@@ -118,21 +133,21 @@ def attend_with_folded_keys(
     queries = query(inputs_q)
     w, _ = key.parameters(channels)  # a bias shifts all logits of a row alike
     average = attend(
-        product(queries, affine.scale[None] * w.T)[:, :, None],  # [B, T, 1, Ckv]
-        inputs_kv[:, :, None],
+        product(queries, affine.scale[None] * w.T),  # [B, T, Ckv]
+        inputs_kv,
         None,
         mask,
         scale=1 / math.sqrt(key.channels),
         prepare_key=None if norm_kv is None else normalise,
     )
-    result = value(affine(average[:, :, 0]))
+    result = value(affine(average))
     if mask is not None:  # a fully masked query has no value, and no bias either
         result = jnp.where(mask.any(-1, keepdims=True), result, 0)
     return result
 
 
 def attend_with_folded_queries(
-    inputs_q: Array,
+    inputs_q: Array | FourierGrid,
     inputs_kv: Array,
     mask: Array | None,
     *,
@@ -146,7 +161,7 @@ def attend_with_folded_queries(
     """Attends with the inputs themselves as queries, normalised chunk by chunk.
 
     Args:
-      inputs_q: `[B, T, Cq]`, what queries are made of.
+      inputs_q: `[B, T, Cq]`, what queries are made of; a grid only with a normalisation.
       inputs_kv: `[B, S, Ckv]`, what keys and values are made of, normalised.
       mask: Broadcastable to `[B, T, S]`; None: no mask.
       norm_q: Normalisation of `inputs_q`; None: they are normalised already, or not at all.
@@ -168,12 +183,12 @@ def attend_with_folded_queries(
     scale = 1 / math.sqrt(query.channels)
     bias = scale * (keys.astype(jnp.float32) @ (affine.offset @ w + b))  # [B, S]
     average = attend(
-        inputs_q[:, :, None],
-        product(keys, affine.scale[None] * w.T)[:, :, None],  # [B, S, 1, Cq]
-        product(values, w_output)[:, :, None],
+        inputs_q,
+        product(keys, affine.scale[None] * w.T),  # [B, S, Cq]
+        product(values, w_output),
         mask,
         scale=scale,
-        key_bias=bias[:, :, None],
+        key_bias=bias,
         prepare_query=None if norm_q is None else normalise,
     )
-    return average[:, :, 0] + b_output.astype(average.dtype)[None, None]
+    return average + b_output.astype(average.dtype)[None, None]

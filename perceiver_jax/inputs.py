@@ -25,15 +25,14 @@ from perceiver_jax.checks import (
 )
 from perceiver_jax.convolution import ConvDownsample
 from perceiver_jax.errors import Refused
+from perceiver_jax.grids import FourierGrid, fourier_grid, permutation, with_positions, written_out
 from perceiver_jax.layers import Linear, check_floating, check_integer_array
 from perceiver_jax.position_encoding import (
     LearnedPositions,
     check_positions,
     fourier_features,
-    grid_fourier_features,
 )
 from perceiver_jax.sharding import (
-    for_each_example,
     laid_out_alike,
     reshape_examples,
     sharding_like,
@@ -44,6 +43,7 @@ from perceiver_jax.sharding import (
 SHRINK = 4  # pixels of either side of what the 7x7 convolution and its max-pooling leave
 
 _T = TypeVar('_T')
+_Elements = TypeVar('_Elements', Array, FourierGrid)
 
 
 @dataclasses.dataclass
@@ -109,7 +109,7 @@ class ImageInputs(Module):
 
     def __call__(
         self, images: Array, input_mask: Array | None = None, *, is_training: bool
-    ) -> Array:
+    ) -> Array | FourierGrid:
         """Makes input elements of images.
 
         Args:
@@ -121,7 +121,8 @@ class ImageInputs(Module):
 
         Returns:
           `[B, M, C]` in the dtype of `images`: M elements, row after row (shuffled with a
-          permutation); C channels, contents before positions.
+          permutation); C channels, contents before positions. With Fourier positions as a grid,
+          whose `array()` it is.
 
         Raises:
           Refused: If `images` or `input_mask` have another shape, or `images` another dtype.
@@ -137,11 +138,24 @@ class ImageInputs(Module):
             if input_mask is not None:
                 images = self._without_masked(images, input_mask)
             images = Linear(_given(self.contents_channels), name='conv1x1')(images)
-        height, width = images.shape[1:3]
-        inputs = with_positions(images, self._encode_positions((height, width)))
+        if self.positions == 'fourier':
+            return fourier_grid(
+                images,
+                _given(self.num_bands),
+                _given(self.max_resolution),
+                permutation_seed=self.permutation_seed,
+            )
+        num_elements = math.prod(images.shape[1:3])
+        encode = LearnedPositions(
+            num_elements,
+            channels=_given(self.position_channels),
+            init_std=_given(self.position_init_std),
+            project_to=self.project_positions_to,
+            name='position_encoding',
+        )
+        inputs = with_positions(images, encode())
         if self.permutation_seed is not None:
-            # After the positions are attached: the elements keep what says where they were.
-            inputs = inputs[:, permutation(self.permutation_seed, height * width)]
+            inputs = inputs[:, permutation(self.permutation_seed, num_elements)]
         return inputs
 
     def _without_masked(self, images: Array, input_mask: Array) -> Array:
@@ -153,19 +167,6 @@ class ImageInputs(Module):
             input_mask = input_mask[:, np.argsort(order)]
         pixels = reshape_examples(input_mask, *images.shape[1:3], 1).astype(bool)
         return jnp.where(pixels, images, 0)
-
-    @hk.name_like('__call__')
-    def _encode_positions(self, grid: tuple[int, int]) -> Array:
-        if self.positions == 'fourier':
-            return grid_fourier_features(grid, _given(self.num_bands), _given(self.max_resolution))
-        encode = LearnedPositions(
-            grid[0] * grid[1],
-            channels=_given(self.position_channels),
-            init_std=_given(self.position_init_std),
-            project_to=self.project_positions_to,
-            name='position_encoding',
-        )
-        return encode()
 
 
 def _given(value: _T | None) -> _T:
@@ -190,43 +191,6 @@ def as_images(values: np.ndarray, permutation_seed: int | None = None) -> np.nda
         values[..., permutation(permutation_seed, values.shape[-1])] = shuffled
     side = math.isqrt(values.shape[-1])
     return values.reshape(*values.shape[:-1], side, side)
-
-
-def with_positions(contents: Array, positions: Array) -> Array:
-    """Flattens the elements of a grid and appends to each its position.
-
-    Args:
-      contents: `[B, ..., C]`, of any floating-point dtype, with as many elements on the axes
-        between as there are positions.
-      positions: `[M, P]`, cast to the dtype of `contents`.
-
-    Returns:
-      `[B, M, C + P]` in the dtype of `contents`.
-
-    Raises:
-      Refused: The contents are of another dtype.
-    """
-    check_floating('with_positions', contents=contents)
-    contents = reshape_examples(contents, -1, contents.shape[-1])
-    positions = for_each_example(positions, contents)
-    return jnp.concatenate([contents, positions.astype(contents.dtype)], axis=-1)
-
-
-def permutation(seed: int, num_elements: int) -> np.ndarray:
-    """Returns the fixed shuffle of permuted ImageNet.
-
-    Args:
-      seed: Seed of the shuffle.
-      num_elements: M.
-
-    Returns:
-      Integers `[M]`: element i becomes the former element `order[i]`.
-
-    Raises:
-      Refused: It would take more memory than `limits` allows.
-    """
-    limits.check_bytes('the shuffle of the elements', 8 * num_elements)
-    return np.random.default_rng(seed).permutation(num_elements)
 
 
 def extract_patches(images: Array, size: int) -> Array:
@@ -344,7 +308,7 @@ class FlowInputs(Module):
         shrink = SHRINK if self.contents == 'conv7x7' else 1
         return -(-height // shrink), -(-width // shrink)
 
-    def __call__(self, frames: Array, *, is_training: bool) -> Array:
+    def __call__(self, frames: Array, *, is_training: bool) -> FourierGrid:
         """Makes input elements of pairs of frames.
 
         Args:
@@ -352,8 +316,8 @@ class FlowInputs(Module):
           is_training: Whether 'conv7x7' uses batch statistics, and updates running averages.
 
         Returns:
-          `[B, M, C]` in the dtype of `frames`: M elements, row after row; C channels, contents
-          before positions.
+          A grid whose `array()` is `[B, M, C]` in the dtype of `frames`: M elements, row after
+          row; C channels, contents before positions.
 
         Raises:
           Refused: If `frames` are no pairs of images, or of another dtype.
@@ -380,14 +344,12 @@ class FlowInputs(Module):
             patches = extract_patches(images, self.patch_size)
             contents = Linear(self.channels, name='projection')(join(patches))
         contents = contents.reshape(batch, *grid, self.channels)
-        return with_positions(
-            contents, grid_fourier_features(grid, self.num_bands, self.max_resolution)
-        )
+        return fourier_grid(contents, self.num_bands, self.max_resolution)
 
 
 def video_elements(
     video: Array, *, patch: Sequence[int], num_bands: int, max_resolution: Sequence[int]
-) -> Array:
+) -> FourierGrid:
     """Cuts a video into patches with Fourier positions in time, height and width.
 
     Args:
@@ -397,7 +359,7 @@ def video_elements(
       max_resolution: Twice the highest frequency along each axis, in patches.
 
     Returns:
-      `[B, M, dt * dh * dw * C + 3 (2 K + 1)]` in the dtype of `video`.
+      A grid whose `array()` is `[B, M, dt * dh * dw * C + 3 (2 K + 1)]` in the dtype of `video`.
 
     Raises:
       Refused: The patches do not divide the video, an argument has other axes, or the video is of
@@ -406,9 +368,7 @@ def video_elements(
     Source: Perceiver, section 4.2; Perceiver IO, section 4.3.
     """
     check_floating('video_elements', video=video)
-    patches = space_to_depth(video, patch)
-    grid = patches.shape[1:4]
-    return with_positions(patches, grid_fourier_features(grid, num_bands, max_resolution))
+    return fourier_grid(space_to_depth(video, patch), num_bands, max_resolution)
 
 
 def audio_elements(
@@ -441,8 +401,7 @@ def audio_elements(
     if samples % samples_per_patch:
         raise Refused(f'Patches of {samples_per_patch} samples do not divide {samples}.')
     patches = reshape_examples(audio, -1, samples_per_patch * channels)
-    grid = patches.shape[1:2]
-    return with_positions(patches, grid_fourier_features(grid, num_bands, max_resolution))
+    return fourier_grid(patches, num_bands, max_resolution).array()
 
 
 def point_elements(points: Array, *, num_bands: int, max_resolution: Sequence[int]) -> Array:
@@ -472,7 +431,7 @@ def point_elements(points: Array, *, num_bands: int, max_resolution: Sequence[in
 
 def spectrogram_elements(
     spectrogram: Array, *, patch: Sequence[int], num_bands: int, max_resolution: Sequence[int]
-) -> Array:
+) -> Array | FourierGrid:
     """Cuts a spectrogram into patches with Fourier positions.
 
     Args:
@@ -484,7 +443,7 @@ def spectrogram_elements(
 
     Returns:
       `[B, M, patch values + A (2 K + 1)]` in the dtype of `spectrogram`, A the entries of
-      `max_resolution`.
+      `max_resolution`; where they are two, as a grid, whose `array()` it is.
 
     Raises:
       Refused: The patches do not divide the spectrogram, an argument has other axes, the
@@ -502,8 +461,8 @@ def spectrogram_elements(
     patches = space_to_depth(spectrogram[:, None, :, :, None], (1, *patch))[:, 0]
     if np.shape(max_resolution) == (1,):
         patches = reshape_examples(patches, -1, patches.shape[-1])
-    grid = patches.shape[1:-1]
-    return with_positions(patches, grid_fourier_features(grid, num_bands, max_resolution))
+        return fourier_grid(patches, num_bands, max_resolution).array()
+    return fourier_grid(patches, num_bands, max_resolution)
 
 
 @dataclasses.dataclass
@@ -586,13 +545,15 @@ class JoinModalities(Module):
     name: str | None = None
 
     def __call__(
-        self, modalities: Mapping[str, Array], hidden: Mapping[str, Array] | None = None
+        self,
+        modalities: Mapping[str, Array | FourierGrid],
+        hidden: Mapping[str, Array] | None = None,
     ) -> Array:
         """Pads and concatenates the modalities.
 
         Args:
-          modalities: Name -> elements `[B, M, C]`, M and C those of the modality, of any
-            floating-point dtype.
+          modalities: Name -> elements `[B, M, C]` or a grid of them, M and C those of the modality,
+            of any floating-point dtype.
           hidden: Name -> boolean `[B, M]`, true for elements that the mask token replaces; None or
             a name that is left out: nothing is hidden.
 
@@ -612,7 +573,7 @@ class JoinModalities(Module):
             raise Refused(f'hidden names {sorted(unknown)}; there is {list(modalities)}.')
         width = max(x.shape[-1] for x in modalities.values()) + self.min_padding
         joined = []
-        alike = laid_out_alike(*modalities.values())
+        alike = laid_out_alike(*map(written_out, modalities.values()))
         for modality, x in zip(modalities, alike, strict=True):
             x = self.pad(modality, x, width)
             if self.mask_tokens:
@@ -629,16 +590,16 @@ class JoinModalities(Module):
         return jnp.concatenate(joined, axis=1)
 
     @hk.name_like('__call__')
-    def pad(self, modality: str, x: Array, width: int) -> Array:
+    def pad(self, modality: str, x: _Elements, width: int) -> _Elements:
         """Appends a modality's learned padding to each of its elements.
 
         Args:
           modality: Name of the modality.
-          x: `[..., C]`, elements of the modality.
+          x: `[..., C]`, elements of the modality, or a grid of them.
           width: Channels of the result.
 
         Returns:
-          `[..., width]` in the dtype of `x`.
+          `[..., width]` in the dtype of `x`; a grid where `x` is one.
 
         Raises:
           Refused: `x` is not of a floating-point dtype.
@@ -646,6 +607,8 @@ class JoinModalities(Module):
         check_floating('JoinModalities', **{modality: x})
         missing = width - x.shape[-1]
         padding = self._vector(f'{modality}_padding', missing).astype(x.dtype)
+        if isinstance(x, FourierGrid):
+            return dataclasses.replace(x, common=padding)
         sharding = sharding_like(x, x.ndim, leading=x.ndim - 1)
         padding = varying_like(padding, x)
         padding = jnp.broadcast_to(padding, (*x.shape[:-1], missing), out_sharding=sharding)

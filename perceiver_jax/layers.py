@@ -7,7 +7,7 @@ float32.
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import haiku as hk
 import jax
@@ -24,14 +24,14 @@ LAYER_NORM_EPSILON = 1e-5
 LECUN_NORMAL = hk.initializers.VarianceScaling(1.0, 'fan_in', 'truncated_normal')
 
 
-def check_floating(where: str, **arrays: Array | np.ndarray) -> None:
+def check_floating(where: str, **arrays: Any) -> None:
     """Checks that arrays have a dtype that parameters can be cast to.
 
     Cast to integers, latents of 0.02 would be zeros, and the output would not depend on the input.
 
     Args:
       where: What takes the arrays, such as 'Encoder'.
-      **arrays: Name of an argument -> what was given.
+      **arrays: Name of an argument -> what was given, an array or what has its dtype and shape.
 
     Raises:
       Refused: One of them is not of a floating-point dtype, or no array.

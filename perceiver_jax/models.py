@@ -3,6 +3,7 @@
 All of them compute in `dtype`, 'float32' or 'bfloat16', with float32 parameters and outputs.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -22,6 +23,7 @@ from perceiver_jax.decoder import (
 )
 from perceiver_jax.encoder import Encoder
 from perceiver_jax.errors import Refused
+from perceiver_jax.grids import FourierGrid, fourier_positions
 from perceiver_jax.inputs import (
     SHRINK,
     FlowInputs,
@@ -220,13 +222,16 @@ def optical_flow(
             f'upsampling.factor is {upsampling["factor"]}, and the convolution makes frames '
             f'{SHRINK} times smaller.'
         )
-    elements = read(frames.astype(dtype), is_training=is_training)  # [B, M, C]
+    elements = read(frames.astype(dtype), is_training=is_training)  # a grid, [B, M, C]
     latents = build(Encoder, encoder, implementation=implementation, name='encoder')(
         elements, is_training=is_training
     )  # [B, N, D]
     batch, _, height, width, _ = frames.shape
     rows, columns = read.grid(height, width)
-    queries = elements[:, : rows * columns]
+    queries = elements
+    if not read.concatenate_frames:
+        first = elements.contents[:, 0]
+        queries = dataclasses.replace(elements, contents=first, rows=jnp.arange(rows))
     channels = 2 if upsampling is None else read.channels
     decode = build(
         QueryDecoder,
@@ -381,7 +386,7 @@ def video_autoencoder(
     if label is None:
         label = jnp.zeros((batch, num_classes))
         hidden['label'] = jnp.ones((batch, 1), bool)
-    elements = {
+    elements: dict[str, Array | FourierGrid] = {
         'audio': build(audio_elements, inputs['audio'], audio=audio.astype(dtype)),
         'video': build(video_elements, inputs['video'], video=video.astype(dtype)),
         'label': label.astype(dtype)[:, None],
@@ -406,29 +411,37 @@ def video_autoencoder(
     decode_queries = build(QueryDecoder, decoder, implementation=implementation, name='decoder')
     outputs = {m: Linear(output_channels[m], name=f'{m}_output') for m in grids}
 
-    def decode(modality: str, which: Array) -> Array:  # [O] -> [B, O, channels of the modality]
+    def decode_elements(modality: str, which: Array) -> Array:  # indices [O] -> [B, O, channels]
         if modality == 'label':
             query = label_query
         else:
-            query = grid_fourier_features(
-                grids[modality],
-                **queries[modality],
-                elements=which,
-                endpoint=queries['endpoint'],
-            )
+            endpoint = queries['endpoint']
+            positions = dict(queries[modality], elements=which, endpoint=endpoint)
+            query = grid_fourier_features(grids[modality], **positions)
         query = pad(modality, query, widest + queries['min_padding']).astype(dtype)
         query = for_each_example(query, latents)
         return outputs[modality](decode_queries(query, latents, is_training=is_training))
 
+    def decode_rows(which: Array) -> Array:  # indices of rows of the frames, one after the other
+        no_contents = jnp.zeros((len(which), grids['video'][-1], 0), dtype)
+        endpoint = queries['endpoint']
+        positions = fourier_positions(grids['video'], **queries['video'], endpoint=endpoint)
+        query = FourierGrid(for_each_example(no_contents, latents), positions, rows=which)
+        query = pad('video', query, widest + queries['min_padding'])
+        return outputs['video'](decode_queries(query, latents, is_training=is_training))
+
     decoded = {}
     for modality, grid in grids.items():
         if output_elements is not None and modality in output_elements:
-            decoded[modality] = decode(modality, output_elements[modality])
+            decoded[modality] = decode_elements(modality, output_elements[modality])
         else:
-            decode_modality = functools.partial(decode, modality)
+            in_rows = modality == 'video'
             with in_mesh_of(latents):
                 decoded[modality] = decode_in_chunks(
-                    decode_modality, num_queries=math.prod(grid), chunk_size=chunk_size
+                    decode_rows if in_rows else functools.partial(decode_elements, modality),
+                    num_queries=math.prod(grid),
+                    chunk_size=chunk_size,
+                    group_size=grid[-1] if in_rows else 1,
                 )
             if modality == 'video':
                 decoded[modality] = reshape_examples(decoded[modality], *video.shape[1:])
@@ -477,7 +490,7 @@ def audio_visual_classifier(
     Source: Perceiver, section 4.2; Perceiver IO, appendix G.
     """
     _check_dtype(dtype)
-    make_elements: dict[str, Callable[..., Array]] = {
+    make_elements: dict[str, Callable[..., Array | FourierGrid]] = {
         'audio': audio_elements,
         'spectrogram': spectrogram_elements,
         'video': video_elements,

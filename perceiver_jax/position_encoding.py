@@ -4,6 +4,7 @@ Source: Perceiver, section 3.2 and appendix D; Perceiver IO, appendix D.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -168,12 +169,9 @@ def grid_fourier_features(
     check_entries('max_resolution', max_resolution, num_axes, of)
     if elements is not None:
         check_integer_array('grid_fourier_features', elements=elements)
-    needed = 3 * 8 * sum(shape) * (2 * num_bands + 1)  # with the copies on the way to float32
-    limits.check_bytes('Fourier features with these num_bands', needed)
     rows = []  # for each axis [..., 1 + 2 K]: the position, its sines, its cosines
     for axis, (size, mu) in enumerate(zip(shape, max_resolution, strict=True)):
-        positions = np.linspace(-1.0, 1.0, size + (not endpoint))[:size, None]
-        table = jnp.asarray(fourier_features(positions, num_bands, [mu]))
+        table = jnp.asarray(axis_fourier_features(size, num_bands, mu, endpoint=endpoint))
         if elements is None:
             around = [1] * num_axes
             around[axis] = size
@@ -183,6 +181,32 @@ def grid_fourier_features(
             rows.append(table[jnp.unravel_index(elements, shape)[axis]])
     parts = [slice(0, 1), slice(1, 1 + num_bands), slice(1 + num_bands, None)]
     return jnp.concatenate([row[..., part] for part in parts for row in rows], axis=-1)
+
+
+@functools.lru_cache(maxsize=64)
+def axis_fourier_features(
+    size: int, num_bands: int, max_resolution: float, *, endpoint: bool = True
+) -> np.ndarray:
+    """Computes the Fourier features along one axis of a grid, in float64 on the host, once.
+
+    Args:
+      size: Number of positions.
+      num_bands: K, the number of frequencies.
+      max_resolution: Twice the highest frequency.
+      endpoint: See `grid_fourier_features`.
+
+    Returns:
+      `[size, 1 + 2 K]` float32, read-only: the position, its sines, its cosines.
+
+    Raises:
+      Refused: They would take more memory than `limits` allows.
+    """
+    needed = 3 * 8 * size * (2 * num_bands + 1)  # with the copies on the way to float32
+    limits.check_bytes('Fourier features with these num_bands', needed)
+    positions = np.linspace(-1.0, 1.0, size + (not endpoint))[:size, None]
+    features = np.asarray(fourier_features(positions, num_bands, [max_resolution]))
+    features.flags.writeable = False
+    return features
 
 
 @dataclasses.dataclass

@@ -65,6 +65,23 @@ def is_recording() -> bool:
     return bool(_recordings.get())
 
 
+def is_recorded(module_name: str) -> bool:
+    """Returns whether a module's weights are asked for.
+
+    Args:
+      module_name: Full Haiku name of the module that attends.
+    """
+    return bool(_recordings_of(module_name))
+
+
+def _recordings_of(module_name: str) -> list[_Recording]:
+    return [
+        recording
+        for recording in _recordings.get()
+        if f'/{module_name}'.endswith(f'/{recording.module_suffix}')
+    ]
+
+
 def record(module_name: str, query: Array, key: Array, mask: Array | None, **how: Any) -> None:
     """Computes a module's attention weights, if they are asked for.
 
@@ -75,6 +92,5 @@ def record(module_name: str, query: Array, key: Array, mask: Array | None, **how
       mask: Broadcastable to `[B, T, S]`; None: no mask.
       **how: Further arguments of `attention_weights`.
     """
-    for recording in _recordings.get():
-        if f'/{module_name}'.endswith(f'/{recording.module_suffix}'):
-            recording.collected.append(attention_weights(query, key, mask, **how))
+    for recording in _recordings_of(module_name):
+        recording.collected.append(attention_weights(query, key, mask, **how))

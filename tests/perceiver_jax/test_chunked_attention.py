@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from experiments.training.describe import count_flops
-from perceiver_jax.chunked_attention import SMALLEST_CHUNK, TILE_ELEMENTS, choose_chunks
+from perceiver_jax.chunked_attention import SMALLEST_CHUNK, choose_chunks
+from perceiver_jax.chunks import TILE_ELEMENTS
 from perceiver_jax.dot_product_attention import attend
 from perceiver_jax.layers import normalise
 from tests.toys.modules import random

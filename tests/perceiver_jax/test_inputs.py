@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from perceiver_jax.errors import Refused
+from perceiver_jax.grids import permutation, written_out
 from perceiver_jax.inputs import (
     FlowInputs,
     ImageInputs,
@@ -13,7 +14,6 @@ from perceiver_jax.inputs import (
     as_images,
     audio_elements,
     extract_patches,
-    permutation,
     point_elements,
     space_to_depth,
     spectrogram_elements,
@@ -30,7 +30,7 @@ def images(batch=2, height=7, width=5, seed=0):
 
 def build(**fields):
     def forward(x, is_training):
-        return ImageInputs(**fields, name='inputs')(x, is_training=is_training)
+        return written_out(ImageInputs(**fields, name='inputs')(x, is_training=is_training))
 
     return hk.transform_with_state(forward)
 
@@ -94,9 +94,8 @@ def test_learned_positions_of_perceiver_io():
 @pytest.mark.parametrize('permutation_seed', [None, 7])
 def test_what_masked_pixels_hold_does_not_reach_the_gradient(permutation_seed):
     fields = dict(contents='conv1x1', contents_channels=2, **FOURIER)
-    model = hk.transform(
-        lambda *x: ImageInputs(**fields, permutation_seed=permutation_seed)(*x, is_training=True)
-    )
+    fields['permutation_seed'] = permutation_seed
+    model = hk.transform(lambda *x: ImageInputs(**fields)(*x, is_training=True).array())
     order = np.arange(35) if permutation_seed is None else permutation(permutation_seed, 35)
     mask = np.arange(35) % 4 > np.array([[0], [1]])  # of elements, which are pixels in this order
     spoilt = images().reshape(2, 35, 3)
@@ -184,7 +183,7 @@ def test_space_to_depth_holds_frames_then_rows_then_columns_then_channels():
 
 def test_video_elements_are_patches_and_where_they_are():
     positions = dict(num_bands=2, max_resolution=(4, 2, 6))
-    elements = video_elements(VIDEO, patch=(1, 3, 5), **positions)
+    elements = video_elements(VIDEO, patch=(1, 3, 5), **positions).array()
     assert elements.shape == (2, 4 * 2 * 3, 45 + 3 * 5)
     element = (2 * 2 + 1) * 3 + 2  # frame 2, row 1, column 2
     np.testing.assert_array_equal(elements[1, element, :45], VIDEO[1, 2, 3:, 10:].reshape(-1))
@@ -208,7 +207,7 @@ def test_flow_inputs_project_the_patches_of_both_frames():
     frames = np.random.default_rng(0).normal(size=(2, 2, 7, 5, 3)).astype(np.float32)
 
     def forward(x):
-        return FlowInputs(channels=11, name='inputs', **FOURIER)(x, is_training=False)
+        return FlowInputs(channels=11, name='inputs', **FOURIER)(x, is_training=False).array()
 
     model = hk.transform(forward)
     params = model.init(jax.random.key(0), frames)
@@ -224,7 +223,8 @@ def test_flow_inputs_project_the_patches_of_both_frames():
 
 def flow_elements(frames, **fields):
     def forward(x):
-        return FlowInputs(channels=11, num_bands=2, name='inputs', **fields)(x, is_training=False)
+        read = FlowInputs(channels=11, num_bands=2, name='inputs', **fields)
+        return read(x, is_training=False).array()
 
     model = hk.transform_with_state(forward)
     params, state = model.init(jax.random.key(0), frames)
@@ -358,7 +358,7 @@ def test_what_are_no_points_is_refused(shape, message):
 
 def test_spectrogram_patches_with_positions_in_time_and_frequency():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 20)), jnp.float32)
-    elements = spectrogram_elements(x, patch=(2, 4), num_bands=3, max_resolution=(3, 5))
+    elements = spectrogram_elements(x, patch=(2, 4), num_bands=3, max_resolution=(3, 5)).array()
     assert elements.shape == (2, 3 * 5, 2 * 4 + 2 * 7)
     row, column = 1, 4
     np.testing.assert_array_equal(elements[1, row * 5 + column, :8], x[1, 2:4, 16:20].reshape(8))

@@ -1,11 +1,13 @@
-"""Walking along an axis in chunks, so that only one chunk's logits exist at a time."""
+"""Walking along an axis in chunks: what memory-efficient attention has in common."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from perceiver_jax.errors import Refused
 from perceiver_jax.sharding import in_mesh_of
 
 # Logits that exist at a time. On CPUs a tile that stays in the cache; elsewhere one that fills the
@@ -13,12 +15,36 @@ from perceiver_jax.sharding import in_mesh_of
 TILE_ELEMENTS = {'cpu': 2**20, 'other': 2**26}
 MASKED_LOGIT = float(jnp.finfo(jnp.float32).min)  # finite: fully masked rows stay free of NaN
 
+NO_FORWARD_MODE = (
+    'Forward-mode differentiation (jax.jvp, jax.jacfwd, jax.linearize) of attention needs '
+    "implementation='plain'. The others serve reverse mode (jax.grad, jax.vjp, jax.jacrev) and "
+    'forward over reverse (jax.hessian).'
+)
+
 _Carry = TypeVar('_Carry')
 
 
 def tile_elements() -> int:
     """Returns how many logits should exist at a time on the platform that is compiled for."""
     return TILE_ELEMENTS['cpu' if jax.default_backend() == 'cpu' else 'other']
+
+
+@contextlib.contextmanager
+def only_reverse_mode() -> Iterator[None]:
+    """Says what forward mode needs, where a custom gradient has none.
+
+    Yields:
+      None.
+
+    Raises:
+      Refused: jax differentiates forwards, and nothing around is compiled.
+    """
+    try:
+        yield
+    except (TypeError, NotImplementedError) as error:
+        if 'forward-mode' in str(error) or 'custom_lin' in str(error):
+            raise Refused(NO_FORWARD_MODE) from None
+        raise
 
 
 def for_each_chunk(

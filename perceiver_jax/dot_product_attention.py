@@ -24,16 +24,12 @@ from perceiver_jax.chunked_attention import (
     prepared,
     without_unused_keys,
 )
+from perceiver_jax.chunks import only_reverse_mode
 from perceiver_jax.errors import Refused
 from perceiver_jax.layers import check_floating
 from perceiver_jax.sharding import laid_out_alike
 
 IMPLEMENTATIONS = ('auto', 'plain', 'chunked', 'fused')
-NO_FORWARD_MODE = (
-    'Forward-mode differentiation (jax.jvp, jax.jacfwd, jax.linearize) of attention needs '
-    "implementation='plain'. The others serve reverse mode (jax.grad, jax.vjp, jax.jacrev) and "
-    'forward over reverse (jax.hessian).'
-)
 FUSED_CHANNELS = 128  # the most per head that cuDNN's kernel takes on every GPU it runs on
 
 
@@ -151,12 +147,8 @@ def attend(
             batch=batch, heads=heads, rows=rows, keys=key.shape[1], size=chunk_size
         )
         how = How(scale, prepare_query, prepare_key, axis, size)
-        try:
+        with only_reverse_mode():
             return jnp.moveaxis(attend_in_chunks(operands, how), 1, 2)
-        except (TypeError, NotImplementedError) as error:  # jax's, where nothing around is compiled
-            if 'forward-mode' in str(error) or 'custom_lin' in str(error):
-                raise Refused(NO_FORWARD_MODE) from None
-            raise
 
     def fused(query: Array, key: Array, value: Array | None) -> Array:
         query, key = prepared(query, prepare_query), prepared(key, prepare_key)

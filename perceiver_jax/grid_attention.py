@@ -29,7 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from perceiver_jax.chunks import MASKED_LOGIT, for_each_chunk, put, take, tile_elements
+from perceiver_jax.chunks import (
+    MASKED_LOGIT,
+    for_each_chunk,
+    only_reverse_mode,
+    put,
+    take,
+    tile_elements,
+)
 from perceiver_jax.grids import FourierGrid, GridPositions, permutation
 from perceiver_jax.layers import LAYER_NORM_EPSILON
 from perceiver_jax.sharding import laid_out_alike, reshape_examples, zeros_like_rows
@@ -138,7 +145,8 @@ def attend_to_grid(
     if rows is None:
         rows = _rows_at_a_time(batch, query.shape[1], height, width)
     how = _How(scale, grid.positions, min(rows, height))
-    return _attend(query, elements, how).astype(contents.dtype)
+    with only_reverse_mode():
+        return _attend(query, elements, how).astype(contents.dtype)
 
 
 def _rows_at_a_time(batch: int, rows: int, height: int, width: int) -> int:
@@ -173,8 +181,8 @@ def _elements(grid: FourierGrid, contents: Array, mask: Array | None) -> Element
 
 
 def _on_grid(of_axes: list[np.ndarray], rows: Array | None) -> Array:
-    """Adds up values along each axis of a grid, `[n]` each, to `[1, R, W]` float32."""
-    *leading, columns = [jnp.asarray(x, jnp.float32)[None] for x in of_axes]
+    """Adds up values along each axis of a grid, `[n]` each, to `[1, R, W]`."""
+    *leading, columns = [jnp.asarray(x)[None] for x in of_axes]
     return _add_up(leading, rows)[:, :, None] + columns[:, None]
 
 
@@ -423,7 +431,8 @@ def attend_from_grid(
     scores = _scores(wide, grid.positions, common, grid.rows)
     of_contents, of_rows, of_columns = (jnp.swapaxes(x, 1, 2) for x in scores)
     keys = _Keys(of_contents, of_rows, of_columns, key_bias, value)
-    return _flat(_attend_from(keys, elements, min(rows, height)), 1)
+    with only_reverse_mode():
+        return _flat(_attend_from(keys, elements, min(rows, height)), 1)
 
 
 class _Keys(NamedTuple):

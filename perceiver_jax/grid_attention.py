@@ -542,4 +542,5 @@ def _score_from(keys: _Keys, some: Elements, start) -> Array:
 
 
 def _product(axes: str, x: Array, y: Array) -> Array:
-    return jnp.einsum(axes, x, y, preferred_element_type=jnp.float32)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.einsum(axes, x, y, preferred_element_type=wide)

@@ -170,7 +170,7 @@ class FourierGrid:
         )
         if self.common is not None:
             common = jnp.broadcast_to(self.common, (len(features), *self.common.shape))
-            features = jnp.concatenate([features, common.astype(jnp.float32)], axis=-1)
+            features = jnp.concatenate([features, common], axis=-1)
         array = with_positions(self.contents, features)
         if self.permutation_seed is not None:
             # After the positions are attached: the elements keep what says where they were.

@@ -12,7 +12,7 @@ from perceiver_jax.chunked_attention import SMALLEST_CHUNK, choose_chunks
 from perceiver_jax.chunks import TILE_ELEMENTS
 from perceiver_jax.dot_product_attention import attend
 from perceiver_jax.layers import normalise
-from tests.toys.modules import random
+from tests.toys.modules import random, shapes_in
 
 IMPLEMENTATIONS = ('plain', 'chunked')
 
@@ -70,18 +70,6 @@ def test_chunks_give_the_outputs_and_gradients_of_the_plain_definition(seed):
     jax.tree.map(
         functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=2e-5), result, expected
     )
-
-
-def shapes_in(jaxpr):
-    """Of all arrays that a program makes, loops included."""
-    for equation in jaxpr.eqns:
-        yield from (v.aval.shape for v in equation.outvars)
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')
-        ):
-            inner = getattr(inner, 'jaxpr', inner)
-            if hasattr(inner, 'eqns'):
-                yield from shapes_in(inner)
 
 
 @pytest.mark.parametrize('rows, keys', [(64, 3000), (3000, 64)])

@@ -1,4 +1,4 @@
-"""Random arrays, and modules that are run on them."""
+"""Random arrays, modules that are run on them, and what a program is made of."""
 
 import haiku as hk
 import jax
@@ -22,3 +22,15 @@ def shapes(params):
         for module, values in params.items()
         for name, value in values.items()
     }
+
+
+def shapes_in(jaxpr):
+    """Of all arrays that a program makes, loops included."""
+    for equation in jaxpr.eqns:
+        yield from (v.aval.shape for v in equation.outvars)
+        for inner in jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, 'eqns')
+        ):
+            inner = getattr(inner, 'jaxpr', inner)
+            if hasattr(inner, 'eqns'):
+                yield from shapes_in(inner)

@@ -18,6 +18,7 @@ from perceiver_jax.dot_product_attention import attend, attention_weights
 from perceiver_jax.encoder import Encoder, schedule
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.spectrogram import log_mel
+from perceiver_jax.grids import FourierGrid, fourier_grid
 from perceiver_jax.inputs import (
     FlowInputs,
     ImageInputs,
@@ -72,6 +73,8 @@ __all__ = [
     'FlowInputs',
     'TextInputs',
     'JoinModalities',
+    'FourierGrid',
+    'fourier_grid',
     'extract_patches',
     'space_to_depth',
     'audio_elements',

@@ -19,6 +19,7 @@ from jax import Array
 
 from perceiver_jax import limits
 from perceiver_jax.checks import check_entries, check_integers
+from perceiver_jax.errors import Refused
 from perceiver_jax.layers import check_floating
 from perceiver_jax.position_encoding import axis_fourier_features, grid_fourier_features
 from perceiver_jax.sharding import for_each_example, reshape_examples
@@ -139,8 +140,17 @@ class FourierGrid:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """`(B, M, channels)` of the array."""
-        batch, *grid, contents = self.contents.shape
+        """`(B, M, channels)` of the array.
+
+        Raises:
+          Refused: The contents are not those of the positions.
+        """
+        grid = self.positions.shape
+        if self.rows is not None:
+            grid = (len(self.rows), grid[-1])
+        batch, *sides, contents = self.contents.shape
+        if tuple(sides) != grid:
+            raise Refused(f'Contents of this grid are [B, *{grid}, C]; got {self.contents.shape}.')
         common = 0 if self.common is None else self.common.shape[0]
         return batch, math.prod(grid), contents + self.positions.channels + common
 
@@ -231,8 +241,10 @@ def fourier_grid(
 
     Raises:
       Refused: `max_resolution` does not have an entry for each axis, `num_bands` is no integer, the
-        contents are of another dtype, or there are more features than `limits` allows.
+        contents have no grid or another dtype, or there are more features than `limits` allows.
     """
     check_floating('fourier_grid', contents=contents)
+    if contents.ndim < 3:
+        raise Refused(f'fourier_grid takes contents [B, *grid, C]; got {contents.shape}.')
     positions = fourier_positions(contents.shape[1:-1], num_bands, max_resolution)
     return FourierGrid(contents, positions, permutation_seed=permutation_seed)

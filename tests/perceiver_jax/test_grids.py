@@ -1,10 +1,12 @@
 import dataclasses
 
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from perceiver_jax.encoder import Encoder
 from perceiver_jax.errors import Refused
 from perceiver_jax.grids import FourierGrid, fourier_grid, fourier_positions, permutation
 from perceiver_jax.position_encoding import fourier_features, grid_positions
@@ -60,6 +62,12 @@ def test_positions_that_do_not_fit_a_grid_are_refused(arguments, message):
         fourier_positions(*arguments)
 
 
-def test_integer_contents_are_refused():
+def test_contents_that_are_no_grid_are_refused():
     with pytest.raises(Refused, match='fourier_grid takes contents of a floating-point dtype'):
         fourier_grid(jnp.ones((2, 3, 4, 5), int), 2, (3, 4))
+    with pytest.raises(Refused, match=r'contents \[B, \*grid, C\]; got \(2, 3\)'):
+        fourier_grid(jnp.ones((2, 3)), 2, ())
+    grid = fourier_grid(jnp.ones((2, 3, 4, 5)), 2, (3, 4))
+    other = dataclasses.replace(grid, contents=jnp.ones((2, 4, 3, 5)))
+    with pytest.raises(Refused, match=r'\[B, \*\(3, 4\), C\]; got \(2, 4, 3, 5\)'):
+        hk.transform(lambda: Encoder()(other, is_training=False)).init(jax.random.key(0))

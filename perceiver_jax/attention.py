@@ -26,13 +26,9 @@ from perceiver_jax.checks import Module
 from perceiver_jax.chunked_attention import Prepare
 from perceiver_jax.dot_product_attention import attend, check_mask
 from perceiver_jax.errors import Refused
-from perceiver_jax.grid_attention import (
-    attend_from_grid,
-    attend_to_grid,
-    can_be_keys,
-    can_be_queries,
-    products,
-)
+from perceiver_jax.grid_keys import attend_to_grid, can_be_keys
+from perceiver_jax.grid_parts import products
+from perceiver_jax.grid_queries import attend_from_grid, can_be_queries
 from perceiver_jax.grids import FourierGrid, written_out
 from perceiver_jax.layers import LECUN_NORMAL, LayerNorm, Linear, Mlp, check_floating, dropout
 from perceiver_jax.recording import is_recorded, record

@@ -2,7 +2,7 @@
 
 An element of an image is [contents, features of y, features of x]. Written out, 50,176 pixels of
 261 channels are 52 MB an image, of which 258 channels are the same in every image and stem from
-224 + 224 rows of 129. Attention needs no more than these (`perceiver_jax.grid_attention`).
+224 + 224 rows of 129. Attention needs no more than these (`perceiver_jax.grid_parts`).
 
 Source: Perceiver, section 3.2.
 """

@@ -14,7 +14,8 @@ from perceiver_jax.attention import CrossAttend
 from perceiver_jax.chunks import TILE_ELEMENTS
 from perceiver_jax.encoder import Encoder
 from perceiver_jax.errors import Refused
-from perceiver_jax.grid_attention import attend_from_grid, attend_to_grid
+from perceiver_jax.grid_keys import attend_to_grid
+from perceiver_jax.grid_queries import attend_from_grid
 from perceiver_jax.grids import fourier_grid, permutation
 from perceiver_jax.inputs import FlowInputs
 from perceiver_jax.models import image_classifier

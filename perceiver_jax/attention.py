@@ -48,7 +48,7 @@ class Attention(Module):
       v_channels: Channels of values, all heads together.
       output_channels: Channels of the result.
       dropout_rate: Dropout of the result, in training, before a residual is added.
-      implementation: Implementation of `attend`: 'auto', 'chunked', 'fused', or 'plain', which
+      implementation: Implementation of `attend`: 'auto', 'chunked', 'fused', 'pallas', or 'plain', which
         moves no projection either; forward-mode differentiation needs 'plain'.
       name: Name of the module.
     """
@@ -148,7 +148,7 @@ class Attention(Module):
         return dropout(result, self.dropout_rate, is_training)
 
     def _knows_grids(self, norm: LayerNorm | None) -> bool:
-        of_grids = ('auto', 'chunked')
+        of_grids = ('auto', 'chunked', 'pallas')
         return norm is not None and self.num_heads == 1 and self.implementation in of_grids
 
     def _fold(self, inputs_q: Array | FourierGrid, inputs_kv: Array | FourierGrid) -> str | None:
@@ -192,7 +192,8 @@ class Attention(Module):
                 rows, keys = (written_out(x)[:, :, None] for x in (query, key))
                 record(self.module_name, rows, keys, mask, scale=scale, key_bias=bias, **prepare)
             if isinstance(key, FourierGrid):
-                return attend_to_grid(written_out(query), key, mask, scale=scale)
+                kernel = 'compiled' if self.implementation == 'pallas' else None
+                return attend_to_grid(written_out(query), key, mask, scale=scale, kernel=kernel)
             assert isinstance(query, FourierGrid) and value is not None and key_bias is not None
             return attend_from_grid(query, key, value, key_bias, scale=scale)
         values = None if value is None else value[:, :, None]
@@ -225,7 +226,7 @@ class CrossAttend(Module):
       widening_factor: Width of the MLP's hidden layer as a multiple of its input's.
       use_query_residual: Whether the queries are added to what was attended to.
       dropout_rate: Dropout behind the attention and behind the MLP, in training.
-      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked' or 'fused';
+      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked', 'fused', 'pallas';
         forward-mode differentiation needs 'plain'.
       name: Name of the module.
     """
@@ -303,7 +304,7 @@ class SelfAttend(Module):
       v_channels: Channels of values, all heads together; None: `qk_channels`.
       widening_factor: Width of the MLP's hidden layer as a multiple of its input's.
       dropout_rate: Dropout behind the attention and behind the MLP, in training.
-      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked' or 'fused';
+      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked', 'fused', 'pallas';
         forward-mode differentiation needs 'plain'.
       name: Name of the module.
     """

@@ -29,7 +29,7 @@ from perceiver_jax.errors import Refused
 from perceiver_jax.layers import check_floating
 from perceiver_jax.sharding import laid_out_alike
 
-IMPLEMENTATIONS = ('auto', 'plain', 'chunked', 'fused')
+IMPLEMENTATIONS = ('auto', 'plain', 'chunked', 'fused', 'pallas')
 FUSED_CHANNELS = 128  # the most per head that cuDNN's kernel takes on every GPU it runs on
 
 
@@ -92,6 +92,7 @@ def attend(
         memory O((T + S) F), not O(T S). It computes logits and sums in float32 also in bfloat16.
       'fused' is cuDNN's kernel on NVIDIA's GPUs: bfloat16 or float16, up to 128 channels a head.
       'auto' is 'fused' where that runs and 'chunked' elsewhere, in one chunk if that is small.
+      'pallas' is 'auto' here; modules that read a grid on NVIDIA's GPUs use a kernel of ours.
     Forward-mode differentiation (`jax.jvp`, `jax.jacfwd`, the gradient of a jvp) needs 'plain'.
     Forward over reverse (`jax.hessian`, the jvp of a gradient) runs with all but 'fused'.
 
@@ -109,7 +110,7 @@ def attend(
         nothing.
       prepare_key: Function that is applied to the keys first, chunk by chunk: one of the channels
         of each key alone, without arrays of its own; None: nothing.
-      implementation: 'auto', 'plain', 'chunked' or 'fused';
+      implementation: 'auto', 'plain', 'chunked', 'fused', 'pallas';
         forward-mode differentiation needs 'plain'.
       chunk_size: Keys of a chunk where S is larger than T, else rows; None: from the shapes.
 
@@ -128,6 +129,8 @@ def attend(
         raise Refused(f'implementation must be one of {IMPLEMENTATIONS}, not {implementation!r}.')
     if chunk_size is not None and chunk_size < 1:
         raise Refused(f'chunk_size must be at least 1, not {chunk_size}.')
+    if implementation == 'pallas':
+        implementation = 'auto'
     scale = _scale(scale, query)
     if value is key:
         value = None

@@ -130,7 +130,7 @@ class Block(Module):
     Attributes:
       num_self_attends: Number of layers.
       self_attend: Fields of `SelfAttend` that all layers have, but `implementation` and `name`.
-      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked' or 'fused';
+      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked', 'fused', 'pallas';
         forward-mode differentiation needs 'plain'.
       name: Name of the module.
     """
@@ -199,7 +199,7 @@ class Encoder(Module):
         `qk_channels` (None: `latent_channels`), `v_channels` (None: `qk_channels`),
         `widening_factor` (1), `dropout_rate` (0).
       latent_init_std: Standard deviation of the initial latents, truncated at two of them.
-      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked' or 'fused';
+      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked', 'fused', 'pallas';
         forward-mode differentiation needs 'plain'.
       scan: Whether steps that repeat are compiled once, as a loop; otherwise they are written out.
       remat_cross_attends: Whether cross-attends are rematerialised for the gradient: less memory

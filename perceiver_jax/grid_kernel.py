@@ -36,71 +36,13 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
-from perceiver_jax.chunked_attention import MASKED_LOGIT
+from perceiver_jax.chunks import MASKED_LOGIT
+from perceiver_jax.grid_parts import ElementGradients, Elements, Gathered, Scores
 from perceiver_jax.sharding import varying_like
 
 FEW_CHANNELS = 8  # are multiplied one by one; more, padded to a power of two, as matrices
 SMALLEST_SIDE = 16  # of a matrix that is multiplied
 LOG2_E = math.log2(math.e)
-
-
-class Scores(NamedTuple):
-    """What queries say of the parts of an element; or sums over elements, for the same parts.
-
-    Attributes:
-      contents: `[B, T, C + 1]` float32, for the contents and, last, for the mean.
-      rows: `[B, T, R]` float32, for each row of the grid.
-      columns: `[B, T, W]` float32, for each column of the grid.
-    """
-
-    contents: Array
-    rows: Array
-    columns: Array
-
-
-class Elements(NamedTuple):
-    """The elements of a grid, without their positions.
-
-    Attributes:
-      contents: `[B, R, W, C]` float32, bfloat16 or float16; C may be 0.
-      mean: `[B, R, W]` float32, of all channels of an element, those of its position included.
-      inverse_deviation: `[B, R, W]` float32, likewise; above 0.
-      mask: Boolean `[B, R, W]`, true where an element may be attended to; None: everywhere.
-    """
-
-    contents: Array
-    mean: Array
-    inverse_deviation: Array
-    mask: Array | None = None
-
-
-class Gathered(NamedTuple):
-    """Sums over elements by weights that are not normalised, exp(logit - maximum).
-
-    Attributes:
-      sums: Sums of the weights times the inverse deviation: times contents and mean, over each
-        row, over each column. 0 for a fully masked query.
-      maximum: `[B, T, 1]` float32, the largest logit; `MASKED_LOGIT` for a fully masked query.
-      total: `[B, T, 1]` float32, sum of the weights; 0 for a fully masked query.
-    """
-
-    sums: Scores
-    maximum: Array
-    total: Array
-
-
-class ElementGradients(NamedTuple):
-    """Gradients of the elements, float32; 0 where masked.
-
-    Attributes:
-      contents: `[B, R, W, C]`.
-      mean: `[B, R, W]`.
-      inverse_deviation: `[B, R, W]`.
-    """
-
-    contents: Array
-    mean: Array
-    inverse_deviation: Array
 
 
 class Tiles(NamedTuple):

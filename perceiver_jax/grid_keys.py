@@ -2,16 +2,19 @@
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from perceiver_jax import grid_kernel
 from perceiver_jax.chunks import MASKED_LOGIT, for_each_chunk, only_reverse_mode, put, take
 from perceiver_jax.grid_parts import (
+    ElementGradients,
     Elements,
+    Gathered,
     Scores,
     elements_of,
     features,
@@ -22,7 +25,14 @@ from perceiver_jax.grid_parts import (
     some_rows,
 )
 from perceiver_jax.grids import FourierGrid, GridPositions, permutation
-from perceiver_jax.sharding import laid_out_alike, reshape_examples, zeros_like_rows
+from perceiver_jax.sharding import (
+    laid_out_alike,
+    reshape_examples,
+    sharding_like,
+    zeros_like_rows,
+)
+
+_Function = Callable[..., Any]
 
 
 def can_be_keys(elements: Array | FourierGrid, mask: Array | None) -> bool:
@@ -42,7 +52,13 @@ def can_be_keys(elements: Array | FourierGrid, mask: Array | None) -> bool:
 
 
 def attend_to_grid(
-    query: Array, grid: FourierGrid, mask: Array | None, *, scale: float, rows: int | None = None
+    query: Array,
+    grid: FourierGrid,
+    mask: Array | None,
+    *,
+    scale: float,
+    rows: int | None = None,
+    kernel: str | None = None,
 ) -> Array:
     """Averages the normalised elements of a grid by their attention weights.
 
@@ -53,6 +69,8 @@ def attend_to_grid(
         where all queries attend to an element; None: everywhere.
       scale: Factor of the dot products.
       rows: Rows of the grid in a chunk; None: such that its logits fill a tile.
+      kernel: 'compiled' uses `perceiver_jax.grid_kernel` on NVIDIA's GPUs, but not where examples
+        are divided over an explicit mesh; 'interpreted' anywhere, slowly; None: chunks.
 
     Returns:
       `[B, T, channels]` in the dtype of the contents; zeros where nothing is attended to.
@@ -66,7 +84,9 @@ def attend_to_grid(
     batch, height, width = elements.mean.shape
     if rows is None:
         rows = rows_at_a_time(batch, query.shape[1], height, width)
-    how = _How(scale, grid.positions, min(rows, height))
+    if sharding_like(query, 1) is not None:  # no compiler divides a kernel
+        kernel = None
+    how = _How(scale, grid.positions, min(rows, height), kernel)
     with only_reverse_mode():
         return _attend(query, elements, how)
 
@@ -77,6 +97,7 @@ class _How(NamedTuple):
     scale: float
     positions: GridPositions
     size: int  # rows of a chunk
+    kernel: str | None  # 'compiled' or 'interpreted', see `perceiver_jax.grid_kernel`
 
 
 class _Saved(NamedTuple):
@@ -88,17 +109,6 @@ class _Saved(NamedTuple):
     log_total: Array  # [B, T, 1], logarithm of the sum of exponentials of a query's logits
 
 
-class _Seen(NamedTuple):
-    """What queries know after some rows of the grid, by weights that are not normalised."""
-
-    contents: Array  # [B, T, C + 1]
-    rows: Array  # [B, T, R], by the largest logit when a row was seen
-    columns: Array  # [B, T, W]
-    maximum: Array  # [B, T, 1], the largest logit
-    row_maximum: Array  # [B, T, R], the largest logit when a row was seen
-    total: Array  # [B, T, 1], sum of the weights
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _attend(query: Array, elements: Elements, how: _How) -> Array:
     return _forward(query, elements, how)[0]
@@ -106,55 +116,10 @@ def _attend(query: Array, elements: Elements, how: _How) -> Array:
 
 def _forward(query: Array, elements: Elements, how: _How) -> tuple[Array, _Saved]:
     scores, average = _scores_and_transpose(query, how)
-    _, height, width, channels = elements.contents.shape
-
-    def zeros(channels):
-        return zeros_like_rows((*query.shape[:2], channels), scores.rows.dtype, query)
-
-    def see_some_rows(start, size, before: _Seen) -> _Seen:
-        some = some_rows(elements, start, size)
-        logits = _score(scores, some, start) * some.inverse_deviation[:, None]
-        if some.mask is not None:
-            logits = jnp.where(some.mask[:, None], logits, MASKED_LOGIT)
-        maximum = jnp.maximum(before.maximum, logits.max((2, 3))[..., None])
-        share = jnp.exp(before.maximum - maximum)
-        weights = jnp.exp(logits - maximum[..., None]) * some.inverse_deviation[:, None]
-        if some.mask is not None:
-            weights = jnp.where(some.mask[:, None], weights, 0)
-        # The sum of what was multiplied by the inverse deviation comes with the same product.
-        new, total = _gather(weights, some, 1 / some.inverse_deviation)
-        return _Seen(
-            before.contents * share + new.contents,
-            put(before.rows, new.rows, start),
-            before.columns * share + new.columns,
-            maximum,
-            put(before.row_maximum, jnp.broadcast_to(maximum, new.rows.shape), start),
-            before.total * share + total,
-        )
-
-    nothing = _Seen(
-        contents=zeros(channels + 1),
-        rows=zeros(height),
-        columns=zeros(width),
-        maximum=jnp.full_like(zeros(1), MASKED_LOGIT),
-        row_maximum=zeros(height),
-        total=zeros(1),
-    )
-    seen = for_each_chunk(height, how.size, see_some_rows, nothing)
-    rows = seen.rows * jnp.exp(seen.row_maximum - seen.maximum)
-    total = jnp.where(seen.total == 0, 1, seen.total)  # 0 where nothing is attended to
-    gathered = Scores(*(x / total for x in (seen.contents, rows, seen.columns)))
-    output = average(gathered).astype(elements.contents.dtype)
-    return output, _Saved(query, elements, output, seen.maximum + jnp.log(total))
-
-
-class _Gradients(NamedTuple):
-    """Gradients after some rows of the grid."""
-
-    scores: Scores
-    contents: Array  # [B, R, W, C]
-    mean: Array  # [B, R, W]
-    inverse_deviation: Array  # [B, R, W]
+    sums, maximum, total = _by_platform(how, _gather_in_chunks, _gather_by_kernel, scores, elements)
+    total = jnp.where(total == 0, 1, total)  # 0 where nothing is attended to
+    output = average(Scores(*(x / total for x in sums))).astype(elements.contents.dtype)
+    return output, _Saved(query, elements, output, maximum + jnp.log(total))
 
 
 def _backward(how: _How, saved: _Saved, gradient: Array) -> tuple[Array, Elements]:
@@ -162,9 +127,101 @@ def _backward(how: _How, saved: _Saved, gradient: Array) -> tuple[Array, Element
     scores, of_query = _scores_and_transpose(query, how)
     of_output, _ = _scores_and_transpose(gradient, how._replace(scale=1.0))
     dtype = log_total.dtype
-    correction = (gradient.astype(dtype) * output.astype(dtype)).sum(-1)[..., None, None]
+    correction = (gradient.astype(dtype) * output.astype(dtype)).sum(-1, keepdims=True)
+    of_scores, of_elements = _by_platform(
+        how,
+        _gradients_in_chunks,
+        _gradients_by_kernel,
+        scores,
+        of_output,
+        log_total,
+        correction,
+        elements,
+    )
+    of_contents = of_elements.contents.astype(elements.contents.dtype)
+    return (
+        (of_query(of_scores) * how.scale).astype(query.dtype),
+        Elements(of_contents, of_elements.mean, of_elements.inverse_deviation, None),
+    )
 
-    def add_some_rows(start, size, so_far: _Gradients) -> _Gradients:
+
+_attend.defvjp(_forward, _backward)
+
+
+def _by_platform(how: _How, in_chunks: _Function, by_kernel: _Function, *operands: Any) -> Any:
+    """Calls one of two functions of `how` and the operands: the kernel's on CUDA, if it is used."""
+    in_chunks, by_kernel = (functools.partial(f, how) for f in (in_chunks, by_kernel))
+    if how.kernel is None:
+        return in_chunks(*operands)
+    if how.kernel == 'interpreted':
+        return by_kernel(*operands)
+    return jax.lax.platform_dependent(*operands, cuda=by_kernel, default=in_chunks)
+
+
+def _gather_by_kernel(how: _How, scores: Scores, elements: Elements) -> Gathered:
+    return grid_kernel.gather(scores, elements, interpret=how.kernel == 'interpreted')
+
+
+def _gradients_by_kernel(how: _How, *operands: Any) -> tuple[Scores, ElementGradients]:
+    interpret = how.kernel == 'interpreted'
+    return (
+        grid_kernel.gather_gradients(*operands, interpret=interpret),
+        grid_kernel.element_gradients(*operands, interpret=interpret),
+    )
+
+
+class _Seen(NamedTuple):
+    """What queries know after some rows of the grid."""
+
+    gathered: Gathered  # sums over each row by the maximum when that was seen
+    row_maximum: Array  # [B, T, R], the largest logit when a row was seen
+
+
+def _gather_in_chunks(how: _How, scores: Scores, elements: Elements) -> Gathered:
+    def see_some_rows(start, size, before: _Seen) -> _Seen:
+        sums, old_maximum, old_total = before.gathered
+        some = some_rows(elements, start, size)
+        logits = _score(scores, some, start) * some.inverse_deviation[:, None]
+        if some.mask is not None:
+            logits = jnp.where(some.mask[:, None], logits, MASKED_LOGIT)
+        maximum = jnp.maximum(old_maximum, logits.max((2, 3))[..., None])
+        share = jnp.exp(old_maximum - maximum)
+        weights = jnp.exp(logits - maximum[..., None]) * some.inverse_deviation[:, None]
+        if some.mask is not None:
+            weights = jnp.where(some.mask[:, None], weights, 0)
+        # The sum of what was multiplied by the inverse deviation comes with the same product.
+        new, total = _gather(weights, some, 1 / some.inverse_deviation)
+        sums = Scores(
+            sums.contents * share + new.contents,
+            put(sums.rows, new.rows, start),
+            sums.columns * share + new.columns,
+        )
+        at_rows = jnp.broadcast_to(maximum, new.rows.shape)
+        return _Seen(
+            Gathered(sums, maximum, old_total * share + total),
+            put(before.row_maximum, at_rows, start),
+        )
+
+    of_rows = _zeros_like(scores.rows)
+    column = _zeros_like(scores.rows[..., :1])
+    no_sums = jax.tree.map(_zeros_like, scores)
+    nothing = _Seen(Gathered(no_sums, jnp.full_like(column, MASKED_LOGIT), column), of_rows)
+    seen = for_each_chunk(of_rows.shape[2], how.size, see_some_rows, nothing)
+    sums, maximum, total = seen.gathered
+    rows = sums.rows * jnp.exp(seen.row_maximum - maximum)
+    return Gathered(sums._replace(rows=rows), maximum, total)
+
+
+def _gradients_in_chunks(
+    how: _How,
+    scores: Scores,
+    of_output: Scores,
+    log_total: Array,
+    correction: Array,
+    elements: Elements,
+) -> tuple[Scores, ElementGradients]:
+    def add_some_rows(start, size, so_far: tuple[Scores, ElementGradients]):
+        of_scores, of_elements = so_far
         some = some_rows(elements, start, size)
         inverse = some.inverse_deviation[:, None]
         score = _score(scores, some, start)
@@ -172,34 +229,29 @@ def _backward(how: _How, saved: _Saved, gradient: Array) -> tuple[Array, Element
         if some.mask is not None:
             weights = jnp.where(some.mask[:, None], weights, 0)
         of_weights = _score(of_output, some, start)
-        of_logits = weights * (of_weights * inverse - correction)
-        of_scores = of_logits * inverse
-        new, _ = _gather(of_scores, some)
-        of_features = _to_elements(of_scores, scores) + _to_elements(weights * inverse, of_output)
+        of_logits = weights * (of_weights * inverse - correction[..., None])
+        of_score = of_logits * inverse
+        new, _ = _gather(of_score, some)
+        of_features = _to_elements(of_score, scores) + _to_elements(weights * inverse, of_output)
         of_inverse = (of_logits * score + weights * of_weights).sum(1)
-        return _Gradients(
-            Scores(
-                so_far.scores.contents + new.contents,
-                put(so_far.scores.rows, new.rows, start),
-                so_far.scores.columns + new.columns,
-            ),
-            put(so_far.contents, of_features[..., :-1], start, axis=1),
-            put(so_far.mean, of_features[..., -1], start, axis=1),
-            put(so_far.inverse_deviation, of_inverse, start, axis=1),
+        of_scores = Scores(
+            of_scores.contents + new.contents,
+            put(of_scores.rows, new.rows, start),
+            of_scores.columns + new.columns,
         )
+        of_elements = ElementGradients(
+            put(of_elements.contents, of_features[..., :-1], start, axis=1),
+            put(of_elements.mean, of_features[..., -1], start, axis=1),
+            put(of_elements.inverse_deviation, of_inverse, start, axis=1),
+        )
+        return of_scores, of_elements
 
-    def zeros(x):
-        return zeros_like_rows(x.shape, x.dtype, x)
-
-    nothing = _Gradients(Scores(*map(zeros, scores)), *map(zeros, elements[:3]))
-    total = for_each_chunk(elements.mean.shape[1], how.size, add_some_rows, nothing)
-    return (
-        (of_query(total.scores) * how.scale).astype(query.dtype),
-        Elements(total.contents, total.mean, total.inverse_deviation, None),
-    )
+    nothing = jax.tree.map(_zeros_like, (scores, ElementGradients(*elements[:3])))
+    return for_each_chunk(scores.rows.shape[2], how.size, add_some_rows, nothing)
 
 
-_attend.defvjp(_forward, _backward)
+def _zeros_like(x: Array) -> Array:
+    return zeros_like_rows(x.shape, jnp.promote_types(x.dtype, jnp.float32), x)
 
 
 def _scores_and_transpose(query: Array, how: _How) -> tuple[Scores, Callable[[Scores], Array]]:

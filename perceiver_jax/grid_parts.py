@@ -61,7 +61,36 @@ class Elements(NamedTuple):
     contents: Array
     mean: Array
     inverse_deviation: Array
-    mask: Array | None
+    mask: Array | None = None
+
+
+class Gathered(NamedTuple):
+    """Sums over elements by weights that are not normalised, exp(logit - maximum).
+
+    Attributes:
+      sums: Sums of the weights times the inverse deviation: times contents and mean, over each
+        row, over each column. 0 for a fully masked query.
+      maximum: `[B, T, 1]` float32, the largest logit; `MASKED_LOGIT` for a fully masked query.
+      total: `[B, T, 1]` float32, sum of the weights; 0 for a fully masked query.
+    """
+
+    sums: Scores
+    maximum: Array
+    total: Array
+
+
+class ElementGradients(NamedTuple):
+    """Gradients of the elements, float32; 0 where masked.
+
+    Attributes:
+      contents: `[B, R, W, C]`.
+      mean: `[B, R, W]`.
+      inverse_deviation: `[B, R, W]`.
+    """
+
+    contents: Array
+    mean: Array
+    inverse_deviation: Array
 
 
 def products(elements: Array | FourierGrid) -> int:

@@ -118,7 +118,7 @@ def point_classifier(
       decoder: Fields of `ClassQueryDecoder` (Perceiver IO); None averages the latents (ICML).
       dtype: Precision of the computation, 'float32' or 'bfloat16'; positions and parameters are
         float32.
-      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked' or 'fused';
+      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused', 'pallas';
         forward-mode differentiation needs 'plain'.
 
     Returns:
@@ -196,7 +196,7 @@ def optical_flow(
       output_divisor: What the network's output is divided by.
       flow_scale: Pixels of one unit of the divided output; 20: training targets are flow / 20.
       dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
-      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked' or 'fused';
+      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused', 'pallas';
         forward-mode differentiation needs 'plain'.
       batch_norm_axis: Name of the axis mapped by `jax.pmap` that batch statistics are averaged
         across; None: only over the batch at hand.
@@ -274,7 +274,7 @@ def masked_language_model(
       encoder: Fields of `Encoder`.
       decoder: Fields of `QueryDecoder`.
       dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
-      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked' or 'fused';
+      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused', 'pallas';
         forward-mode differentiation needs 'plain'.
 
     Returns:
@@ -354,7 +354,7 @@ def video_autoencoder(
         reconstruct, as in training; None or a name that is left out: everything.
       chunk_size: Output queries decoded at a time; None: all at once.
       dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
-      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked' or 'fused';
+      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused', 'pallas';
         forward-mode differentiation needs 'plain'.
 
     Returns:
@@ -477,7 +477,7 @@ def audio_visual_classifier(
       encoder: Fields of `Encoder`.
       decoder: Fields of `ClassQueryDecoder` (Perceiver IO); None averages the latents (ICML).
       dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
-      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked' or 'fused';
+      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused', 'pallas';
         forward-mode differentiation needs 'plain'.
 
     Returns:

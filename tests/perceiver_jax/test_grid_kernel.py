@@ -6,17 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from perceiver_jax.chunked_attention import MASKED_LOGIT
-from perceiver_jax.grid_kernel import (
-    ElementGradients,
-    Elements,
-    Gathered,
-    Scores,
-    Tiles,
-    element_gradients,
-    gather,
-    gather_gradients,
-)
+from perceiver_jax.chunks import MASKED_LOGIT
+from perceiver_jax.grid_kernel import Tiles, element_gradients, gather, gather_gradients
+from perceiver_jax.grid_parts import ElementGradients, Elements, Gathered, Scores
 
 BATCH, QUERIES, ROWS, WIDTH = 2, 5, 3, 7
 SMALL = Tiles(queries=16, columns=16, tiles=2, warps=4)  # more than one program on 45 columns

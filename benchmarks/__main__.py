@@ -11,23 +11,24 @@ from benchmarks import cases, gpu, harness, peers, pipeline
 
 
 def cross_attend(report: harness.Report) -> None:
-    """Measures one cross-attend of 512 latents; its time should grow linearly with the inputs."""
-    for num_inputs in (1024, 50_176, 262_144, 1_048_576):
+    """Measures a cross-attend to an image; its time should grow linearly with the pixels."""
+    for side in (32, 224, 512, 1024):
         chosen = {
-            'ours': dict(implementation='auto', passes=PASSES),
-            'plain': dict(implementation='plain', passes=PASSES),
-            'reference': dict(implementation='reference', passes=PASSES),
+            'ours': dict(implementation='auto', grid=True),
+            'ours, array': dict(implementation='auto', grid=False),
+            'plain': dict(implementation='plain', grid=False),
+            'reference': dict(implementation='reference', grid=False),
         }
-        if num_inputs > 100_000:  # the whole matrix, and that of its gradient, would be 4 GB
+        if side > 224:  # the whole matrix, and that of its gradient, would be 4 GB
             del chosen['plain'], chosen['reference']
         harness.compare(
             report.name,
-            f'512 x {num_inputs:,} x 261',
+            f'512 x {side**2:,} x 261',
             {
-                name: (cases.cross_attend, {**how, 'num_inputs': num_inputs})
+                name: (cases.cross_attend, {**how, 'side': side, 'passes': PASSES})
                 for name, how in chosen.items()
             },
-            repeats=3 if num_inputs < 100_000 else 0,
+            repeats=3 if side <= 224 else 0,
             report=report,
         )
 
@@ -63,7 +64,10 @@ def compilation(report: harness.Report) -> None:
 
 
 def training_step(report: harness.Report) -> None:
-    """Measures training a model of 128 latents of 256 channels, six self-attends, batches of 16."""
+    """Measures training: a small model on batches of 16 images, the ICML Perceiver on one.
+
+    The small model has 128 latents of 256 channels and six self-attends.
+    """
     for size in (32, 64):
         how = dict(variant='io_fourier', size=size, batch=16)
         chosen = {
@@ -72,6 +76,13 @@ def training_step(report: harness.Report) -> None:
         }
         chosen |= peers.implementations(peers.training_step, **how, changes=peers.SMALL)
         harness.compare(report.name, f'{size}x{size}', chosen, repeats=5, report=report)
+    how = dict(variant='perceiver', size=224, batch=1)
+    chosen = {
+        name: (cases.training_step, {**how, 'implementation': i})
+        for name, i in JAX.items()
+        if name != 'reference'  # its 56 layers, written out, take many minutes to compile
+    }
+    harness.compare(report.name, 'perceiver, 224x224', chosen, repeats=1, report=report)
 
 
 def flow_forward(report: harness.Report) -> None:

@@ -14,12 +14,29 @@ def random_array(*shape):
     return jnp.asarray(np.random.default_rng(0).normal(size=shape).astype(np.float32))
 
 
-def cross_attend(implementation: str, num_inputs: int, passes) -> dict[str, Program]:
-    """Builds one cross-attend of 512 latents, 1,024 channels, to inputs of 261 channels.
+def pixels(batch: int, side: int, dtype: str = 'float32', grid: bool = True):
+    """Makes random images whose pixels have Fourier positions of 64 bands: 261 channels.
+
+    Args:
+      batch: Number of images.
+      side: Their height and width.
+      dtype: Dtype of the channels.
+      grid: Whether they are a `FourierGrid`; if not, its array.
+    """
+    from perceiver_jax.grids import fourier_grid
+
+    images = random_array(batch, side, side, 3).astype(dtype)
+    elements = fourier_grid(images, 64, (side, side))
+    return elements if grid else elements.array()
+
+
+def cross_attend(implementation: str, side: int, grid: bool, passes) -> dict[str, Program]:
+    """Builds one cross-attend of 512 latents, 1,024 channels, to the pixels of an image.
 
     Args:
       implementation: An implementation of `attend`, or 'reference' for benchmarks/reference.py.
-      num_inputs: Number of input elements.
+      side: Height and width of the image.
+      grid: Whether the program takes a grid or its array; the reference takes an array.
       passes: The programs to build: 'forward', 'gradient', 'gradient, inputs too'.
 
     Returns:
@@ -27,18 +44,20 @@ def cross_attend(implementation: str, num_inputs: int, passes) -> dict[str, Prog
     """
     import haiku as hk
     import jax
+    import jax.numpy as jnp
 
     from benchmarks import reference
     from perceiver_jax import CrossAttend
 
-    latents, inputs = random_array(1, 512, 1024), random_array(1, num_inputs, 261)
+    latents, inputs = random_array(1, 512, 1024), pixels(1, side, grid=grid)
     how = 'plain' if implementation == 'reference' else implementation
 
     def forward(queries, inputs):
         return CrossAttend(implementation=how, name='look')(queries, inputs, is_training=True)
 
     module = hk.without_apply_rng(hk.transform(forward))
-    params = jax.jit(module.init)(jax.random.key(0), latents[:, :1], inputs[:, :1])
+    one = jnp.zeros((1, 1, inputs.shape[-1]))
+    params = jax.jit(module.init)(jax.random.key(0), latents[:, :1], one)
 
     def apply(params, queries, inputs):
         if implementation == 'reference':
@@ -51,9 +70,50 @@ def cross_attend(implementation: str, num_inputs: int, passes) -> dict[str, Prog
     functions = {
         'forward': apply,
         'gradient': jax.grad(loss, (0, 1)),  # of weights and latents: the inputs are data
-        'gradient, inputs too': jax.grad(loss, (0, 1, 2)),
+        'gradient, inputs too': jax.grad(loss, (0, 1, 2)),  # of a grid: of its contents
     }
     return {which: compiled(functions[which], params, latents, inputs) for which in passes}
+
+
+def attention_to_pixels(
+    implementation: str, batch: int, dtype: str, grid: bool, num_queries: int = 512, side: int = 224
+) -> dict[str, Program]:
+    """Builds the attention of queries to the normalised pixels of images, without what is around.
+
+    Args:
+      implementation: An implementation of attention.
+      batch: Number of images.
+      dtype: Dtype of queries and pixels.
+      grid: Whether the program takes a grid or its array.
+      num_queries: Queries of each image.
+      side: Height and width of the images.
+
+    Returns:
+      The output, pass 'forward', and the gradient of the queries, pass 'gradient'.
+    """
+    import jax
+
+    from perceiver_jax import attend
+    from perceiver_jax.grid_attention import attend_to_grid
+    from perceiver_jax.layers import normalise
+
+    elements = pixels(batch, side, dtype, grid)
+    query = random_array(batch, num_queries, elements.shape[-1]).astype(dtype)
+    scale = elements.shape[-1] ** -0.5
+    how = {} if grid and implementation == 'auto' else {'implementation': implementation}
+
+    def forward(query, elements):
+        if grid:
+            return attend_to_grid(query, elements, None, scale=scale, **how)
+        query, key = query[:, :, None], elements[:, :, None]
+        return attend(query, key, None, scale=scale, prepare_key=normalise, **how)[:, :, 0]
+
+    def gradient(query, elements):
+        output, transpose = jax.vjp(lambda query: forward(query, elements), query)
+        return transpose(output)[0]  # a gradient that no compiler knows
+
+    functions = {'forward': forward, 'gradient': gradient}
+    return {which: compiled(f, query, elements) for which, f in functions.items()}
 
 
 def imagenet_model(variant: str, implementation: str, changes=None):

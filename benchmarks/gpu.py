@@ -1,8 +1,11 @@
-"""Training and flow on a GPU in bfloat16: images a second, and the share of the matmul peak.
+"""On a GPU: attention to pixels; training and flow in bfloat16, as a share of the matmul peak.
 
-Operations are those of `--mode=describe`, three times for a training step: what is folded away or
-computed again does not count.
+Operations are the forward FLOPs of `--mode=describe`, three times for a training step: what is
+folded away or computed again does not count.
 """
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
 from benchmarks import cases, peers
 from benchmarks.harness import Build, Program, Report, compare, compiled
@@ -28,7 +31,7 @@ def forward_flops(variant: str) -> int:
 
 
 def gpu(report: Report, batches=BATCHES, size: int = 8192) -> None:
-    """Measures training `perceiver`, `io_fourier` and `io_conv`, then flow.
+    """Measures attention to pixels, training `perceiver`, `io_fourier`, `io_conv`, then flow.
 
     One implementation runs at a time.
 
@@ -40,8 +43,11 @@ def gpu(report: Report, batches=BATCHES, size: int = 8192) -> None:
     product = {'ours': (matmul, dict(size=size))}
     compare(report.name, f'matmul {size}', product, repeats=5, report=report)
     peak = report.rows[-1]['flops_per_second']
+    attention(report)
     for variant in ('perceiver', 'io_fourier', 'io_conv'):
-        flops = 3 * forward_flops(variant)
+        # In a process of its own: one that has traced holds a part of the GPU's memory.
+        with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+            flops = 3 * pool.submit(forward_flops, variant).result()
         how = dict(variant=variant, size=224)
         chosen: dict[str, tuple[Build, dict]] = {
             'ours': (cases.training_step, {**how, 'implementation': 'auto', **narrow()}),
@@ -76,6 +82,30 @@ def gpu(report: Report, batches=BATCHES, size: int = 8192) -> None:
     flow |= peers.implementations(peers.flow_forward, dtype='bfloat16')
     for name, (build, arguments) in flow.items():
         _fits(report, 'flow 368x496', name, build, arguments)
+
+
+def attention(report: Report, batches=(8, 64), **sizes: int) -> None:
+    """Measures the attention of 512 queries to the pixels of images of 224x224.
+
+    Args:
+      report: What the rows are added to.
+      batches: Numbers of images.
+      **sizes: Other sizes, see `cases.attention_to_pixels`.
+    """
+    from perceiver_jax.dot_product_attention import IMPLEMENTATIONS
+
+    chosen = {
+        'ours': dict(implementation='auto', grid=True),
+        'ours, array': dict(implementation='auto', grid=False),
+    }
+    if 'pallas' in IMPLEMENTATIONS:
+        chosen['pallas'] = dict(implementation='pallas', grid=True)
+    for batch in batches:
+        for dtype in ('bfloat16', 'float32'):
+            for name, how in chosen.items():
+                arguments = {**how, 'batch': batch, 'dtype': dtype, **sizes}
+                case = f'attention, {batch}, {dtype}'
+                _fits(report, case, name, cases.attention_to_pixels, arguments)
 
 
 def narrow(**changes) -> dict:

@@ -11,7 +11,7 @@ from experiments.table import ROOT, updated_readme
 
 MARKS = '<!-- speed:begin -->', '<!-- speed:end -->'
 DEVICE = 'cpu-x2'
-COLUMNS = ('ours', 'plain', 'reference', 'transformers', 'transformers, compiled')
+COLUMNS = ('ours', 'ours, array', 'plain', 'reference', 'transformers', 'transformers, compiled')
 ROWS = {  # name of the row in README -> benchmark, case, pass
     'Cross-attend, 512 x 50,176 x 261': ('cross_attend', '512 x 50,176 x 261', 'forward'),
     '... gradient of its weights and latents': ('cross_attend', '512 x 50,176 x 261', 'gradient'),
@@ -27,6 +27,11 @@ ROWS = {  # name of the row in README -> benchmark, case, pass
     'Optical flow, a pair of 368x496': ('flow_forward', '368x496', 'forward'),
     'Training step, 16 images of 32x32': ('training_step', '32x32', 'training step'),
     'Training step, 16 images of 64x64': ('training_step', '64x64', 'training step'),
+    'Training step of `perceiver`, an image of 224x224': (
+        'training_step',
+        'perceiver, 224x224',
+        'training step',
+    ),
 }
 
 

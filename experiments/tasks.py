@@ -95,7 +95,7 @@ class Task(Protocol):
         """
 
     def describe(self) -> dict[str, Any]:
-        """`inputs`, `latents`, `parameters`, `forward_flops`, and `paper`'s figures."""
+        """What `experiments.training.describe.describe_model` says, and `paper`'s figures."""
 
 
 def make_task(config: ml_collections.ConfigDict) -> Task:

@@ -52,27 +52,57 @@ def test_the_reference_statement_estimates_flow_as_we_do():
     np.testing.assert_allclose(output, expected, rtol=1e-3, atol=1e-5)
 
 
+CROSS_ATTENDS = {
+    'ours': dict(implementation='auto', grid=True),
+    'reference': dict(implementation='reference', grid=False),
+}
+
+
+def test_the_reference_statement_attends_to_pixels_as_we_do_to_their_grid():
+    which = 'gradient, inputs too'
+    (params, latents, grid), expected = (
+        cases.cross_attend(**how, side=3, passes=[which])[which].run()
+        for how in CROSS_ATTENDS.values()
+    )
+    output = params, latents, grid.contents.reshape(1, 9, 3)
+    expected = *expected[:2], expected[2][..., :3]
+    for ours, theirs in zip(jax.tree.leaves(output), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_attention_to_pixels_is_that_to_their_array():
+    sizes = dict(batch=2, dtype='float32', num_queries=5, side=3)
+    ours, of_array = (
+        cases.attention_to_pixels('auto', grid=grid, **sizes) for grid in (True, False)
+    )
+    for which in ('forward', 'gradient'):
+        output = ours[which].run()
+        assert output.shape == (2, 5, 261) and np.std(output) > 0
+        np.testing.assert_allclose(output, of_array[which].run(), rtol=1e-3, atol=1e-5)
+
+
 def test_a_comparison_becomes_a_table_and_a_file(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(harness, 'RESULTS', tmp_path)
     report = harness.Report('example', 'cpu x2')
     chosen = {
-        name: (cases.cross_attend, dict(implementation=name, num_inputs=8, passes=['forward']))
-        for name in ('auto', 'reference')
+        name: (cases.cross_attend, {**how, 'side': 3, 'passes': ['forward']})
+        for name, how in CROSS_ATTENDS.items()
     }
-    harness.compare(report.name, '512 x 8', chosen, repeats=2, report=report, with_compilation=True)
+    harness.compare(report.name, '512 x 9', chosen, repeats=2, report=report, with_compilation=True)
     path = report.write()
     assert path.name == 'cpu-x2_example.json'
     written = json.loads(path.read_text())
     assert written['device'] == 'cpu x2' and 'jax' in written['versions']
     rows = [(row['case'], row['pass'], row['implementation']) for row in written['rows']]
-    assert rows == [('512 x 8', which, name) for which in ('compile', 'forward') for name in chosen]
+    assert rows == [('512 x 9', which, name) for which in ('compile', 'forward') for name in chosen]
     assert all(row['seconds'] > 0 for row in written['rows'])
     assert written['rows'][-1]['peak_bytes'] > 0
-    assert '512 x 8' in capsys.readouterr().out
+    assert '512 x 9' in capsys.readouterr().out
 
 
 def test_a_case_that_cannot_be_built_is_named():
-    chosen = {'ours': (cases.cross_attend, dict(implementation='odd', num_inputs=8, passes=[]))}
+    arguments = dict(implementation='odd', side=3, grid=False, passes=[])
+    chosen = {'ours': (cases.cross_attend, arguments)}
     with pytest.raises(RuntimeError, match=r"example, 8, ours: .*not 'odd'"):
         report = harness.Report('example', 'cpu x2')
         harness.compare('example', '8', chosen, repeats=1, report=report)

@@ -313,8 +313,7 @@ class AudioSet:
         return video[np.linspace(0, len(video) - 1, NUM_FRAMES_DRAWN).astype(int)]
 
     def describe(self) -> dict[str, Any]:
-        # As the papers count: every projection of every input element.
-        forward = functools.partial(self._forward, is_training=False, implementation='plain')
+        forward = functools.partial(self._forward, is_training=False)
         sizes = describe_model(forward, self._window(batch=1))
         return {**sizes, 'paper': self.config.paper.to_dict()}
 

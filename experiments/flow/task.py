@@ -230,8 +230,7 @@ class OpticalFlow:
 
     def describe(self) -> dict[str, Any]:
         frames = jax.ShapeDtypeStruct((1, 2, *self.tile, 3), jnp.float32)
-        # As the papers count: every projection of every input element.
-        forward = functools.partial(self._forward, is_training=False, implementation='plain')
+        forward = functools.partial(self._forward, is_training=False)
         return {**describe_model(forward, frames), 'paper': self.config.paper.to_dict()}
 
 

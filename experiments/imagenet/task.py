@@ -231,7 +231,6 @@ class ImageNet:
 
     def describe(self) -> dict[str, Any]:
         image = jax.ShapeDtypeStruct(self.image_shape, jnp.float32)
-        # As the papers count: every projection of every input element.
-        forward = functools.partial(self._forward, is_training=False, implementation='plain')
+        forward = functools.partial(self._forward, is_training=False)
         sizes = describe_model(forward, image)
         return {**sizes, 'paper': self.config.paper.to_dict()}

@@ -191,6 +191,5 @@ class ModelNet40:
 
     def describe(self) -> dict[str, Any]:
         points = jax.ShapeDtypeStruct(self.points_shape, jnp.float32)
-        # As the papers count: every projection of every input element.
-        forward = functools.partial(self._forward, is_training=False, implementation='plain')
+        forward = functools.partial(self._forward, is_training=False)
         return {**describe_model(forward, points), 'paper': self.config.paper.to_dict()}

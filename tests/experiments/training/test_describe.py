@@ -86,6 +86,13 @@ TABLES = (
 EXPECTED = {
     (configs, variant): sizes for configs, variants in TABLES for variant, sizes in variants.items()
 }
+# FLOPs of the matrix products that are computed, for some of them.
+COMPUTED = {
+    (imagenet, 'perceiver'): 388_100_358_144,
+    (imagenet, 'io_fourier'): 364_209_113_088,
+    (imagenet, 'demo'): 9_294_848,
+    (flow, 'main'): 834_467_160_064,
+}
 # Where the paper's figure is not the model's, and what it is instead; see README.
 KNOWN_DIFFERENCES = {
     ('perceiver,cross_attends=1,placement=start', 'parameters'): 'without the last layer',
@@ -107,11 +114,29 @@ def test_size_and_cost(configs, variant):
     assert description['inputs'] == inputs
     assert description['parameters'] == parameters
     assert description['forward_flops'] == flops
+    computed = description['computed_flops']
+    assert computed == COMPUTED.get((configs, variant), computed) <= flops
     for key, ours in (('parameters', parameters), ('flops', flops)):
         papers = config.paper[key]
         if papers is not None:
             agrees = ours == pytest.approx(papers, rel=0.007)
             assert agrees != ((variant, key) in KNOWN_DIFFERENCES)
+
+
+def test_what_another_cross_attend_to_a_grid_computes():
+    one, two = (
+        make_task(imagenet.get_config(f'perceiver,cross_attends={count}')).describe()
+        for count in (1, 2)
+    )
+    latents, channels, inputs = 512, 1024, 3 + 2 * 129
+    products = (
+        2 * latents * channels * inputs  # projections of queries and output
+        + 2 * latents * inputs**2  # those of keys and values, folded into the short side
+        + 2 * latents * channels**2  # the MLP
+        + 4 * latents * 224 * 129  # scores with rows and columns of pixels, and back
+        + latents * 224**2 * ((3 + 1) + (3 + 2))  # with contents and mean, and back with the total
+    )
+    assert two['computed_flops'] - one['computed_flops'] == 2 * products
 
 
 def test_every_row_of_the_papers_tables_is_built():
@@ -137,7 +162,7 @@ def test_every_row_of_the_flow_table_is_built():
     assert rows == [*flow.EPE.values()]
 
 
-def test_flops_of_products_convolutions_and_loops():
+def test_flops_of_products_convolutions_loops_and_branches():
     x, w = jnp.ones((2, 3, 5)), jnp.ones((5, 7))
     assert count_flops(lambda x: x @ w, x) == 2 * 2 * 3 * 5 * 7
     image, kernel = jnp.ones((1, 6, 6, 3)), jnp.ones((2, 2, 3, 11))
@@ -155,6 +180,16 @@ def test_flops_of_products_convolutions_and_loops():
 
     assert count_flops(repeat, jnp.ones((3, 3))) == 4 * 2 * 3**3
 
+    def iterate(x):
+        return jax.lax.fori_loop(0, 5, lambda i, x: x @ x, x)
+
+    assert count_flops(iterate, jnp.ones((3, 3))) == 5 * 2 * 3**3
+
+    def choose(x):
+        return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x @ x @ x, x)
+
+    assert count_flops(choose, jnp.ones((3, 3))) == 2 * 2 * 3**3
+
 
 def test_the_table_sets_the_sizes_beside_the_papers():
     table = describe_table(
@@ -163,6 +198,7 @@ def test_the_table_sets_the_sizes_beside_the_papers():
             'latents': [512, 1024],
             'parameters': 44_912_254,
             'forward_flops': 706_279_096_320,
+            'computed_flops': 388_100_358_144,
             'paper': {
                 'source': 'Table 1',
                 'metric': 'top1',
@@ -178,16 +214,19 @@ def test_the_table_sets_the_sizes_beside_the_papers():
         ['latents', '(N', 'x', 'D)', '512', 'x', '1,024'],
         ['parameters', '44.9M', '44.9M'],
         ['forward', 'FLOPs', '706.3B'],
+        ['computed', 'FLOPs', '388.1B'],
         ['top1', '0.780'],
     ]
 
 
 def test_a_model_without_an_encoder_is_described_without_its_sizes():
-    def forward(x):
+    def forward(x, implementation):
         return hk.Linear(7)(x)
 
     sizes = describe_model(forward, jax.ShapeDtypeStruct((1, 5), jnp.float32))
-    assert sizes == {'parameters': 5 * 7 + 7, 'forward_flops': 2 * 5 * 7}
+    flops = 2 * 5 * 7
+    assert sizes == {'parameters': 5 * 7 + 7, 'forward_flops': flops, 'computed_flops': flops}
     paper = dict(source='', metric='top1', value=None, parameters=None, flops=None)
     lines = describe_table({**sizes, 'paper': paper}).splitlines()
-    assert [line.split()[0] for line in lines] == ['here', 'parameters', 'forward', 'top1']
+    names = ['here', 'parameters', 'forward', 'computed', 'top1']
+    assert [line.split()[0] for line in lines] == names

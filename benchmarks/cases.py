@@ -81,7 +81,7 @@ def attention_to_pixels(
     """Builds the attention of queries to the normalised pixels of images, without what is around.
 
     Args:
-      implementation: An implementation of attention.
+      implementation: An implementation of `attend`; of grids 'auto' or 'pallas'.
       batch: Number of images.
       dtype: Dtype of queries and pixels.
       grid: Whether the program takes a grid or its array.
@@ -94,19 +94,20 @@ def attention_to_pixels(
     import jax
 
     from perceiver_jax import attend
-    from perceiver_jax.grid_attention import attend_to_grid
+    from perceiver_jax.grid_keys import attend_to_grid
     from perceiver_jax.layers import normalise
 
     elements = pixels(batch, side, dtype, grid)
     query = random_array(batch, num_queries, elements.shape[-1]).astype(dtype)
     scale = elements.shape[-1] ** -0.5
-    how = {} if grid and implementation == 'auto' else {'implementation': implementation}
+    kernel = 'compiled' if implementation == 'pallas' else None
+    how = dict(scale=scale, prepare_key=normalise, implementation=implementation)
 
     def forward(query, elements):
         if grid:
-            return attend_to_grid(query, elements, None, scale=scale, **how)
+            return attend_to_grid(query, elements, None, scale=scale, kernel=kernel)
         query, key = query[:, :, None], elements[:, :, None]
-        return attend(query, key, None, scale=scale, prepare_key=normalise, **how)[:, :, 0]
+        return attend(query, key, None, **how)[:, :, 0]
 
     def gradient(query, elements):
         output, transpose = jax.vjp(lambda query: forward(query, elements), query)
@@ -137,8 +138,8 @@ def imagenet_model(variant: str, implementation: str, changes=None):
         model[name] = {**model[name], **fields} if isinstance(fields, dict) else fields
     if implementation == 'unrolled':
         model['encoder']['scan'] = False
-    if implementation == 'plain':
-        model.update(implementation='plain')
+    if implementation in ('plain', 'pallas'):
+        model.update(implementation=implementation)
     transformed = hk.transform_with_state(
         lambda images, is_training: image_classifier(images, is_training=is_training, **model)
     )

@@ -55,6 +55,7 @@ def gpu(report: Report, batches=BATCHES, size: int = 8192) -> None:
                 cases.training_step,
                 {**how, 'implementation': 'auto', **narrow(encoder=dict(remat_blocks=True))},
             ),
+            'ours, pallas': (cases.training_step, {**how, 'implementation': 'pallas', **narrow()}),
             'plain': (cases.training_step, {**how, 'implementation': 'plain', **narrow()}),
         }
         if variant != 'io_conv':  # the reference statement has no convolution
@@ -92,14 +93,11 @@ def attention(report: Report, batches=(8, 64), **sizes: int) -> None:
       batches: Numbers of images.
       **sizes: Other sizes, see `cases.attention_to_pixels`.
     """
-    from perceiver_jax.dot_product_attention import IMPLEMENTATIONS
-
     chosen = {
         'ours': dict(implementation='auto', grid=True),
         'ours, array': dict(implementation='auto', grid=False),
+        'ours, pallas': dict(implementation='pallas', grid=True),
     }
-    if 'pallas' in IMPLEMENTATIONS:
-        chosen['pallas'] = dict(implementation='pallas', grid=True)
     for batch in batches:
         for dtype in ('bfloat16', 'float32'):
             for name, how in chosen.items():

@@ -48,8 +48,8 @@ class Attention(Module):
       v_channels: Channels of values, all heads together.
       output_channels: Channels of the result.
       dropout_rate: Dropout of the result, in training, before a residual is added.
-      implementation: Implementation of `attend`: 'auto', 'chunked', 'fused', 'pallas', or 'plain', which
-        moves no projection either; forward-mode differentiation needs 'plain'.
+      implementation: Implementation of `attend`: 'auto', 'chunked', 'fused', 'pallas', or 'plain',
+        which moves no projection either; forward-mode differentiation needs 'plain'.
       name: Name of the module.
     """
 

@@ -65,8 +65,8 @@ def image_classifier(
       encoder: Fields of `Encoder`.
       decoder: Fields of `ClassQueryDecoder` (Perceiver IO); None averages the latents (ICML).
       dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
-      implementation: Implementation of `attend`, everywhere: 'auto', 'chunked', 'fused', or
-        'plain', the readable definition, which forward-mode differentiation needs.
+      implementation: Implementation of `attend`, everywhere: 'auto', 'chunked', 'fused',
+        'pallas', or 'plain', the readable definition, which forward-mode differentiation needs.
       batch_norm_axis: Name of the axis mapped by `jax.pmap` that batch statistics are averaged
         across; None: only over the batch at hand.
 
@@ -118,8 +118,8 @@ def point_classifier(
       decoder: Fields of `ClassQueryDecoder` (Perceiver IO); None averages the latents (ICML).
       dtype: Precision of the computation, 'float32' or 'bfloat16'; positions and parameters are
         float32.
-      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused', 'pallas';
-        forward-mode differentiation needs 'plain'.
+      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused',
+        'pallas'; forward-mode differentiation needs 'plain'.
 
     Returns:
       Logits `[B, num_classes]` float32.
@@ -196,8 +196,8 @@ def optical_flow(
       output_divisor: What the network's output is divided by.
       flow_scale: Pixels of one unit of the divided output; 20: training targets are flow / 20.
       dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
-      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused', 'pallas';
-        forward-mode differentiation needs 'plain'.
+      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused',
+        'pallas'; forward-mode differentiation needs 'plain'.
       batch_norm_axis: Name of the axis mapped by `jax.pmap` that batch statistics are averaged
         across; None: only over the batch at hand.
 
@@ -274,8 +274,8 @@ def masked_language_model(
       encoder: Fields of `Encoder`.
       decoder: Fields of `QueryDecoder`.
       dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
-      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused', 'pallas';
-        forward-mode differentiation needs 'plain'.
+      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused',
+        'pallas'; forward-mode differentiation needs 'plain'.
 
     Returns:
       Logits `[B, M, vocabulary]` float32.
@@ -354,8 +354,8 @@ def video_autoencoder(
         reconstruct, as in training; None or a name that is left out: everything.
       chunk_size: Output queries decoded at a time; None: all at once.
       dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
-      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused', 'pallas';
-        forward-mode differentiation needs 'plain'.
+      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused',
+        'pallas'; forward-mode differentiation needs 'plain'.
 
     Returns:
       `video` `[B, frames, height, width, 3]` and `audio` `[B, samples, 1]`, or `[B, O, 3]` and
@@ -477,8 +477,8 @@ def audio_visual_classifier(
       encoder: Fields of `Encoder`.
       decoder: Fields of `ClassQueryDecoder` (Perceiver IO); None averages the latents (ICML).
       dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
-      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused', 'pallas';
-        forward-mode differentiation needs 'plain'.
+      implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused',
+        'pallas'; forward-mode differentiation needs 'plain'.
 
     Returns:
       Logits `[B, num_classes]` float32; where a clip can have several labels, as on AudioSet, they

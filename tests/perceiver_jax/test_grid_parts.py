@@ -155,6 +155,21 @@ def test_in_bfloat16_sums_are_float32():
     np.testing.assert_allclose(output.astype(jnp.float32), expected, rtol=8e-3, atol=5e-4)
 
 
+def test_the_kernel_gives_what_chunks_give():
+    contents, query = random(B, 4, 9, 3), random(B, T, CHANNELS, seed=1)
+    mask = np.random.default_rng(2).random((B, 1, 36)) < 0.5
+
+    def attend(query, contents, kernel):
+        return attend_to_grid(query, grid_of(contents), mask, scale=SCALE, rows=2, kernel=kernel)
+
+    expected = outputs_and_gradients(jax.jit(lambda *x: attend(*x, None)), query, contents)
+    for kernel in ('interpreted', 'compiled'):  # compiled for a CPU, there is no kernel
+        function = jax.jit(functools.partial(attend, kernel=kernel))
+        assert_close(outputs_and_gradients(function, query, contents), expected, 1e-4)
+    program = jax.make_jaxpr(lambda *x: attend(*x, 'compiled'))(query, contents)
+    assert 'pallas_call' in str(program)
+
+
 def test_under_vmap_scan_and_remat():
     contents, query = random(3, B, 4, 5, 3), random(3, B, T, CHANNELS, seed=1)
 

@@ -16,6 +16,7 @@ from perceiver_jax.grid_parts import (
     Elements,
     Gathered,
     Scores,
+    add_rows,
     elements_of,
     features,
     flattened,
@@ -275,7 +276,7 @@ def _gather(weights: Array, some: Elements, *more: Array) -> tuple[Scores, Array
     """Sums of `[B, T, rows, W]` by the contents and the mean of the elements, and by more."""
     sums = jnp.einsum('bts,bsk->btk', flattened(weights, 2), features(some, *more))
     channels = some.contents.shape[-1] + 1
-    parts = Scores(sums[..., :channels], weights.sum(3), weights.sum(2))
+    parts = Scores(sums[..., :channels], weights.sum(3), add_rows(weights, 2))
     return parts, sums[..., channels:]
 
 

@@ -10,6 +10,7 @@ from jax import Array
 from perceiver_jax.chunks import for_each_chunk, only_reverse_mode, put, take
 from perceiver_jax.grid_parts import (
     Elements,
+    add_rows,
     elements_of,
     features,
     flattened,
@@ -145,7 +146,7 @@ def _backward_from(size: int, saved: _SavedFrom, gradient: Array) -> tuple[_Keys
         of_keys = _Keys(
             of_keys.contents + jnp.einsum('bms,bmk->bks', flat, features(some)),
             put(of_keys.rows, of_scores.sum(2), start, axis=1),
-            of_keys.columns + sum(of_scores[:, i] for i in range(size)),
+            of_keys.columns + add_rows(of_scores, 1),
             of_keys.bias + of_logits.sum((1, 2)),
             of_keys.value + of_value,
         )

@@ -148,7 +148,7 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
             remat_blocks=False,
         ),
         dtype='float32',  # of the computation; or 'bfloat16'
-        implementation='auto',  # of attention; or 'plain', 'chunked'
+        implementation='auto',  # of attention; or 'plain', 'chunked', 'pallas' on NVIDIA's GPUs
     )
     config.train = dict(
         batch_size=1024,  # our choice for the ICML model; IO's recipe

@@ -9,6 +9,7 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from perceiver_jax.dot_product_attention import IMPLEMENTATIONS
 from perceiver_jax.errors import Refused
 
 MAX_STEPS = 2**31 - 1  # steps are int32
@@ -205,7 +206,7 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'loss.epsilon': above(0, 1e6),
     'model.num_classes': whole(0, 2**20),  # 0: as many as the data has
     'model.dtype': choice('float32', 'bfloat16'),
-    'model.implementation': choice('auto', 'plain', 'chunked', 'fused'),
+    'model.implementation': choice(*IMPLEMENTATIONS),
     'model.output_divisor': above(0),
     'model.flow_scale': above(0),
     'model.inputs.contents': choice('pixels', 'conv1x1', 'conv7x7', 'patches'),

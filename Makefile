@@ -27,7 +27,7 @@ table: .venv/installed ## write results/*.json and benchmarks/results/*.json int
 	@.venv/bin/python -m experiments.table
 	@.venv/bin/python -m benchmarks.table
 
-bench: .venv/installed ## measure speed and memory on the CPU, beside plain code: ten minutes
+bench: .venv/installed ## measure speed and memory on the CPU, beside plain code: a quarter of an hour
 	@.venv/bin/python -m benchmarks
 
 bench-gpu: .venv/installed ## the same on a GPU, where jax sees one

@@ -66,8 +66,8 @@ def attend_to_grid(
     Args:
       query: `[B, T, channels]`.
       grid: The elements, all rows of them and without common channels.
-      mask: Boolean or 0/1 `[B, 1, M]`, or 1 in place of B, in the order of `grid.array()`; true
-        where all queries attend to an element; None: everywhere.
+      mask: Boolean or 0/1 `[B, 1, M]`, or 1 in place of B or M, in the order of `grid.array()`;
+        true where all queries attend to an element; None: everywhere.
       scale: Factor of the dot products.
       rows: Rows of the grid in a chunk; None: such that its logits fill a tile.
       kernel: 'compiled' uses `perceiver_jax.grid_kernel` on NVIDIA's GPUs, but not where examples
@@ -77,7 +77,7 @@ def attend_to_grid(
       `[B, T, channels]` in the dtype of the contents; zeros where nothing is attended to.
     """
     if mask is not None:
-        mask = mask.astype(bool)[:, 0]
+        mask = jnp.broadcast_to(mask.astype(bool)[:, 0], (len(mask), grid.shape[1]))
         if grid.permutation_seed is not None:
             mask = mask[:, np.argsort(permutation(grid.permutation_seed, mask.shape[1]))]
     query, contents, mask = laid_out_alike(query, grid.contents, mask)

@@ -289,6 +289,16 @@ def test_shuffled_queries_stay_in_their_order():
     np.testing.assert_allclose(shuffled, output[:, permutation(7, 42)], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize('fields', [{}, dict(permutation_seed=7)])
+def test_a_mask_may_be_one_for_all_elements(fields):
+    grid, query = grid_of(random(B, 4, 5, 3), **fields), random(B, T, CHANNELS, seed=1)
+    output = attend_to_grid(query, grid, None, scale=SCALE)
+    mask = np.array([True, False])[:, None, None]  # of the first example all, of the other none
+    some = attend_to_grid(query, grid, mask, scale=SCALE)
+    np.testing.assert_allclose(some[0], output[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(some[1], 0 * output[1])
+
+
 def test_what_masked_elements_hold_reaches_nothing():
     contents, query = random(B, 4, 5, 3), random(B, T, CHANNELS, seed=1)
     mask = np.random.default_rng(2).random((B, 1, 20)) < 0.5

@@ -209,9 +209,13 @@ def _add_up(leading: list[Array], rows: Array | None) -> Array:
     """Adds up values along the leading axes of a grid, `[..., n]` each, to those of its rows."""
     if rows is not None:
         sizes = [x.shape[-1] for x in leading]
-        indices = jnp.unravel_index(rows, sizes)
-        leading = [x[..., i] for x, i in zip(leading, indices, strict=True)]
-        return functools.reduce(jnp.add, leading)
+        # Products, since the gradient of indices is nothing that explicit meshes take.
+        chosen = [
+            jax.nn.one_hot(i, size, dtype=leading[0].dtype)
+            for i, size in zip(jnp.unravel_index(rows, sizes), sizes, strict=True)
+        ]
+        exact = functools.partial(jnp.einsum, '...n,rn->...r', precision=jax.lax.Precision.HIGHEST)
+        return functools.reduce(jnp.add, map(exact, leading, chosen))
     total, *more = leading
     for x in more:
         both = total[..., :, None] + x[..., None, :]

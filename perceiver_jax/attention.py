@@ -103,19 +103,9 @@ class Attention(Module):
         if not (self._knows_grids(norm_kv) and can_be_keys(inputs_kv, mask)):
             inputs_kv = written_out(inputs_kv)
         fold = self._fold(inputs_q, inputs_kv)
-        if fold != 'queries':
-            inputs_q = written_out(inputs_q)
-            if norm_q is not None:
-                inputs_q = norm_q(inputs_q)
-        if fold != 'keys':  # or else `attend` meets the inputs themselves
-            inputs_kv = written_out(inputs_kv)
-            if mask is not None:  # as in `without_unused_keys`: also the projections' gradients
-                inputs_kv = jnp.where(mask.astype(bool).any(1)[..., None], inputs_kv, 0)
-            if norm_kv is not None:
-                inputs_kv = norm_kv(inputs_kv)
-        if fold == 'keys':
+        if fold == 'keys':  # `attend` meets the inputs themselves, and normalises them
             average = folding.attend_with_folded_keys(
-                written_out(inputs_q),
+                _normalised(inputs_q, norm_q),
                 inputs_kv,
                 mask,
                 norm_kv=norm_kv,
@@ -124,11 +114,15 @@ class Attention(Module):
                 value=value,
                 attend=self._attend_with_one_head,
             )
-            result = output(average)
-        elif fold == 'queries':
+            return dropout(output(average), self.dropout_rate, is_training)
+        inputs_kv = written_out(inputs_kv)
+        if mask is not None:  # as in `without_unused_keys`: also the projections' gradients
+            inputs_kv = jnp.where(mask.astype(bool).any(1)[..., None], inputs_kv, 0)
+        inputs_kv = _normalised(inputs_kv, norm_kv)
+        if fold == 'queries':
             result = folding.attend_with_folded_queries(
                 inputs_q,
-                written_out(inputs_kv),
+                inputs_kv,
                 mask,
                 norm_q=norm_q,
                 query=query,
@@ -139,9 +133,9 @@ class Attention(Module):
             )
         else:
             average = self._attend(
-                self._split_heads(query(written_out(inputs_q))),
-                self._split_heads(key(written_out(inputs_kv))),
-                self._split_heads(value(written_out(inputs_kv))),
+                self._split_heads(query(_normalised(inputs_q, norm_q))),
+                self._split_heads(key(inputs_kv)),
+                self._split_heads(value(inputs_kv)),
                 mask,
             )
             result = output(average.reshape(*average.shape[:2], self.v_channels))
@@ -206,6 +200,11 @@ class Attention(Module):
             key_bias=bias,
             **prepare,
         )[:, :, 0]
+
+
+def _normalised(inputs: Array | FourierGrid, norm: LayerNorm | None) -> Array:
+    array = written_out(inputs)
+    return array if norm is None else norm(array)
 
 
 @dataclasses.dataclass

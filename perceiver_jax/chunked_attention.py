@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from perceiver_jax.chunks import MASKED_LOGIT, for_each_chunk, put, take, tile_elements
+from perceiver_jax.chunks import MASKED_LOGIT, for_each_chunk, put, take, tile_elements, wide_einsum
 from perceiver_jax.sharding import zeros_like_rows
 
 SMALLEST_CHUNK = 128  # rows or keys: below, products lose their speed
@@ -160,7 +160,7 @@ def masked_logits(
     Returns:
       `[B, H, T, S]` float32.
     """
-    logits = _product('bhtf,bhsf->bhts', query, key) * scale
+    logits = wide_einsum('bhtf,bhsf->bhts', query, key) * scale
     if bias is not None:
         logits += bias
     return logits if mask is None else jnp.where(mask, logits, MASKED_LOGIT)
@@ -238,7 +238,7 @@ def _see(operands: Operands, how: How) -> _Seen:
     weights = jnp.exp(logits - maximum)
     if operands.mask is not None:
         weights = jnp.where(operands.mask, weights, 0)
-    average = _product('bhts,bhsv->bhtv', weights.astype(values.dtype), values)
+    average = wide_einsum('bhts,bhsv->bhtv', weights.astype(values.dtype), values)
     return _Seen(average, maximum, weights.sum(-1, keepdims=True))
 
 
@@ -323,12 +323,12 @@ def _gradients(operands: Operands, of_rows: _OfRows, how: How) -> Operands:
     if operands.mask is not None:
         weights = jnp.where(operands.mask, weights, 0)
     gradient = of_rows.gradient
-    of_weights = _product('bhtv,bhsv->bhts', gradient, values)
+    of_weights = wide_einsum('bhtv,bhsv->bhts', gradient, values)
     of_logits = weights * (of_weights - of_rows.correction)
     of_products = (of_logits * how.scale).astype(query.dtype)
-    of_values = _product('bhts,bhtv->bhsv', weights.astype(gradient.dtype), gradient)
-    of_query = _product('bhts,bhsf->bhtf', of_products, key)
-    of_key = _product('bhts,bhtf->bhsf', of_products, query)
+    of_values = wide_einsum('bhts,bhtv->bhsv', weights.astype(gradient.dtype), gradient)
+    of_query = wide_einsum('bhts,bhsf->bhtf', of_products, key)
+    of_key = wide_einsum('bhts,bhtf->bhsf', of_products, query)
     if operands.value is None:
         of_key += of_values
     return Operands(
@@ -364,10 +364,6 @@ def _some_keys(operands: Operands, start, size) -> Operands:
         bias=take(operands.bias, start, size, 3),
         mask=take(operands.mask, start, size, 3),
     )
-
-
-def _product(axes: str, x: Array, y: Array) -> Array:
-    return jnp.einsum(axes, x, y, preferred_element_type=jnp.float32)
 
 
 def _sum(x: Array | None, y: Array | None) -> Array | None:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from perceiver_jax.errors import Refused
 from perceiver_jax.sharding import in_mesh_of
@@ -100,3 +101,15 @@ def put(whole: Any, part: Any, start: Any, axis: int = 2) -> Any:
     if part.shape == whole.shape:
         return part
     return jax.lax.dynamic_update_slice_in_dim(whole, part, start, axis)
+
+
+def wide_einsum(axes: str, x: Array, y: Array) -> Array:
+    """Multiplies two arrays of any precision and adds up in float32 at least.
+
+    Args:
+      axes: As of `jnp.einsum`.
+      x: Any array.
+      y: Any array.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.einsum(axes, x, y, preferred_element_type=wide)

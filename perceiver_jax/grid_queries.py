@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from perceiver_jax.chunks import for_each_chunk, only_reverse_mode, put, take
+from perceiver_jax.chunks import for_each_chunk, only_reverse_mode, put, take, wide_einsum
 from perceiver_jax.grid_parts import (
     Elements,
     add_rows,
@@ -108,7 +108,7 @@ def _forward_from(keys: _Keys, elements: Elements, size: int) -> tuple[Array, _S
         maximum = logits.max(-1, keepdims=True)
         weights = jnp.exp(logits - maximum)
         total = weights.sum(-1, keepdims=True)
-        sums = _product('bms,bsv->bmv', flattened(weights, 1).astype(value.dtype), value)
+        sums = wide_einsum('bms,bsv->bmv', flattened(weights, 1).astype(value.dtype), value)
         output = reshape_examples(sums, *logits.shape[1:3], value.shape[-1]) / total
         log_total = (maximum + jnp.log(total))[..., 0]
         return put(whole[0], output, start, axis=1), put(whole[1], log_total, start, axis=1)
@@ -135,11 +135,13 @@ def _backward_from(size: int, saved: _SavedFrom, gradient: Array) -> tuple[_Keys
         score = _score_from(keys, some, start)
         shift = keys.bias[:, None, None] - take(log_total, start, size, 1)[..., None]
         weights = jnp.exp(score * inverse + shift)
-        of_weights = reshape_examples(_product('bmv,bsv->bms', part, keys.value), *score.shape[1:])
+        of_weights = reshape_examples(
+            wide_einsum('bmv,bsv->bms', part, keys.value), *score.shape[1:]
+        )
         of_logits = weights * (of_weights - take(correction, start, size, 1)[..., None])
         of_scores = of_logits * inverse
         flat = flattened(of_scores, 1)
-        of_value = _product('bms,bmv->bsv', flattened(weights, 1).astype(part.dtype), part)
+        of_value = wide_einsum('bms,bmv->bsv', flattened(weights, 1).astype(part.dtype), part)
         of_features = reshape_examples(
             jnp.einsum('bms,bks->bmk', flat, keys.contents), *score.shape[1:3], -1
         )
@@ -178,8 +180,3 @@ def _score_from(keys: _Keys, some: Elements, start) -> Array:
     products = reshape_examples(products, *some.mean.shape[1:], products.shape[-1])
     rows = take(keys.rows, start, some.mean.shape[1], 1)
     return products + rows[:, :, None] + keys.columns[:, None]
-
-
-def _product(axes: str, x: Array, y: Array) -> Array:
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.einsum(axes, x, y, preferred_element_type=wide)

@@ -30,7 +30,16 @@ from perceiver_jax.grid_keys import attend_to_grid, can_be_keys
 from perceiver_jax.grid_parts import products
 from perceiver_jax.grid_queries import attend_from_grid, can_be_queries
 from perceiver_jax.grids import FourierGrid, written_out
-from perceiver_jax.layers import LECUN_NORMAL, LayerNorm, Linear, Mlp, check_floating, dropout
+from perceiver_jax.layers import (
+    LECUN_NORMAL,
+    LayerNorm,
+    Linear,
+    Mlp,
+    check_floating,
+    dropout,
+    normalisation,
+    project,
+)
 from perceiver_jax.recording import is_recorded, record
 
 
@@ -105,9 +114,10 @@ class Attention(Module):
         fold = self._fold(inputs_q, inputs_kv)
         if fold == 'keys':  # `attend` meets the inputs themselves, and normalises them
             average = folding.attend_with_folded_keys(
-                _normalised(inputs_q, norm_q),
+                written_out(inputs_q),
                 inputs_kv,
                 mask,
+                norm_q=norm_q,
                 norm_kv=norm_kv,
                 query=query,
                 key=key,
@@ -118,27 +128,31 @@ class Attention(Module):
         inputs_kv = written_out(inputs_kv)
         if mask is not None:  # as in `without_unused_keys`: also the projections' gradients
             inputs_kv = jnp.where(mask.astype(bool).any(1)[..., None], inputs_kv, 0)
-        inputs_kv = _normalised(inputs_kv, norm_kv)
         if fold == 'queries':
             result = folding.attend_with_folded_queries(
                 inputs_q,
                 inputs_kv,
                 mask,
                 norm_q=norm_q,
+                norm_kv=norm_kv,
                 query=query,
                 key=key,
                 value=value,
                 output=output,
                 attend=self._attend_with_one_head,
             )
+            return dropout(result, self.dropout_rate, is_training)
+        inputs_q = written_out(inputs_q)
+        first_q, first_kv = (
+            normalisation(norm, x.shape[-1]) for norm, x in ((norm_q, inputs_q), (norm_kv, inputs_kv))
+        )
+        if inputs_q is inputs_kv and norm_q is norm_kv:
+            queries, keys, values = project(inputs_q, first_q, query, key, value)
         else:
-            average = self._attend(
-                self._split_heads(query(_normalised(inputs_q, norm_q))),
-                self._split_heads(key(inputs_kv)),
-                self._split_heads(value(inputs_kv)),
-                mask,
-            )
-            result = output(average.reshape(*average.shape[:2], self.v_channels))
+            (queries,) = project(inputs_q, first_q, query)
+            keys, values = project(inputs_kv, first_kv, key, value)
+        average = self._attend(*map(self._split_heads, (queries, keys, values)), mask)
+        (result,) = project(average, self._join_heads, output)
         return dropout(result, self.dropout_rate, is_training)
 
     def _knows_grids(self, norm: LayerNorm | None) -> bool:
@@ -162,6 +176,9 @@ class Attention(Module):
 
     def _split_heads(self, x: Array) -> Array:
         return x.reshape(*x.shape[:-1], self.num_heads, x.shape[-1] // self.num_heads)
+
+    def _join_heads(self, x: Array) -> Array:
+        return x.reshape(*x.shape[:-2], self.v_channels)
 
     def _attend(
         self, query: Array, key: Array, value: Array | None, mask: Array | None, **how: Any
@@ -200,11 +217,6 @@ class Attention(Module):
             key_bias=bias,
             **prepare,
         )[:, :, 0]
-
-
-def _normalised(inputs: Array | FourierGrid, norm: LayerNorm | None) -> Array:
-    array = written_out(inputs)
-    return array if norm is None else norm(array)
 
 
 @dataclasses.dataclass
@@ -286,7 +298,7 @@ class CrossAttend(Module):
         if self.use_query_residual:
             x = written_out(queries) + x
         mlp = Mlp(self.widening_factor, dropout_rate=self.dropout_rate, name='mlp')
-        return x + mlp(LayerNorm(name='norm_mlp')(x), is_training=is_training)
+        return x + mlp(x, norm=LayerNorm(name='norm_mlp'), is_training=is_training)
 
 
 @dataclasses.dataclass
@@ -341,10 +353,10 @@ class SelfAttend(Module):
             implementation=self.implementation,
             name='attention',
         )
-        normal = LayerNorm(name='norm_attention')(x)
-        x = x + attention(normal, normal, is_training=is_training)
+        norm = LayerNorm(name='norm_attention')
+        x = x + attention(x, x, norm_q=norm, norm_kv=norm, is_training=is_training)
         mlp = Mlp(self.widening_factor, dropout_rate=self.dropout_rate, name='mlp')
-        return x + mlp(LayerNorm(name='norm_mlp')(x), is_training=is_training)
+        return x + mlp(x, norm=LayerNorm(name='norm_mlp'), is_training=is_training)
 
 
 def check_attend(

@@ -19,7 +19,15 @@ from jax import Array
 
 from perceiver_jax.chunked_attention import Prepare
 from perceiver_jax.grids import FourierGrid
-from perceiver_jax.layers import Affine, LayerNorm, Linear, normalise, product
+from perceiver_jax.layers import (
+    Affine,
+    LayerNorm,
+    Linear,
+    normalisation,
+    normalise,
+    product,
+    project,
+)
 
 
 class Attend(Protocol):
@@ -107,6 +115,7 @@ def attend_with_folded_keys(
     inputs_kv: Array | FourierGrid,
     mask: Array | None,
     *,
+    norm_q: LayerNorm | None,
     norm_kv: LayerNorm | None,
     query: Linear,
     key: Linear,
@@ -116,9 +125,10 @@ def attend_with_folded_keys(
     """Attends with the inputs themselves as keys and values, normalised chunk by chunk.
 
     Args:
-      inputs_q: `[B, T, Cq]`, what queries are made of, normalised.
+      inputs_q: `[B, T, Cq]`, what queries are made of.
       inputs_kv: `[B, S, Ckv]`, what keys and values are made of; a grid only with a normalisation.
       mask: Broadcastable to `[B, T, S]`; None: no mask.
+      norm_q: Normalisation of `inputs_q`; None: none.
       norm_kv: Normalisation of `inputs_kv`; None: they are normalised already, or not at all.
       query: Projection of the queries.
       key: Projection of the keys.
@@ -130,7 +140,7 @@ def attend_with_folded_keys(
     """
     channels = inputs_kv.shape[-1]
     affine = Affine.identity(channels) if norm_kv is None else norm_kv.affine(channels)
-    queries = query(inputs_q)
+    (queries,) = project(inputs_q, normalisation(norm_q, inputs_q.shape[-1]), query)
     w, _ = key.parameters(channels)  # a bias shifts all logits of a row alike
     average = attend(
         product(queries, affine.scale[None] * w.T),  # [B, T, Ckv]
@@ -140,7 +150,7 @@ def attend_with_folded_keys(
         scale=1 / math.sqrt(key.channels),
         prepare_key=None if norm_kv is None else normalise,
     )
-    result = value(affine(average))
+    (result,) = project(average, affine, value)
     if mask is not None:  # a fully masked query has no value, and no bias either
         result = jnp.where(mask.any(-1, keepdims=True), result, 0)
     return result
@@ -152,6 +162,7 @@ def attend_with_folded_queries(
     mask: Array | None,
     *,
     norm_q: LayerNorm | None,
+    norm_kv: LayerNorm | None,
     query: Linear,
     key: Linear,
     value: Linear,
@@ -162,9 +173,10 @@ def attend_with_folded_queries(
 
     Args:
       inputs_q: `[B, T, Cq]`, what queries are made of; a grid only with a normalisation.
-      inputs_kv: `[B, S, Ckv]`, what keys and values are made of, normalised.
+      inputs_kv: `[B, S, Ckv]`, what keys and values are made of.
       mask: Broadcastable to `[B, T, S]`; None: no mask.
       norm_q: Normalisation of `inputs_q`; None: they are normalised already, or not at all.
+      norm_kv: Normalisation of `inputs_kv`; None: none.
       query: Projection of the queries.
       key: Projection of the keys.
       value: Projection of the values.
@@ -177,8 +189,8 @@ def attend_with_folded_queries(
     channels = inputs_q.shape[-1]
     affine = Affine.identity(channels) if norm_q is None else norm_q.affine(channels)
     w, b = query.parameters(channels)
-    keys = key(inputs_kv)
-    values = value(inputs_kv)
+    first = normalisation(norm_kv, inputs_kv.shape[-1])
+    keys, values = project(inputs_kv, first, key, value)
     w_output, b_output = output.parameters(value.channels)
     scale = 1 / math.sqrt(query.channels)
     bias = scale * (keys.astype(jnp.float32) @ (affine.offset @ w + b))  # [B, S]

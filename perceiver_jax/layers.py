@@ -1,12 +1,13 @@
 """The layers that attention is built of: Linear, LayerNorm, Mlp, dropout.
 
 Parameters are float32; every layer computes in the dtype of its input, LayerNorm's statistics in
-float32.
+float32. For the gradient, what is cheap is computed again rather than kept: `project` keeps the
+input of a norm or of GELU alone, which a projection follows.
 """
 
 import dataclasses
-import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import haiku as hk
@@ -91,8 +92,7 @@ class Linear(Module):
           Refused: `x` is of another dtype.
         """
         check_floating(f'Linear {self.module_name}', x=x)
-        w, b = self.parameters(x.shape[-1])
-        return product(x, w) + jax.lax.broadcast_to_rank(b.astype(x.dtype), x.ndim)
+        return _linear(x, *self.parameters(x.shape[-1]))
 
     def parameters(self, in_channels: int) -> tuple[Array, Array]:
         """Returns the parameters, for those who apply them in another order.
@@ -106,6 +106,35 @@ class Linear(Module):
         w_init = self.w_init or hk.initializers.TruncatedNormal(1 / math.sqrt(in_channels))
         w = hk.get_parameter('w', (in_channels, self.channels), jnp.float32, w_init)
         return w, hk.get_parameter('b', (self.channels,), jnp.float32, jnp.zeros)
+
+
+def project(x: Array, first: Callable[[Array], Array], *projections: Linear) -> list[Array]:
+    """Applies a function and then projections to an array, and keeps that array alone.
+
+    What the function returns is computed again for the gradient: for functions that are cheap
+    beside a projection, such as a normalisation.
+
+    Args:
+      x: Any array.
+      first: Function of the array that returns `[..., in]`.
+      *projections: Each is applied to what the function returns.
+
+    Returns:
+      `[..., channels]` of each projection, in order.
+    """
+    channels = jax.eval_shape(first, x).shape[-1]
+    parameters = [projection.parameters(channels) for projection in projections]
+
+    @jax.checkpoint
+    def projected(x):
+        x = first(x)
+        return [_linear(x, w, b) for w, b in parameters]
+
+    return projected(x)
+
+
+def _linear(x: Array, w: Array, b: Array) -> Array:
+    return product(x, w) + jax.lax.broadcast_to_rank(b.astype(x.dtype), x.ndim)
 
 
 def product(x: Array, w: Array) -> Array:
@@ -166,6 +195,8 @@ class LayerNorm(hk.Module):
     def __call__(self, x: Array) -> Array:
         """Normalises over the last axis, then scales and shifts every channel.
 
+        For the gradient only `x` is kept: the rest is rematerialised.
+
         Args:
           x: `[..., C]`, of any floating-point dtype.
 
@@ -176,7 +207,16 @@ class LayerNorm(hk.Module):
           Refused: `x` is of another dtype.
         """
         check_floating(f'LayerNorm {self.module_name}', x=x)
-        return self.affine(x.shape[-1])(_normalise(x)).astype(x.dtype)
+        return jax.checkpoint(self.function(x.shape[-1]))(x)
+
+    def function(self, channels: int) -> Callable[[Array], Array]:
+        """Returns the normalisation as a function of arrays, which has its parameters.
+
+        Args:
+          channels: C, the number of channels.
+        """
+        affine = self.affine(channels)
+        return lambda x: affine(_normalise(x)).astype(x.dtype)
 
     def affine(self, channels: int) -> Affine:
         """Returns the scale and offset that are applied to `normalise(x)`.
@@ -188,6 +228,17 @@ class LayerNorm(hk.Module):
         return Affine(scale, hk.get_parameter('offset', (channels,), jnp.float32, jnp.zeros))
 
 
+def normalisation(norm: LayerNorm | None, channels: int) -> Callable[[Array], Array]:
+    """Returns a normalisation as a function of arrays; where there is none, one without effect.
+
+    Args:
+      norm: The module; None: none.
+      channels: C, the number of channels.
+    """
+    return norm.function(channels) if norm is not None else lambda x: x
+
+
+@jax.checkpoint
 def normalise(x: Array) -> Array:
     """Computes the first half of a LayerNorm: mean 0 and variance 1 over the last axis.
 
@@ -202,7 +253,6 @@ def normalise(x: Array) -> Array:
     return _normalise(x).astype(x.dtype)
 
 
-@jax.checkpoint  # a quarter less memory in training, with that of GELU, in the same time
 def _normalise(x: Array) -> Array:
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(-1, keepdims=True)
@@ -236,14 +286,21 @@ def dropout(x: Array, rate: float, is_training: bool) -> Array:
     return keep * x / (1 - rate)
 
 
-_gelu = jax.checkpoint(functools.partial(jax.nn.gelu, approximate=True))
+def gelu(x: Array) -> Array:
+    """Computes GELU by the tanh approximation, as the papers' code does.
+
+    Args:
+      x: Of any shape.
+    """
+    return jax.nn.gelu(x, approximate=True)
 
 
 @dataclasses.dataclass
 class Mlp(Module):
     """Linear (`hidden`), GELU (the tanh approximation), Linear (`output`) to the input's width.
 
-    The papers use widening factor 1: "no bottleneck".
+    The papers use widening factor 1: "no bottleneck". For the gradient it keeps the input and
+    what the first Linear returns.
 
     Attributes:
       widening_factor: Width of the hidden layer as a multiple of the input's.
@@ -256,18 +313,24 @@ class Mlp(Module):
     dropout_rate: float = 0.0
     name: str | None = None
 
-    def __call__(self, x: Array, *, is_training: bool) -> Array:
+    def __call__(self, x: Array, *, norm: LayerNorm | None = None, is_training: bool) -> Array:
         """Applies the MLP to every row.
 
         Args:
           x: `[..., C]`, of any floating-point dtype.
+          norm: Normalisation to apply to `x` first; None: none.
           is_training: Whether dropout is applied.
 
         Returns:
           `[..., C]` in the dtype of `x`.
+
+        Raises:
+          Refused: `x` is of another dtype.
         """
+        check_floating(f'Mlp {self.module_name}', x=x)
         channels = x.shape[-1]
-        x = _gelu(Linear(channels * self.widening_factor, LECUN_NORMAL, name='hidden')(x))
-        return dropout(
-            Linear(channels, LECUN_NORMAL, name='output')(x), self.dropout_rate, is_training
-        )
+        hidden = Linear(channels * self.widening_factor, LECUN_NORMAL, name='hidden')
+        output = Linear(channels, LECUN_NORMAL, name='output')
+        (x,) = project(x, normalisation(norm, channels), hidden)
+        (x,) = project(x, gelu, output)
+        return dropout(x, self.dropout_rate, is_training)

@@ -144,7 +144,8 @@ class Attention(Module):
             return dropout(result, self.dropout_rate, is_training)
         inputs_q = written_out(inputs_q)
         first_q, first_kv = (
-            normalisation(norm, x.shape[-1]) for norm, x in ((norm_q, inputs_q), (norm_kv, inputs_kv))
+            normalisation(norm, x.shape[-1])
+            for norm, x in ((norm_q, inputs_q), (norm_kv, inputs_kv))
         )
         if inputs_q is inputs_kv and norm_q is norm_kv:
             queries, keys, values = project(inputs_q, first_q, query, key, value)

@@ -17,7 +17,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from perceiver_jax.chunks import MASKED_LOGIT, for_each_chunk, put, take, tile_elements, wide_einsum
+from perceiver_jax.chunks import (
+    MASKED_LOGIT,
+    Chunk,
+    along,
+    chunk_length,
+    for_each_chunk,
+    put,
+    take,
+    tile_elements,
+    wide_einsum,
+)
 from perceiver_jax.sharding import zeros_like_rows
 
 SMALLEST_CHUNK = 128  # rows or keys: below, products lose their speed
@@ -72,7 +82,8 @@ def choose_chunks(
       heads: H.
       rows: T.
       keys: S.
-      size: Length of a chunk; None: such that its logits fill a tile (`tile_elements`).
+      size: Length of a chunk; None: such that its logits fill a tile (`tile_elements`), or more
+        than half of it if that divides the longer side.
 
     Returns:
       'rows' or 'keys', and how many of them a chunk has.
@@ -83,8 +94,8 @@ def choose_chunks(
     if size is None:
         at_a_time = heads * other * (batch if isinstance(batch, int) else 1)
         size = max(tile_elements() // max(at_a_time, 1), SMALLEST_CHUNK)
-        if longer <= 2 * size:  # a loop of two is not worth compiling
-            size = longer
+        # A loop of two is not worth compiling.
+        size = longer if longer <= 2 * size else chunk_length(longer, size)
     return axis, min(size, longer)
 
 
@@ -166,25 +177,38 @@ def masked_logits(
     return logits if mask is None else jnp.where(mask, logits, MASKED_LOGIT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def attend_in_chunks(operands: Operands, how: How) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def attend_in_chunks(
+    query: Array,
+    key: Array,
+    value: Array | None,
+    key_bias: Array | None,
+    mask: Array | None,
+    how: How,
+) -> Array:
     """Averages the values by their attention weights, chunk by chunk.
 
+    For the gradient it keeps what it is given and what it returns, and a number for each row.
+
     Args:
-      operands: What attention is computed of.
+      query: As of `heads_first`.
+      key: As of `heads_first`.
+      value: As of `heads_first`.
+      key_bias: As of `heads_first`.
+      mask: As of `heads_first`.
       how: Scale, preparations and chunks.
 
     Returns:
-      `[B, H, T, V]` in the dtype of the values; zeros for a fully masked query.
+      `[B, T, H, V]` in the dtype of the values; zeros for a fully masked query.
     """
-    return _forward(operands, how)[0]
+    return _forward(query, key, value, key_bias, mask, how)[0]
 
 
 class _Saved(NamedTuple):
     """What the gradient needs."""
 
-    operands: Operands
-    output: Array  # [B, H, T, V]
+    given: tuple[Array, Array, Array | None, Array | None, Array | None]
+    output: Array  # [B, T, H, V]
     log_total: Array  # [B, H, T, 1], logarithm of the sum of exponentials of a row's logits
 
 
@@ -196,13 +220,22 @@ class _Seen(NamedTuple):
     total: Array  # [B, H, T, 1], sum of the weights
 
 
-def _forward(operands: Operands, how: How) -> tuple[Array, _Saved]:
+def _forward(
+    query: Array,
+    key: Array,
+    value: Array | None,
+    key_bias: Array | None,
+    mask: Array | None,
+    how: How,
+) -> tuple[Array, _Saved]:
+    given = query, key, value, key_bias, mask
+    operands = heads_first(*given)
     values = operands.key if operands.value is None else operands.value
     shape = operands.query.shape[:3]
     column = zeros_like_rows((*shape, 1), jnp.float32, operands.query)
 
-    def see_some_keys(start, size, before: _Seen) -> _Seen:
-        new = _see(_some_keys(operands, start, size), how)
+    def see_some_keys(chunk: Chunk, before: _Seen) -> _Seen:
+        new = _see(_some_keys(operands, chunk), how)
         maximum = jnp.maximum(before.maximum, new.maximum)
         old_share, new_share = jnp.exp(before.maximum - maximum), jnp.exp(new.maximum - maximum)
         return _Seen(
@@ -211,9 +244,9 @@ def _forward(operands: Operands, how: How) -> tuple[Array, _Saved]:
             before.total * old_share + new.total * new_share,
         )
 
-    def finish_some_rows(start, size, whole: tuple[Array, Array]) -> tuple[Array, Array]:
-        output, log_total = _finish(_see(_some_rows(operands, start, size), how))
-        return put(whole[0], output, start), put(whole[1], log_total, start)
+    def finish_some_rows(chunk: Chunk, whole: tuple[Array, Array]) -> tuple[Array, Array]:
+        output, log_total = _finish(_see(_some_rows(operands, chunk), how))
+        return put(whole[0], output, chunk), put(whole[1], log_total, chunk)
 
     if how.axis == 'keys':
         nothing = zeros_like_rows((*shape, values.shape[-1]), jnp.float32, operands.query)
@@ -225,7 +258,8 @@ def _forward(operands: Operands, how: How) -> tuple[Array, _Saved]:
         empty = zeros_like_rows((*shape, values.shape[-1]), values.dtype, operands.query), column
         length = operands.query.shape[2]
         output, log_total = for_each_chunk(length, how.size, finish_some_rows, empty)
-    return output, _Saved(operands, output, log_total)
+    output = jnp.moveaxis(output, 1, 2)
+    return output, _Saved(given, output, log_total)
 
 
 def _see(operands: Operands, how: How) -> _Seen:
@@ -256,32 +290,36 @@ class _OfRows(NamedTuple):
     correction: Array  # [B, H, T, 1], sum of output times gradient
 
 
-def _backward(how: How, saved: _Saved, gradient: Array) -> tuple[Operands]:
-    """Gradients as `Operands`, without one of the mask; weights are rematerialised."""
-    operands, output, log_total = saved
-    gradient = gradient.astype(output.dtype)
-    wide = gradient.astype(jnp.float32) * output.astype(jnp.float32)
-    of_rows = _OfRows(gradient, log_total, wide.sum(-1, keepdims=True))
+def _backward(
+    how: How, saved: _Saved, gradient: Array
+) -> tuple[Array, Array, Array | None, Array | None, None]:
+    """Gradients of what was given, without one of the mask; weights are rematerialised."""
+    *differentiated, mask = saved.given
+    operands = heads_first(*saved.given)
+    of_output, output = (jnp.moveaxis(x, 1, 2) for x in (gradient, saved.output))
+    of_output = of_output.astype(output.dtype)
+    wide = of_output.astype(jnp.float32) * output.astype(jnp.float32)
+    of_rows = _OfRows(of_output, saved.log_total, wide.sum(-1, keepdims=True))
 
     # A chunk of rows has the whole gradient of its queries, and a part of that of all keys.
-    def add_some_rows(start, size, so_far: Operands) -> Operands:
-        some = _OfRows(*(take(x, start, size, 2) for x in of_rows))
-        part = _gradients(_some_rows(operands, start, size), some, how)
+    def add_some_rows(chunk: Chunk, so_far: Operands) -> Operands:
+        some = _OfRows(*(take(x, chunk, 2) for x in of_rows))
+        part = _gradients(_some_rows(operands, chunk), some, how)
         return so_far._replace(
-            query=put(so_far.query, part.query, start),
+            query=put(so_far.query, part.query, chunk),
             key=so_far.key + part.key,
             value=_sum(so_far.value, part.value),
             bias=_sum(so_far.bias, part.bias),
         )
 
     # A chunk of keys has the whole gradient of its keys, and a part of that of all queries.
-    def add_some_keys(start, size, so_far: Operands) -> Operands:
-        part = _gradients(_some_keys(operands, start, size), of_rows, how)
+    def add_some_keys(chunk: Chunk, so_far: Operands) -> Operands:
+        part = _gradients(_some_keys(operands, chunk), of_rows, how)
         return so_far._replace(
             query=so_far.query + part.query,
-            key=put(so_far.key, part.key, start),
-            value=put(so_far.value, part.value, start),
-            bias=put(so_far.bias, part.bias, start, axis=3),
+            key=put(so_far.key, part.key, chunk),
+            value=put(so_far.value, part.value, chunk),
+            bias=put(so_far.bias, part.bias, chunk, axis=3),
         )
 
     # What is added up is float32; what a chunk writes once has the dtype of its result.
@@ -302,14 +340,9 @@ def _backward(how: How, saved: _Saved, gradient: Array) -> tuple[Operands]:
         total = for_each_chunk(operands.query.shape[2], how.size, add_some_rows, total)
     else:
         total = for_each_chunk(operands.key.shape[2], how.size, add_some_keys, total)
-    gradients = Operands(
-        query=total.query.astype(operands.query.dtype),
-        key=total.key.astype(operands.key.dtype),
-        value=_like(total.value, operands.value),
-        bias=total.bias,
-        mask=None,
-    )
-    return (gradients,)
+    _, to_given = jax.vjp(lambda *given: heads_first(*given, None), *differentiated)
+    total = jax.tree.map(lambda x, like: x.astype(like.dtype), total, operands._replace(mask=None))
+    return *to_given(total), None
 
 
 def _gradients(operands: Operands, of_rows: _OfRows, how: How) -> Operands:
@@ -351,24 +384,27 @@ def _prepared_with_pullback(x: Array, prepare: Prepare | None) -> tuple[Array, P
 attend_in_chunks.defvjp(_forward, _backward)
 
 
-def _some_rows(operands: Operands, start, size) -> Operands:
+def _some_rows(operands: Operands, chunk: Chunk) -> Operands:
+    return operands._replace(query=take(operands.query, chunk, 2), mask=_mask(operands, chunk, 2))
+
+
+def _some_keys(operands: Operands, chunk: Chunk) -> Operands:
     return operands._replace(
-        query=take(operands.query, start, size, 2), mask=take(operands.mask, start, size, 2)
+        key=take(operands.key, chunk, 2),
+        value=take(operands.value, chunk, 2),
+        bias=take(operands.bias, chunk, 3),
+        mask=_mask(operands, chunk, 3),
     )
 
 
-def _some_keys(operands: Operands, start, size) -> Operands:
-    return operands._replace(
-        key=take(operands.key, start, size, 2),
-        value=take(operands.value, start, size, 2),
-        bias=take(operands.bias, start, size, 3),
-        mask=take(operands.mask, start, size, 3),
-    )
+def _mask(operands: Operands, chunk: Chunk, axis: int) -> Array | None:
+    """That of a chunk along an axis, false for what is not new."""
+    mask = take(operands.mask, chunk, axis)
+    if chunk.new is None:
+        return mask
+    new = along(chunk.new, axis, 4)
+    return new if mask is None else mask & new
 
 
 def _sum(x: Array | None, y: Array | None) -> Array | None:
     return None if x is None or y is None else x + y
-
-
-def _like(gradient: Array | None, x: Array | None) -> Array | None:
-    return None if gradient is None or x is None else gradient.astype(x.dtype)

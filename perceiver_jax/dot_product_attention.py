@@ -24,7 +24,7 @@ from perceiver_jax.chunked_attention import (
     prepared,
     without_unused_keys,
 )
-from perceiver_jax.chunks import only_reverse_mode
+from perceiver_jax.chunks import only_reverse_mode, platform
 from perceiver_jax.errors import Refused
 from perceiver_jax.layers import check_floating
 from perceiver_jax.sharding import laid_out_alike
@@ -144,14 +144,13 @@ def attend(
         return jnp.einsum('bhts,bhsv->bthv', weights.astype(value.dtype), value)
 
     def chunked(query: Array, key: Array, value: Array | None) -> Array:
-        operands = heads_first(query, key, value, key_bias, mask)
-        batch, heads, rows, _ = operands.query.shape
+        batch, rows, heads, _ = query.shape
         axis, size = choose_chunks(
             batch=batch, heads=heads, rows=rows, keys=key.shape[1], size=chunk_size
         )
         how = How(scale, prepare_query, prepare_key, axis, size)
         with only_reverse_mode():
-            return jnp.moveaxis(attend_in_chunks(operands, how), 1, 2)
+            return attend_in_chunks(query, key, value, key_bias, mask, how)
 
     def fused(query: Array, key: Array, value: Array | None) -> Array:
         query, key = prepared(query, prepare_query), prepared(key, prepare_key)
@@ -167,7 +166,7 @@ def attend(
         return plain(query, key, value)
     if implementation == 'fused':
         return fused(query, key, value)
-    if implementation == 'auto' and not reason and jax.default_backend() == 'gpu':
+    if implementation == 'auto' and not reason and platform() == 'gpu':
         # A program that is exported for several platforms holds both.
         return jax.lax.platform_dependent(query, key, value, cuda=fused, default=chunked)
     return chunked(query, key, value)

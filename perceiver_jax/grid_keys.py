@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 from perceiver_jax import grid_kernel
-from perceiver_jax.chunks import MASKED_LOGIT, for_each_chunk, only_reverse_mode, put, take
+from perceiver_jax.chunks import MASKED_LOGIT, Chunk, for_each_chunk, only_reverse_mode, put, take
 from perceiver_jax.grid_parts import (
     ElementGradients,
     Elements,
@@ -179,10 +179,10 @@ class _Seen(NamedTuple):
 
 
 def _gather_in_chunks(how: _How, scores: Scores, elements: Elements) -> Gathered:
-    def see_some_rows(start, size, before: _Seen) -> _Seen:
+    def see_some_rows(chunk: Chunk, before: _Seen) -> _Seen:
         sums, old_maximum, old_total = before.gathered
-        some = some_rows(elements, start, size)
-        logits = _score(scores, some, start) * some.inverse_deviation[:, None]
+        some = some_rows(elements, chunk)
+        logits = _score(scores, some, chunk) * some.inverse_deviation[:, None]
         if some.mask is not None:
             logits = jnp.where(some.mask[:, None], logits, MASKED_LOGIT)
         maximum = jnp.maximum(old_maximum, logits.max((2, 3))[..., None])
@@ -194,13 +194,13 @@ def _gather_in_chunks(how: _How, scores: Scores, elements: Elements) -> Gathered
         new, total = _gather(weights, some, 1 / some.inverse_deviation)
         sums = Scores(
             sums.contents * share + new.contents,
-            put(sums.rows, new.rows, start),
+            put(sums.rows, new.rows, chunk),
             sums.columns * share + new.columns,
         )
         at_rows = jnp.broadcast_to(maximum, new.rows.shape)
         return _Seen(
             Gathered(sums, maximum, old_total * share + total),
-            put(before.row_maximum, at_rows, start),
+            put(before.row_maximum, at_rows, chunk),
         )
 
     of_rows = _zeros_like(scores.rows)
@@ -221,15 +221,15 @@ def _gradients_in_chunks(
     correction: Array,
     elements: Elements,
 ) -> tuple[Scores, ElementGradients]:
-    def add_some_rows(start, size, so_far: tuple[Scores, ElementGradients]):
+    def add_some_rows(chunk: Chunk, so_far: tuple[Scores, ElementGradients]):
         of_scores, of_elements = so_far
-        some = some_rows(elements, start, size)
+        some = some_rows(elements, chunk)
         inverse = some.inverse_deviation[:, None]
-        score = _score(scores, some, start)
+        score = _score(scores, some, chunk)
         weights = jnp.exp(score * inverse - log_total[..., None])
         if some.mask is not None:
             weights = jnp.where(some.mask[:, None], weights, 0)
-        of_weights = _score(of_output, some, start)
+        of_weights = _score(of_output, some, chunk)
         of_logits = weights * (of_weights * inverse - correction[..., None])
         of_score = of_logits * inverse
         new, _ = _gather(of_score, some)
@@ -237,13 +237,13 @@ def _gradients_in_chunks(
         of_inverse = (of_logits * score + weights * of_weights).sum(1)
         of_scores = Scores(
             of_scores.contents + new.contents,
-            put(of_scores.rows, new.rows, start),
+            put(of_scores.rows, new.rows, chunk),
             of_scores.columns + new.columns,
         )
         of_elements = ElementGradients(
-            put(of_elements.contents, of_features[..., :-1], start, axis=1),
-            put(of_elements.mean, of_features[..., -1], start, axis=1),
-            put(of_elements.inverse_deviation, of_inverse, start, axis=1),
+            put(of_elements.contents, of_features[..., :-1], chunk, axis=1),
+            put(of_elements.mean, of_features[..., -1], chunk, axis=1),
+            put(of_elements.inverse_deviation, of_inverse, chunk, axis=1),
         )
         return of_scores, of_elements
 
@@ -263,9 +263,9 @@ def _scores_and_transpose(query: Array, how: _How) -> tuple[Scores, Callable[[Sc
     return Scores(*(x * how.scale for x in scores)), lambda gathered: transpose(gathered)[0]
 
 
-def _score(scores: Scores, some: Elements, start) -> Array:
+def _score(scores: Scores, some: Elements, chunk: Chunk) -> Array:
     """Scores with some rows of the grid, `[B, T, rows, W]`."""
-    rows = take(scores.rows, start, some.mean.shape[1], 2)
+    rows = take(scores.rows, chunk, 2)
     # Rows and columns as one axis: XLA on CPUs copies the operands of products over two.
     products = jnp.einsum('btk,bsk->bts', scores.contents, features(some))
     products = reshape_examples(products, products.shape[1], *some.mean.shape[1:])

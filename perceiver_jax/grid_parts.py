@@ -21,14 +21,14 @@ and W its columns; C are the channels of the contents.
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from perceiver_jax.chunks import take, tile_elements
+from perceiver_jax.chunks import Chunk, along, chunk_length, take, tile_elements
 from perceiver_jax.grids import FourierGrid, GridPositions
 from perceiver_jax.layers import LAYER_NORM_EPSILON
 from perceiver_jax.sharding import reshape_examples
@@ -132,8 +132,8 @@ def rows_at_a_time(batch: int, others: int, height: int, width: int) -> int:
       As many rows as have logits that fill a tile, or more than half of it if these divide R.
     """
     at_a_time = others * width * (batch if isinstance(batch, int) else 1)
-    most = min(max(int(LARGER_TILE * tile_elements()) // max(at_a_time, 1), 1), height)
-    return next((n for n in range(most, most // 2, -1) if height % n == 0), most)
+    most = int(LARGER_TILE * tile_elements()) // max(at_a_time, 1)
+    return chunk_length(height, max(most, 1))
 
 
 def elements_of(grid: FourierGrid, contents: Array, mask: Array | None) -> Elements:
@@ -223,18 +223,20 @@ def _add_up(leading: list[Array], rows: Array | None) -> Array:
     return total
 
 
-def some_rows(elements: Elements, start: Any, size: int) -> Elements:
+def some_rows(elements: Elements, chunk: Chunk) -> Elements:
     """Cuts a chunk of rows out of a grid.
 
     Args:
       elements: The elements.
-      start: The first row.
-      size: Number of rows.
+      chunk: The rows.
 
     Returns:
-      `[B, size, W, ...]`, contents in the dtype of their mean.
+      `[B, size, W, ...]`, contents in the dtype of their mean; rows that are not new are masked.
     """
-    some = Elements(*(take(x, start, size, 1) for x in elements))
+    some = Elements(*(take(x, chunk, 1) for x in elements))
+    if chunk.new is not None:
+        new = jnp.broadcast_to(along(chunk.new, 1, 3), some.mean.shape)
+        some = some._replace(mask=new if some.mask is None else some.mask & new)
     return some._replace(contents=some.contents.astype(some.mean.dtype))
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from perceiver_jax.chunks import for_each_chunk, only_reverse_mode, put, take, wide_einsum
+from perceiver_jax.chunks import Chunk, for_each_chunk, only_reverse_mode, put, take, wide_einsum
 from perceiver_jax.grid_parts import (
     Elements,
     add_rows,
@@ -101,9 +101,9 @@ def _attend_from(keys: _Keys, elements: Elements, size: int) -> Array:
 def _forward_from(keys: _Keys, elements: Elements, size: int) -> tuple[Array, _SavedFrom]:
     mean, value = elements.mean, keys.value
 
-    def finish_some_rows(start, size, whole):
-        some = some_rows(elements, start, size)
-        logits = _score_from(keys, some, start) * some.inverse_deviation[..., None]
+    def finish_some_rows(chunk: Chunk, whole):
+        some = some_rows(elements, chunk)
+        logits = _score_from(keys, some, chunk) * some.inverse_deviation[..., None]
         logits += keys.bias[:, None, None]
         maximum = logits.max(-1, keepdims=True)
         weights = jnp.exp(logits - maximum)
@@ -111,7 +111,7 @@ def _forward_from(keys: _Keys, elements: Elements, size: int) -> tuple[Array, _S
         sums = wide_einsum('bms,bsv->bmv', flattened(weights, 1).astype(value.dtype), value)
         output = reshape_examples(sums, *logits.shape[1:3], value.shape[-1]) / total
         log_total = (maximum + jnp.log(total))[..., 0]
-        return put(whole[0], output, start, axis=1), put(whole[1], log_total, start, axis=1)
+        return put(whole[0], output, chunk, axis=1), put(whole[1], log_total, chunk, axis=1)
 
     shape = (*mean.shape, value.shape[-1])
     nothing = (
@@ -127,18 +127,20 @@ def _backward_from(size: int, saved: _SavedFrom, gradient: Array) -> tuple[_Keys
     gradient = gradient.astype(output.dtype)
     correction = (gradient.astype(log_total.dtype) * output.astype(log_total.dtype)).sum(-1)
 
-    def add_some_rows(start, size, so_far: tuple[_Keys, Elements]) -> tuple[_Keys, Elements]:
+    def add_some_rows(chunk: Chunk, so_far: tuple[_Keys, Elements]) -> tuple[_Keys, Elements]:
         of_keys, of_elements = so_far
-        some = some_rows(elements, start, size)
+        some = some_rows(elements, chunk)
         inverse = some.inverse_deviation[..., None]
-        part = flattened(take(gradient, start, size, 1), 1)
-        score = _score_from(keys, some, start)
-        shift = keys.bias[:, None, None] - take(log_total, start, size, 1)[..., None]
+        part = flattened(take(gradient, chunk, 1), 1)
+        score = _score_from(keys, some, chunk)
+        shift = keys.bias[:, None, None] - take(log_total, chunk, 1)[..., None]
         weights = jnp.exp(score * inverse + shift)
+        if some.mask is not None:
+            weights = jnp.where(some.mask[..., None], weights, 0)
         of_weights = reshape_examples(
             wide_einsum('bmv,bsv->bms', part, keys.value), *score.shape[1:]
         )
-        of_logits = weights * (of_weights - take(correction, start, size, 1)[..., None])
+        of_logits = weights * (of_weights - take(correction, chunk, 1)[..., None])
         of_scores = of_logits * inverse
         flat = flattened(of_scores, 1)
         of_value = wide_einsum('bms,bmv->bsv', flattened(weights, 1).astype(part.dtype), part)
@@ -147,15 +149,15 @@ def _backward_from(size: int, saved: _SavedFrom, gradient: Array) -> tuple[_Keys
         )
         of_keys = _Keys(
             of_keys.contents + jnp.einsum('bms,bmk->bks', flat, features(some)),
-            put(of_keys.rows, of_scores.sum(2), start, axis=1),
+            put(of_keys.rows, of_scores.sum(2), chunk, axis=1),
             of_keys.columns + add_rows(of_scores, 1),
             of_keys.bias + of_logits.sum((1, 2)),
             of_keys.value + of_value,
         )
         of_elements = Elements(
-            put(of_elements.contents, of_features[..., :-1], start, axis=1),
-            put(of_elements.mean, of_features[..., -1], start, axis=1),
-            put(of_elements.inverse_deviation, (of_logits * score).sum(-1), start, axis=1),
+            put(of_elements.contents, of_features[..., :-1], chunk, axis=1),
+            put(of_elements.mean, of_features[..., -1], chunk, axis=1),
+            put(of_elements.inverse_deviation, (of_logits * score).sum(-1), chunk, axis=1),
             None,
         )
         return of_keys, of_elements
@@ -174,9 +176,9 @@ def _backward_from(size: int, saved: _SavedFrom, gradient: Array) -> tuple[_Keys
 _attend_from.defvjp(_forward_from, _backward_from)
 
 
-def _score_from(keys: _Keys, some: Elements, start) -> Array:
+def _score_from(keys: _Keys, some: Elements, chunk: Chunk) -> Array:
     """Scores of some rows of the grid with the keys, `[B, rows, W, S]`."""
     products = jnp.einsum('bmk,bks->bms', features(some), keys.contents)
     products = reshape_examples(products, *some.mean.shape[1:], products.shape[-1])
-    rows = take(keys.rows, start, some.mean.shape[1], 1)
+    rows = take(keys.rows, chunk, 1)
     return products + rows[:, :, None] + keys.columns[:, None]

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.training.describe import count_flops
 from perceiver_jax.chunked_attention import SMALLEST_CHUNK, choose_chunks
-from perceiver_jax.chunks import TILE_ELEMENTS
+from perceiver_jax.chunks import TILE_BYTES, compiling_for
 from perceiver_jax.dot_product_attention import attend
 from perceiver_jax.layers import normalise
 from tests.toys.modules import random, shapes_in
@@ -92,18 +92,22 @@ def test_chunks_are_of_the_longer_side_and_fill_a_tile():
     def chunks(batch, heads, rows, keys, size):
         return choose_chunks(batch=batch, heads=heads, rows=rows, keys=keys, size=size)
 
-    tile = TILE_ELEMENTS['cpu']
-    assert chunks(1, 1, 512, 50_176, None) == ('keys', tile // 512)
+    tile = TILE_BYTES['cpu'] // 4
+    assert chunks(1, 1, 512, 50_176, None) == ('keys', 1792)  # of at most 2048, one that divides
+    assert chunks(1, 1, 512, 50_177, None) == ('keys', tile // 512)  # a prime number
     assert chunks(4, 8, 50_176, 128, None) == ('rows', tile // (4 * 8 * 128))
     assert chunks(64, 16, 2048, 2048, None) == ('rows', SMALLEST_CHUNK)
     assert chunks(1, 1, 512, 512, None) == ('rows', 512)
     assert chunks(1, 1, 512, 3000, None) == ('keys', 3000)  # a loop of two is not worth it
     assert chunks(1, 1, 512, 50_176, 100) == ('keys', 100)
+    with compiling_for('gpu'):
+        assert chunks(8, 1, 512, 50_176, None) == ('keys', 50_176)
+        assert chunks(64, 1, 512, 50_176, None) == ('keys', 7168)
 
 
 def test_the_work_is_that_of_the_definition():
     query, key, value = random(1, 20, 1, 8), random(1, 300, 1, 8), random(1, 300, 1, 16)
-    for how in (dict(implementation='plain'), dict(implementation='chunked', chunk_size=64)):
+    for how in (dict(implementation='plain'), dict(implementation='chunked', chunk_size=60)):
         flops = count_flops(functools.partial(attend, **how), query, key, value)
         assert flops == 2 * 20 * 300 * (8 + 16)
 

@@ -139,7 +139,8 @@ def get_config(variant: str = 'raw_audio_video') -> ml_collections.ConfigDict:
             cross_attend=dict(num_heads=1),
             self_attend=dict(num_heads=8),
             latent_init_std=0.02,
-            scan=True,
+            # Whether what repeats is compiled once; None: yes, but not on GPUs. See Encoder.
+            scan=ml_collections.config_dict.placeholder(bool),
             remat_cross_attends=False,  # less memory for more computation; see Encoder
             remat_blocks=False,
         ),

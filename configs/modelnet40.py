@@ -63,7 +63,8 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
             cross_attend=dict(num_heads=1, dropout_rate=0.0),
             self_attend=dict(num_heads=8, dropout_rate=0.0),
             latent_init_std=0.02,
-            scan=True,  # compiles what repeats once
+            # Whether what repeats is compiled once; None: yes, but not on GPUs. See Encoder.
+            scan=ml_collections.config_dict.placeholder(bool),
             remat_cross_attends=False,  # less memory for more computation; see Encoder
             remat_blocks=False,
         ),

@@ -8,16 +8,18 @@ Source: Perceiver, sections 3.1 and 4.1, tables 5-7; Perceiver IO, section 3.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import haiku as hk
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from perceiver_jax import limits
 from perceiver_jax.attention import CrossAttend, SelfAttend, check_attend
 from perceiver_jax.checks import Module, check_axes, check_fields
+from perceiver_jax.chunks import platform
 from perceiver_jax.errors import Refused
 from perceiver_jax.grids import FourierGrid
 from perceiver_jax.layers import check_floating
@@ -121,6 +123,32 @@ def repeats(steps: Sequence[Step]) -> list[tuple[list[Step], int]]:
     return found
 
 
+def gradients_in_order(apply: Callable[[Array], Array], module: hk.Module) -> Callable:
+    """Lets the gradients of a module's parameters be ready before that of its input.
+
+    Where a module is applied several times, XLA puts off these gradients, to add them all up at the
+    end, and keeps all that they are computed of.
+
+    Args:
+      apply: A function of an array that calls the module.
+      module: The module.
+
+    Returns:
+      A function with the same values.
+    """
+
+    def applied(x: Array) -> Array:
+        x, parameters = jax.lax.optimization_barrier((x, module.params_dict()))
+
+        def get(next_getter, value, context):
+            return next_getter(parameters.get(context.full_name, value))
+
+        with hk.custom_getter(get):
+            return apply(x)
+
+    return applied
+
+
 @dataclasses.dataclass
 class Block(Module):
     """The self-attends between two cross-attends.
@@ -202,6 +230,8 @@ class Encoder(Module):
       implementation: Implementation of `attend`: 'auto', 'plain', 'chunked', 'fused', 'pallas';
         forward-mode differentiation needs 'plain'.
       scan: Whether steps that repeat are compiled once, as a loop; otherwise they are written out.
+        None: as a loop, but written out on GPUs, where a loop copies all that it keeps for the
+        gradient, once to write it and once to read it.
       remat_cross_attends: Whether cross-attends are rematerialised for the gradient: less memory
         for more computation.
       remat_blocks: Whether blocks are rematerialised for the gradient.
@@ -221,7 +251,7 @@ class Encoder(Module):
     self_attend: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     latent_init_std: float = 0.02
     implementation: str = 'auto'
-    scan: bool = True
+    scan: bool | None = None
     remat_cross_attends: bool = False
     remat_blocks: bool = False
     name: str | None = None
@@ -290,9 +320,15 @@ class Encoder(Module):
                 latents = apply(step, latents)
             return latents
 
-        # Attention weights cannot leave a loop.
-        runs = repeats(steps) if self.scan and not is_recording() else [(steps, 1)]
-        for run, times in runs:
+        scan = platform() != 'gpu' if self.scan is None else self.scan
+        if not scan or is_recording():  # attention weights cannot leave a loop
+            for step in steps:
+                tied = functools.partial(apply, step)
+                if steps.count(step) > 1:
+                    tied = gradients_in_order(tied, modules[step])
+                latents = tied(latents)
+            return latents
+        for run, times in repeats(steps):
             if times == 1:
                 latents = apply_run(run, latents)
             else:

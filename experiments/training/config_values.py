@@ -240,7 +240,7 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'model.encoder.share_cross_attends': YES_NO,
     'model.encoder.share_blocks': YES_NO,
     'model.encoder.latent_init_std': DEVIATION,
-    'model.encoder.scan': YES_NO,
+    'model.encoder.scan': optional(YES_NO),
     'model.encoder.remat_cross_attends': YES_NO,
     'model.encoder.remat_blocks': YES_NO,
     'model.decoder.query_channels': CHANNELS,

@@ -74,6 +74,8 @@ def _count(jaxpr: core.Jaxpr) -> int:
         if operation == 'dot_general':
             (contracted, _), _ = params['dimension_numbers']
             left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])
+            if not contracted:  # nothing is added up: a broadcast, see `for_each_example`
+                continue
             total += 2 * math.prod(out) * math.prod(left[i] for i in contracted)
         elif operation == 'conv_general_dilated':
             # An output value sums over all axes of the kernel but that of the output channels.

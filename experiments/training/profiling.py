@@ -4,12 +4,18 @@ import bisect
 import collections
 import contextlib
 import re
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+
+from experiments.training import parallel
+from perceiver_jax.errors import Refused
+
+_WARM_UP = 2  # updates of a start that are not profiled: compilation, and what comes of it
 
 # XLA's operations that run others, which have events of their own.
 _CONTROL = ('while', 'conditional', 'call')
@@ -109,6 +115,101 @@ def kernel_table(profile: Profile, steps: int, rows: int = 10) -> str:
     all_of_them = f'all {len(profile.kernels)} kernels'
     lines.append(f'{1e3 * seconds / runs:10.2f} {"":6} {calls / runs:8,.1f}  {all_of_them}')
     return '\n'.join(lines)
+
+
+def check_fits(num_steps: int, evaluate_every_steps: int) -> None:
+    """Raises Refused if as many updates do not come one after the other, without an evaluation.
+
+    Args:
+      num_steps: How many updates to profile.
+      evaluate_every_steps: Updates from one evaluation to the next.
+    """
+    if num_steps > evaluate_every_steps:
+        raise Refused(
+            f'--profile={num_steps}: at most config.train.evaluate_every_steps, '
+            f'{evaluate_every_steps} updates lie between two evaluations'
+        )
+
+
+class UpdatesProfile:
+    """Traces some updates of a run, without an evaluation; prints what they spent their time on.
+
+    They come as soon as possible. Only the main process traces, and its own devices.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        num_steps: int,
+        *,
+        first_step: int,
+        total_steps: int,
+        evaluate_every_steps: int,
+    ):
+        """Chooses the updates.
+
+        Args:
+          folder: Where the trace is written to.
+          num_steps: How many updates to profile; 0 for none.
+          first_step: Number of the first update of this start.
+          total_steps: Number of the run's last update.
+          evaluate_every_steps: Updates from one evaluation to the next.
+        """
+        first = first_step + _WARM_UP
+        rest = -first % evaluate_every_steps + 1  # updates up to the evaluation
+        self._first = first if num_steps <= rest else first + rest
+        self._last = min(self._first + num_steps - 1, total_steps)
+        self._folder = folder
+        self._num_steps = num_steps if parallel.is_main_process() else 0
+        self._trace = contextlib.ExitStack()
+        self._steps = -1  # updates that were traced; -1 before the trace
+
+    def begin(self, step: int, train_state: Any) -> None:
+        """Begins the trace, if an update is the first.
+
+        Args:
+          step: Number of the update, which is about to be made.
+          train_state: The state before it, to wait for.
+        """
+        if self._num_steps and step == self._first:
+            jax.block_until_ready(train_state)
+            self._trace.enter_context(traced(self._folder))
+            self._steps = 0
+
+    def end(self, step: int, train_state: Any) -> float:
+        """Ends the trace, if an update was the last, and prints the kernels.
+
+        Args:
+          step: Number of the update.
+          train_state: The state after it, to wait for.
+
+        Returns:
+          Seconds that the run has stood still for it.
+        """
+        if self._steps < 0 or not self._num_steps:
+            return 0.0
+        self._steps += 1
+        if step < self._last:
+            return 0.0
+        jax.block_until_ready(train_state)
+        start = time.monotonic()
+        self.close()
+        return time.monotonic() - start
+
+    def close(self) -> None:
+        """Ends the trace and prints the kernels; says so if the run has ended before."""
+        wanted, self._num_steps = self._num_steps, 0
+        if not wanted:
+            return
+        self._trace.close()
+        made = max(self._steps, 0)
+        short = f', not {wanted}: the run ended before' if made < wanted else ''
+        if not made:
+            print(f'No update was profiled{short}.', flush=True)
+            return
+        table = kernel_table(read_profile(self._folder), made)
+        line = f'The trace of {made} updates{short} is in {self._folder}'
+        print(f'\n{table}\n{line}', flush=True)
 
 
 def _kernel_events(data: jax.profiler.ProfileData) -> Iterator[tuple[Any, str, float]]:

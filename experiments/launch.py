@@ -97,11 +97,9 @@ def main(argv: list[str]) -> None:
         return
 
     from experiments.tasks import make_task
-    from experiments.training import compiling, parallel
+    from experiments.training import parallel
 
     parallel.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    if MODE.value != 'describe':
-        compiling.keep_programs(COMPILATION_CACHE.value, WORKDIR.value)
     try:
         task = make_task(config)
     except (AttributeError, TypeError) as error:
@@ -140,8 +138,10 @@ def describe(task: Any) -> None:
 
 def evaluate(config: ConfigDict, task: Any, name: str) -> None:
     """Evaluates a checkpoint, which prints the headline metric."""
+    from experiments.training.compiling import keep_programs
     from experiments.training.evaluate import evaluate_checkpoint
 
+    keep_programs(COMPILATION_CACHE.value, WORKDIR.value)
     best = CHECKPOINT.value == 'best'
     evaluate_checkpoint(config, task, Path(WORKDIR.value), name, best)
 
@@ -150,9 +150,11 @@ def train(config: ConfigDict, task: Any, name: str) -> None:
     """Trains to the end or until SIGTERM, and prints the headline metric."""
     from experiments.results import load_result
     from experiments.training import loop, parallel
+    from experiments.training.compiling import keep_programs
 
     if (before := Path(WORKDIR.value, 'result.json')).exists():
         load_result(before)  # a run that is finished ends with it: refused if damaged
+    keep_programs(COMPILATION_CACHE.value, WORKDIR.value)
     try:
         result = loop.train(config, task, WORKDIR.value, name, PROFILE.value or 0)
     except parallel.StoppedEarly as stopped:

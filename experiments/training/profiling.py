@@ -203,13 +203,13 @@ class UpdatesProfile:
             return
         self._trace.close()
         made = max(self._steps, 0)
-        short = f', not {wanted}: the run ended before' if made < wanted else ''
+        short = f'; the run ended before there were {wanted}' if made < wanted else ''
         if not made:
             print(f'No update was profiled{short}.', flush=True)
             return
         table = kernel_table(read_profile(self._folder), made)
-        line = f'The trace of {made} updates{short} is in {self._folder}'
-        print(f'\n{table}\n{line}', flush=True)
+        updates = f'{made} update' + ('s' if made > 1 else '')
+        print(f'\n{table}\nThe trace of {updates} is in {self._folder}{short}.', flush=True)
 
 
 def _kernel_events(data: jax.profiler.ProfileData) -> Iterator[tuple[Any, str, float]]:

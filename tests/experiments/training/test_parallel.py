@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -122,6 +123,21 @@ def test_devices_can_be_chosen(kind):
     assert outputs['y'].devices() == set(chosen)
     np.testing.assert_array_equal(devices.gather(outputs)['y'], 3 * batch)
     np.testing.assert_array_equal(devices.fetch(weights), 3)
+
+
+def test_work_is_left_when_the_run_is_asked_to_stop():
+    released, before = threading.Event(), signal.getsignal(signal.SIGTERM)
+    with parallel.preemption() as asked:
+        assert asked.unless_stopped(max, 3, 5) == 5
+        with pytest.raises(ZeroDivisionError):
+            asked.unless_stopped(lambda: 1 / 0)
+        signalled = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
+        signalled.start()
+        with pytest.raises(parallel.StoppedEarly, match='Stopped by SIGTERM before the first'):
+            asked.unless_stopped(released.wait)
+    released.set()
+    signalled.join()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_unknown_kind():

@@ -1,8 +1,20 @@
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments.training.profiling import Kernel, kernel_table, profile_of, read_profile, traced
+from experiments.training import profiling
+from experiments.training.profiling import (
+    Kernel,
+    Profile,
+    UpdatesProfile,
+    kernel_table,
+    profile_of,
+    read_profile,
+    traced,
+)
+from perceiver_jax.errors import Refused
 
 
 def trace_of(planes):
@@ -96,3 +108,47 @@ def test_a_trace_of_the_cpu_holds_each_operation_once(tmp_path):
     assert float(milliseconds) == pytest.approx(1e3 * seconds[0] / 3, abs=0.006)
     assert share == f'{seconds[0] / profile.seconds:.1%}'
     assert last.endswith(f'all {len(calls)} kernels')
+
+
+@pytest.mark.parametrize(
+    ('num_steps', 'first_step', 'profiled', 'message'),
+    [
+        (3, 1, [3, 4, 5], 'The trace of 3 updates is in'),
+        (6, 1, [3, 4, 5, 6, 7, 8], 'of 6 updates is in'),  # up to the evaluation
+        (7, 1, [9, 10, 11, 12, 13, 14, 15], 'of 7 updates is in'),  # after it
+        (1, 6, [8], 'of 1 update is in'),
+        (8, 15, [17, 18, 19, 20], 'of 4 updates is in {}; the run ended before there were 8.'),
+        (2, 20, [], 'No update was profiled; the run ended before there were 2.'),
+        (0, 1, [], ''),
+    ],
+)
+def test_updates_are_profiled_where_no_evaluation_lies_between_them(
+    tmp_path, monkeypatch, capsys, num_steps, first_step, profiled, message
+):
+    traced_now, steps = [], []
+
+    @contextlib.contextmanager
+    def traced(folder):
+        traced_now.append(folder)
+        yield
+        traced_now.clear()
+
+    monkeypatch.setattr(profiling, 'traced', traced)
+    monkeypatch.setattr(profiling, 'read_profile', lambda folder: Profile([], 0.0, 0))
+    profiling.check_fits(num_steps, 8)
+    profile = UpdatesProfile(
+        tmp_path, num_steps, first_step=first_step, total_steps=20, evaluate_every_steps=8
+    )
+    for step in range(first_step, 21):
+        profile.begin(step, jnp.zeros(()))
+        steps += [step] if traced_now else []
+        assert profile.end(step, jnp.zeros(())) >= 0
+        assert not (traced_now and (step % 8 == 0 or step == 20))
+    profile.close()
+    assert steps == profiled
+    assert message.format(tmp_path) in capsys.readouterr().out
+
+
+def test_more_updates_than_lie_between_two_evaluations_are_refused():
+    with pytest.raises(Refused, match=r'--profile=9: at most .*evaluate_every_steps, 8 updates'):
+        profiling.check_fits(9, 8)

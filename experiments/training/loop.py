@@ -149,7 +149,7 @@ def _train(
             clock += profile.end(step, train_state)
 
             checkpoints.check()
-            last, stop = step == total_steps, asked.should_stop(step)
+            last, stop = step == total_steps, asked.should_stop()
             evaluates = last or step % settings.evaluate_every_steps == 0
             saves = last or stop or evaluates or step % settings.checkpoint_every_steps == 0
             # A line ends at every checkpoint, so that resuming neither loses nor repeats a step.

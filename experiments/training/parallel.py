@@ -10,6 +10,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -33,6 +34,10 @@ AXIS = 'data'  # the one mesh axis, and the axis name that a pmapped step is bou
 _HEARTBEAT_SECONDS = 25
 
 _ASK_SECONDS = 0.1  # between two looks whether the run was asked to stop
+
+# Not the step: jax has all stop at the number after the largest that it has heard, which is 1 where
+# the signal comes before the first update, and a run that resumes does not come to step 1.
+_TIMES_ASKED = itertools.count(1)
 
 Tree = Any  # nested dictionaries, tuples and NamedTuples of arrays
 
@@ -316,14 +321,11 @@ class Preemption:
     by_ctrl_c: bool = False
     leaves: bool = False
 
-    def should_stop(self, step: int) -> bool:
-        """Returns whether to stop after this step; the answer is the same in all processes.
-
-        Args:
-          step: Number of the step; all processes ask after every one.
-        """
+    def should_stop(self) -> bool:
+        """Returns whether to stop after this step; all processes ask, and have the same answer."""
         if jax.process_count() > 1:  # jax's own handler of SIGTERM finds the common step
-            watch.WATCH.together = multihost_utils.reached_preemption_sync_point(step)
+            asked = next(_TIMES_ASKED)
+            watch.WATCH.together = multihost_utils.reached_preemption_sync_point(asked)
             return watch.WATCH.together
         return self.noticed
 
@@ -362,10 +364,10 @@ class Preemption:
         self.leaves = True
         try:
             threading.Thread(target=run, daemon=True).start()
-            while not concurrent.futures.wait([done], timeout=_ASK_SECONDS).done:
-                if self.noticed:
-                    raise StoppedEarly(self.by_ctrl_c)
-            return done.result()
+            while not self.noticed:
+                if concurrent.futures.wait([done], timeout=_ASK_SECONDS).done:
+                    return done.result()
+            raise StoppedEarly(self.by_ctrl_c)
         finally:
             self.leaves = False
 

@@ -26,9 +26,9 @@ _MAX_BYTES = 4 * 2**30
 def keep_programs(named: str | None, workdir: str | Path) -> None:
     """Has jax keep compiled programs in a folder, from which a later start takes them.
 
-    Which program it is depends on the versions of jax and its libraries, the devices (of a CPU, its
-    instructions) and the flags too. All processes call this: where only some of them found a
-    program, those that compile it on GPUs would wait for the others.
+    A program is of one version of jax, one kind of devices (of CPUs, one set of instructions) and
+    the flags of XLA. All processes call this: where only some of them found a program, those that
+    compile it on GPUs would wait for the others.
 
     Args:
       named: The folder that the user named; '' for none. None: JAX_COMPILATION_CACHE_DIR of the
@@ -36,26 +36,27 @@ def keep_programs(named: str | None, workdir: str | Path) -> None:
       workdir: The run's folder, which is not for programs.
 
     Raises:
-      Refused: The folder that was named cannot be written, or lies in the run's folder.
+      Refused: The folder that was named cannot be written, or lies in the run's folder; in all
+        processes if in one.
     """
     settings: Any = jax.config
-    if named == '' or not settings.jax_enable_compilation_cache:
-        settings.update('jax_compilation_cache_dir', None)
+    given = settings.jax_compilation_cache_dir if named is None else named
+    if given and '://' in given:  # of the environment, and of all processes: jax's own matter
         return
-    given = named or settings.jax_compilation_cache_dir
-    if given and '://' in given:  # of the environment: jax knows what to do with an address
-        return
-    folder = Path(given or default_folder())
-    if named and Path(workdir).resolve() in (folder.resolve(), *folder.resolve().parents):
-        raise Refused(f'--compilation_cache: {folder} lies in the workdir, which is not for it')
-    views = parallel.exchange({'problem': _unwritable(folder), 'holds': _digest(folder)})
-    problem = next((view['problem'] for view in views if view['problem']), None)
+    folder: Path | None = None
+    problem = None
+    if named != '' and settings.jax_enable_compilation_cache:
+        folder = Path(given or default_folder())
+        problem = _unwritable(folder, Path(workdir))
+    views = parallel.exchange([problem, folder and _digest(folder)])
+    problem = next((theirs for theirs, _ in views if theirs), None)
     if problem and named:
         raise Refused(f'--compilation_cache: {problem}')
-    if not problem and any(view['holds'] != views[0]['holds'] for view in views):
-        problem = f'{folder} is not the same for all processes'
+    if not problem and any(view != views[0] for view in views):
+        problem = 'the folder of --compilation_cache is not the same for all processes'
     if problem:
         parallel.say(f'{problem}: compiled programs are not kept')
+    if problem or folder is None:
         settings.update('jax_compilation_cache_dir', None)
         return
     if not given and parallel.is_main_process():
@@ -125,8 +126,10 @@ def tried_twice(function: Callable) -> Callable:
     return call
 
 
-def _unwritable(folder: Path) -> str | None:
-    """Says why files cannot be written to a folder, which is made; None if they can."""
+def _unwritable(folder: Path, workdir: Path) -> str | None:
+    """Says why programs cannot be kept in a folder, which is made; None if they can."""
+    if workdir.resolve() in (folder.resolve(), *folder.resolve().parents):
+        return f'{folder} lies in the workdir, which is not for it'
     if folder.parts[0] == '~':
         return f'{folder}: the user has no home folder'
     try:

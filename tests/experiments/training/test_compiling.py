@@ -91,6 +91,9 @@ def test_a_folder_that_is_named_comes_before_that_of_the_environment(settings, t
     assert settings.jax_compilation_cache_dir == str(tmp_path / 'environment')
     compiling.keep_programs(str(tmp_path / 'named'), 'run')
     assert settings.jax_compilation_cache_dir == str(tmp_path / 'named')
+    settings.update('jax_compilation_cache_dir', 'gs://bucket/programs')
+    compiling.keep_programs(None, 'run')
+    assert settings.jax_compilation_cache_dir == 'gs://bucket/programs'
     capsys.readouterr()
     compiling.keep_programs('', 'run')
     assert settings.jax_compilation_cache_dir is None
@@ -116,7 +119,7 @@ def test_processes_that_do_not_see_the_same_programs_keep_none(
     settings, tmp_path, monkeypatch, capsys
 ):
     def exchange(view):
-        return [view, {**view, 'holds': 'others'}]
+        return [view, [None, 'others']]
 
     monkeypatch.setattr(compiling.parallel, 'exchange', exchange)
     compiling.keep_programs(str(tmp_path), 'run')

@@ -65,7 +65,7 @@ def one_line_errors(
     nobody reads the output. All other exceptions pass.
 
     Args:
-      interrupted: What is printed after Ctrl-C.
+      interrupted: What is printed after Ctrl-C, unless the exception says it.
       smaller: What is printed of how to need less memory.
 
     Yields:
@@ -94,12 +94,24 @@ def one_line_errors(
         if (short := shortage(error)) is None:
             raise
         fail(f'{short}; {smaller}', 2)
-    except KeyboardInterrupt:
-        print('error:', interrupted, file=sys.stderr, flush=True)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except KeyboardInterrupt as interrupt:
+        print('error:', str(interrupt) or interrupted, file=sys.stderr, flush=True)
         fails_with(130)
-        atexit._run_exitfuncs()
-        os._exit(130)  # the interpreter's own end crashes while XLA compiles in a thread
+        end_at_once(130)
+
+
+def end_at_once(code: int) -> NoReturn:
+    """Ends the program; the interpreter's own end crashes while XLA compiles in a thread.
+
+    Args:
+      code: The exit status.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError):  # nobody may read it
+        sys.stdout.flush()
+    os._exit(code)
 
 
 def fail(error: Exception | str, code: int) -> NoReturn:

@@ -7,6 +7,8 @@ Any key can be set, as in --config.optimizer.learning_rate=1e-3. The same comman
 a comment stands beside another value, 4.
 --mode=eval takes the run's own config from its folder: --workdir is enough, and only the keys that
 are set here change it.
+--profile=20 traces 20 updates and prints the ten costliest kernels. Compiled programs are kept for
+the next start: --compilation_cache names the folder.
 On several machines, run it on each of them: SLURM, Open MPI and TPU pods need nothing else,
 otherwise give --coordinator=<host>:<port> --num_processes=<n> --process_id=<0..n-1>.
 """
@@ -24,7 +26,14 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from configs.common import near_misses
-from experiments.command_line import fail, local_path, one_line_errors, quiet_libraries, refuse
+from experiments.command_line import (
+    end_at_once,
+    fail,
+    local_path,
+    one_line_errors,
+    quiet_libraries,
+    refuse,
+)
 
 # Grain's workers import this file again, and no mode needs what the others import: what is slow to
 # import, jax and perceiver_jax too, is imported where it is used.
@@ -34,6 +43,15 @@ WORKDIR = flags.DEFINE_string('workdir', '', 'Folder of the run, to train and ev
 MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'describe', 'keys'], 'What to do.')
 CHECKPOINT = flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which one to evaluate.')
 JSON = flags.DEFINE_bool('json', False, 'Describe as one JSON object instead of a table.')
+PROFILE = flags.DEFINE_integer(
+    'profile', None, 'Updates to trace into WORKDIR/profile; prints the costliest kernels.', 1
+)
+COMPILATION_CACHE = flags.DEFINE_string(
+    'compilation_cache',
+    None,
+    "Folder for compiled programs, '' for none; without it JAX_COMPILATION_CACHE_DIR of the "
+    "environment, or perceiver_jax in the user's cache directory.",
+)
 COORDINATOR = flags.DEFINE_string(
     'coordinator', None, "host:port of process 0; 'auto' has jax find the processes."
 )
@@ -63,7 +81,12 @@ def main(argv: list[str]) -> None:
         refuse(f'unexpected argument {argv[1]!r}: flags are written --name=value')
     if MODE.value in ('train', 'eval') and not WORKDIR.value:
         refuse(f'--mode={MODE.value} needs --workdir')
+    if PROFILE.value is not None and MODE.value != 'train':
+        refuse(f'--profile={PROFILE.value} is of updates: it goes with --mode=train alone')
     flags.FLAGS['workdir'].value = local_path(WORKDIR.value, '--workdir')
+    if COMPILATION_CACHE.value is not None:
+        cache = local_path(COMPILATION_CACHE.value, '--compilation_cache')
+        flags.FLAGS['compilation_cache'].value = cache
     quiet_libraries()
     config, overrides = CONFIG.value, config_flags.get_override_values(flags.FLAGS['config'])
     path = config_flags.get_config_filename(flags.FLAGS['config'])
@@ -115,8 +138,10 @@ def describe(task: Any) -> None:
 
 def evaluate(config: ConfigDict, task: Any, name: str) -> None:
     """Evaluates a checkpoint, which prints the headline metric."""
+    from experiments.training.compiling import keep_programs
     from experiments.training.evaluate import evaluate_checkpoint
 
+    keep_programs(COMPILATION_CACHE.value, WORKDIR.value)
     best = CHECKPOINT.value == 'best'
     evaluate_checkpoint(config, task, Path(WORKDIR.value), name, best)
 
@@ -125,10 +150,18 @@ def train(config: ConfigDict, task: Any, name: str) -> None:
     """Trains to the end or until SIGTERM, and prints the headline metric."""
     from experiments.results import load_result
     from experiments.training import loop, parallel
+    from experiments.training.compiling import keep_programs
 
     if (before := Path(WORKDIR.value, 'result.json')).exists():
         load_result(before)  # a run that is finished ends with it: refused if damaged
-    result = loop.train(config, task, WORKDIR.value, name)
+    keep_programs(COMPILATION_CACHE.value, WORKDIR.value)
+    try:
+        result = loop.train(config, task, WORKDIR.value, name, PROFILE.value or 0)
+    except parallel.StoppedEarly as stopped:
+        if stopped.by_ctrl_c:
+            raise
+        parallel.say(f'{stopped}.')
+        end_at_once(0)
     if result is None:
         parallel.say('Stopped by SIGTERM, after a checkpoint. The same command resumes.')
         return

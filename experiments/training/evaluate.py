@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.training import parallel
+from experiments.training.compiling import tried_twice
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import read_json, remove_unfinished
 
@@ -138,12 +139,12 @@ def compile_predict(task: Any, devices: parallel.Jit | parallel.Pmap) -> Callabl
       devices: What `parallel.make` returned.
 
     Returns:
-      `predict(params, state, batch)`, whose outputs include the batch's `index`, `mask` and
-      `broken`: which examples they belong to, and which of them count.
+      `predict(params, state, batch)`, compiled at its first call, whose outputs include the batch's
+      `index`, `mask` and `broken`: which examples they belong to, and which of them count.
     """
 
     def predict(params, state, batch):
         passed_on = {name: batch[name] for name in ('index', 'mask', 'broken') if name in batch}
         return task.predict(params, state, batch) | passed_on
 
-    return devices.compile_predict(predict)
+    return tried_twice(devices.compile_predict(predict))

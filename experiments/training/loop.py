@@ -18,9 +18,11 @@ from experiments.memory import check_state
 from experiments.training import parallel, watch
 from experiments.training.agreement import agreement
 from experiments.training.checks import check_resumable, check_sizes, count_steps
+from experiments.training.compiling import tried_twice
 from experiments.training.evaluate import Evaluation, compile_predict, evaluate
 from experiments.training.lock import lock
 from experiments.training.optimizer import make_optimizer
+from experiments.training.profiling import UpdatesProfile, check_fits
 from experiments.training.workdir import Metrics, git_commit, now, write_json
 from perceiver_jax.files import read_json, remove_unfinished
 
@@ -35,7 +37,11 @@ class TrainState(NamedTuple):
 
 
 def train(
-    config: ConfigDict, task: Any, workdir: str | Path, config_name: str
+    config: ConfigDict,
+    task: Any,
+    workdir: str | Path,
+    config_name: str,
+    profile_steps: int = 0,
 ) -> dict[str, Any] | None:
     """Trains a task to the end of its config, from the newest checkpoint in the folder on.
 
@@ -45,6 +51,7 @@ def train(
       workdir: The folder for checkpoints, `metrics.jsonl`, `result.json` and `report.png`.
       config_name: What was asked for, such as 'configs/imagenet.py:demo', followed by the keys that
         the command line set; stands in the result.
+      profile_steps: Updates to trace into the folder `profile`; their kernels are printed.
 
     Returns:
       What `result.json` holds; None if SIGTERM stopped the run, after a checkpoint.
@@ -55,6 +62,7 @@ def train(
       FloatingPointError: The loss, the gradients or the parameters are no longer finite.
       OSError: A file of the run cannot be written; it names the file and the last checkpoint.
       KeyboardInterrupt: Ctrl-C stopped the run, after a checkpoint; or a second Ctrl-C, without.
+      parallel.StoppedEarly: SIGTERM or Ctrl-C stopped the run before its first update was made.
     """
     from experiments.training.checkpointing import last_good_named  # slow to import
 
@@ -64,7 +72,7 @@ def train(
         parallel.preemption() as asked,  # from here on SIGTERM and Ctrl-C end with a checkpoint
         last_good_named(workdir),
     ):
-        return _train(config, task, workdir, config_name, asked, held)
+        return _train(config, task, workdir, config_name, profile_steps, asked, held)
 
 
 def _train(
@@ -72,6 +80,7 @@ def _train(
     task: Any,
     workdir: str | Path,
     config_name: str,
+    profile_steps: int,
     asked: parallel.Preemption,
     held: contextlib.ExitStack,
 ) -> dict[str, Any] | None:
@@ -90,7 +99,8 @@ def _train(
         data.update({'data': data_name, 'number of training examples': task.num_train_examples})
         optimizer, schedule = make_optimizer(total_steps, steps_per_epoch, **config.optimizer)
         devices = parallel.make(config.parallel)
-        host_state = jax.device_get(init(config.seed, task, optimizer))
+        check_fits(profile_steps, settings.evaluate_every_steps)
+        host_state = jax.device_get(asked.unless_stopped(init, config.seed, task, optimizer))
         if writes:
             workdir.mkdir(parents=True, exist_ok=True)
             held.enter_context(lock(workdir))
@@ -112,6 +122,13 @@ def _train(
     evaluation: Evaluation | None = None  # of `step`, if that was evaluated
     recent: list[dict[str, Any]] = []  # metrics of the updates since the last training line
     clock, clock_step = time.monotonic(), step  # since when only updates were made
+    profile = UpdatesProfile(
+        workdir / 'profile',
+        profile_steps,
+        first_step=steps.start,
+        total_steps=total_steps,
+        evaluate_every_steps=settings.evaluate_every_steps,
+    )
 
     with contextlib.ExitStack() as stack:
         if step:
@@ -119,21 +136,26 @@ def _train(
         stack.callback(checkpoints.close)
         metrics = Metrics(workdir, step=step, total_steps=total_steps, batch_size=batch_size)
         stack.callback(metrics.close)
+        stack.callback(profile.close)
         batches = stack.enter_context(contextlib.closing(task.train_batches(step)))
         for step, batch in zip(steps, parallel.prefetch(batches, put_batch), strict=False):
-            train_state, returned = update(train_state, batch)
+            if step == steps.start:
+                train_state, returned = asked.unless_stopped(update, train_state, batch)
+            else:
+                profile.begin(step, train_state)
+                train_state, returned = update(train_state, batch)
             recent.append(returned)
             jax.block_until_ready(recent[-2:-1])  # run one update ahead of the devices, not more
+            clock += profile.end(step, train_state)
 
             checkpoints.check()
-            last, stop = step == total_steps, asked.should_stop(step)
+            last, stop = step == total_steps, asked.should_stop()
             evaluates = last or step % settings.evaluate_every_steps == 0
             saves = last or stop or evaluates or step % settings.checkpoint_every_steps == 0
             # A line ends at every checkpoint, so that resuming neither loses nor repeats a step.
             logs = saves or step % settings.log_every_steps == 0
             if not logs:
                 if step == steps.start:  # compilation is over: rates are taken from here on
-                    jax.block_until_ready(returned)
                     clock, clock_step = time.monotonic(), step
                 continue
 
@@ -200,7 +222,7 @@ def compile_update(
     optimizer: optax.GradientTransformation,
     devices: parallel.Jit | parallel.Pmap,
 ) -> Callable:
-    """Compiles `update_step` for a run.
+    """Compiles `update_step` for a run, at its first call.
 
     Args:
       config: The run's configuration, of which `seed` and `train.batch_size` are read.
@@ -211,16 +233,15 @@ def compile_update(
     Returns:
       `update(train_state, batch) -> (train_state, metrics)`, on the devices.
     """
-    return devices.compile_update(
-        functools.partial(
-            update_step,
-            task.loss,
-            optimizer,
-            seed=config.seed,
-            batch_size=config.train.batch_size,
-            average=devices.average,
-        )
+    update = functools.partial(
+        update_step,
+        task.loss,
+        optimizer,
+        seed=config.seed,
+        batch_size=config.train.batch_size,
+        average=devices.average,
     )
+    return tried_twice(devices.compile_update(update))
 
 
 def update_step(
@@ -301,7 +322,7 @@ def init(seed: int, task: Any, optimizer: optax.GradientTransformation) -> Train
 
     traced = initial_state.trace()
     check_state(traced.out_info)  # before anything is allocated
-    return traced.lower().compile()()
+    return tried_twice(lambda: traced.lower().compile()())()
 
 
 def summarise(returned: list[dict[str, np.ndarray]]) -> dict[str, float]:

@@ -179,3 +179,13 @@ def test_nobody_need_read_to_the_end():
         process.stdout.close()
         assert process.stderr.read() == b''
     assert process.returncode == 141
+
+
+def test_a_program_ends_at_once_whatever_its_threads_do():
+    code = (
+        'import atexit, threading, time; from experiments.command_line import end_at_once\n'
+        'atexit.register(print, "last"); threading.Thread(target=time.sleep, args=(100,)).start()\n'
+        'print("first"); end_at_once(3)'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (3, 'first\nlast\n', '')

@@ -1,11 +1,13 @@
 import json
+import os
 import subprocess
 import sys
 import types
 
 import pytest
 
-from experiments import launch
+from experiments import command_line, launch
+from experiments.training import compiling, loop, parallel
 from perceiver_jax.errors import Refused
 from tests.toys.demo_run import write_demo_run
 
@@ -48,6 +50,11 @@ def run(*arguments):
             "flag --config.train.steps=few: invalid literal for int() with base 10: 'few'",
         ),
         ([DEMO], '--mode=train needs --workdir'),
+        ([DEMO, '--workdir=x', '--profile=0'], 'flag --profile=0: 0 is not a positive integer'),
+        (
+            [DEMO, '--mode=describe', '--profile=2'],
+            '--profile=2 is of updates: it goes with --mode=train alone',
+        ),
         (['--mode=eval'], '--mode=eval needs --workdir'),
         (
             ['--mode=eval', '--workdir=no run'],
@@ -74,7 +81,10 @@ def test_a_run_is_evaluated_with_its_own_config(workdir):
     code, out, err = run('--mode=eval', f'--workdir={workdir}')
     assert (code, err) == (0, '')
     own = json.loads((workdir / 'evaluation.json').read_text())
-    assert out == f'top1 {own["value"]:.4f} at step 5\n'
+    assert out == (
+        f'Compiled programs are kept in {os.environ["JAX_COMPILATION_CACHE_DIR"]}; '
+        f"--compilation_cache='' keeps none.\ntop1 {own['value']:.4f} at step 5\n"
+    )
     assert own['config'] == f'{workdir}/config.json'  # the run has no result yet
 
     (workdir / 'result.json').write_text(json.dumps({'config': f'{DEMO[9:]} --config.x=1'}))
@@ -103,6 +113,34 @@ def test_a_damaged_result_is_refused_or_passed_over(tmp_path, monkeypatch):
         with pytest.raises(Refused, match='result.json: '):
             launch.train(None, None, '')  # a run that is finished ends with its result
         assert launch.evaluated_name() == str(tmp_path / 'config.json')
+
+
+@pytest.mark.parametrize('by_ctrl_c', [False, True])
+def test_a_run_that_is_left_early_is_told_so(tmp_path, monkeypatch, capsys, by_ctrl_c):
+    def train(*_):
+        raise parallel.StoppedEarly(by_ctrl_c)
+
+    def end_at_once(code):
+        raise SystemExit(code)
+
+    value = types.SimpleNamespace
+    monkeypatch.setattr(launch, 'WORKDIR', value(value=str(tmp_path)))
+    monkeypatch.setattr(launch, 'PROFILE', value(value=None))
+    monkeypatch.setattr(launch, 'COMPILATION_CACHE', value(value=''))
+    monkeypatch.setattr(compiling, 'keep_programs', lambda *_: None)
+    monkeypatch.setattr(loop, 'train', train)
+    for module in (launch, command_line):
+        monkeypatch.setattr(module, 'end_at_once', end_at_once)
+    with pytest.raises(SystemExit) as ended, command_line.one_line_errors():
+        launch.train(None, None, '')
+    assert ended.value.code == (130 if by_ctrl_c else 0)
+    out, err = capsys.readouterr()
+    rest = (
+        'before the first update of this start: it has saved nothing, and the same command '
+        'begins where it began'
+    )
+    assert out == ('' if by_ctrl_c else f'Stopped by SIGTERM {rest}.\n')
+    assert err == (f'error: interrupted {rest}\n' if by_ctrl_c else '')
 
 
 def test_unknown_keys_of_a_run_get_one_line(workdir):

@@ -46,7 +46,6 @@ if __name__ == '__main__':
     task.on_step = lambda step: None
     loop.train(config, task, Path(folder, 'jit'), 'toy')
 
-    # Fewer steps than at the signal, of which jax reminds whenever that step comes again.
     config = get_config(steps=4, log_every_steps=1, **SELDOM)
     config.parallel = 'pmap'
     task = ToyTask(config)

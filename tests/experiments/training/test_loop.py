@@ -4,7 +4,9 @@ import functools
 import hashlib
 import json
 import os
+import re
 import signal
+import threading
 import time
 
 import jax
@@ -190,6 +192,50 @@ def test_a_run_that_is_stopped_and_resumed_ends_the_same(left_alone, tmp_path, m
     assert resumed['params_sha256'] == result['params_sha256']
     assert 1800 < resumed['wall_seconds'] < 1900
     assert lines(tmp_path) == lines(workdir)
+
+
+def test_before_its_first_update_a_run_is_left_at_once(left_alone, tmp_path, capsys):
+    """Stopped twice while it is traced, before and after a checkpoint; and profiled in between."""
+    workdir, result = left_alone
+    released, threads = threading.Event(), []
+
+    def start(how):
+        task = ToyTask(get_config())
+        task.loss = functools.partial(traced_for_ever, how)
+        with pytest.raises(parallel.StoppedEarly) as stopped:
+            loop.train(task.config, task, tmp_path, 'toy', profile_steps=2)
+        assert stopped.value.by_ctrl_c == (how == signal.SIGINT)
+        assert not list(tmp_path.rglob('.*.tmp')) + list(tmp_path.rglob('.lock.json'))
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    def traced_for_ever(how, *_):
+        threads.append(threading.current_thread())
+        os.kill(os.getpid(), how)
+        released.wait()
+        raise RuntimeError('the run was left')
+
+    start(signal.SIGTERM)
+    assert 'No update was profiled' in capsys.readouterr().out
+    assert not list((tmp_path / 'checkpoints').iterdir())
+
+    task = ToyTask(get_config())
+    task.on_step = lambda step: step == 4 and os.kill(os.getpid(), signal.SIGTERM)
+    assert loop.train(task.config, task, tmp_path, 'toy', profile_steps=2) is None
+    out = capsys.readouterr().out
+    assert f'The trace of 2 updates is in {tmp_path}/profile.\n' in out
+    assert re.search(r'^ +\d+\.\d\d +\d+\.\d% +\d+\.\d  \w+$', out, re.MULTILINE)
+    assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+
+    start(signal.SIGINT)
+    err = capsys.readouterr().err
+    assert 'Stopping after this step' not in err
+    resumed = loop.train(task.config, ToyTask(task.config), tmp_path, 'toy')
+    assert resumed['params_sha256'] == result['params_sha256']
+    assert lines(tmp_path) == lines(workdir)
+
+    released.set()
+    for thread in threads:
+        thread.join()
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path, capfd):

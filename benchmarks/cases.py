@@ -3,6 +3,10 @@
 Each runs in a process of its own, so jax is imported within the functions.
 """
 
+import functools
+import importlib
+from collections.abc import Mapping
+
 from benchmarks.harness import Program, compiled
 
 
@@ -75,8 +79,80 @@ def cross_attend(implementation: str, side: int, grid: bool, passes) -> dict[str
     return {which: compiled(functions[which], params, latents, inputs) for which in passes}
 
 
+def attention(
+    implementation: str,
+    batch: int,
+    num_queries: int,
+    num_keys: int,
+    channels: int,
+    num_heads: int = 1,
+    chunk_size: int | None = None,
+    with_errors: bool = False,
+) -> dict[str, Program]:
+    """Builds attention in bfloat16 to keys that are the values too.
+
+    Args:
+      implementation: An implementation of `attend`.
+      batch: Number of examples.
+      num_queries: Queries of each example.
+      num_keys: Keys of each example.
+      channels: Channels of a head.
+      num_heads: Number of heads.
+      chunk_size: Keys of a chunk; None: as `attend` chooses.
+      with_errors: Whether rows tell relative errors, see `with_relative_errors`.
+
+    Returns:
+      The output, pass 'forward', and the gradients of queries and keys, pass 'gradient'.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from perceiver_jax import attend
+
+    query, key, cotangent = (
+        jax.random.normal(jax.random.key(i), (batch, length, num_heads, channels), 'bfloat16')
+        for i, length in enumerate((num_queries, num_keys, num_queries))
+    )
+
+    def forward(query, key, implementation=implementation):
+        # The definition has no chunks.
+        size = None if implementation == 'plain' else chunk_size
+        return attend(query, key, key, implementation=implementation, chunk_size=size)
+
+    def gradient(query, key, cotangent, implementation=implementation):
+        transpose = jax.vjp(lambda *x: forward(*x, implementation), query, key)[1]
+        return transpose(cotangent)
+
+    flops = 4 * batch * num_queries * num_keys * num_heads * channels
+    programs = {
+        'forward': compiled(forward, query, key, flops=flops),
+        'gradient': compiled(gradient, query, key, cotangent, flops=3 * flops),
+    }
+    if not with_errors:
+        return programs
+    query, key, cotangent = (x.astype(jnp.float32) for x in (query, key, cotangent))
+    return with_relative_errors(
+        programs,
+        {
+            'forward': (functools.partial(forward, implementation='plain'), query, key),
+            'gradient': (
+                functools.partial(gradient, implementation='plain'),
+                query,
+                key,
+                cotangent,
+            ),
+        },
+    )
+
+
 def attention_to_pixels(
-    implementation: str, batch: int, dtype: str, grid: bool, num_queries: int = 512, side: int = 224
+    implementation: str,
+    batch: int,
+    dtype: str,
+    grid: bool,
+    num_queries: int = 512,
+    side: int = 224,
+    with_errors: bool = False,
 ) -> dict[str, Program]:
     """Builds the attention of queries to the normalised pixels of images, without what is around.
 
@@ -87,34 +163,94 @@ def attention_to_pixels(
       grid: Whether the program takes a grid or its array.
       num_queries: Queries of each image.
       side: Height and width of the images.
+      with_errors: Whether rows tell relative errors, see `with_relative_errors`.
 
     Returns:
-      The output, pass 'forward', and the gradient of the queries, pass 'gradient'.
+      The output, pass 'forward', and the gradient of the queries, pass 'gradient': images are data.
     """
     import jax
+    import jax.numpy as jnp
 
     from perceiver_jax import attend
     from perceiver_jax.grid_keys import attend_to_grid
+    from perceiver_jax.grids import fourier_grid
     from perceiver_jax.layers import normalise
 
-    elements = pixels(batch, side, dtype, grid)
-    query = random_array(batch, num_queries, elements.shape[-1]).astype(dtype)
-    scale = elements.shape[-1] ** -0.5
-    kernel = 'compiled' if implementation == 'pallas' else None
-    how = dict(scale=scale, prepare_key=normalise, implementation=implementation)
+    images = random_array(batch, side, side, 3).astype(dtype)
 
-    def forward(query, elements):
-        if grid:
-            return attend_to_grid(query, elements, None, scale=scale, kernel=kernel)
-        query, key = query[:, :, None], elements[:, :, None]
-        return attend(query, key, None, **how)[:, :, 0]
+    def pixels_of(images):
+        return fourier_grid(images, 64, (side, side))
 
-    def gradient(query, elements):
-        output, transpose = jax.vjp(lambda query: forward(query, elements), query)
-        return transpose(output)[0]  # a gradient that no compiler knows
+    channels = pixels_of(images).shape[-1]
+    query, cotangent = (
+        jax.random.normal(jax.random.key(i), (batch, num_queries, channels), dtype) for i in (1, 2)
+    )
+    scale = channels**-0.5
 
-    functions = {'forward': forward, 'gradient': gradient}
-    return {which: compiled(f, query, elements) for which, f in functions.items()}
+    def to_grid(query, elements):
+        kernel = 'compiled' if implementation == 'pallas' else None
+        return attend_to_grid(query, elements, None, scale=scale, kernel=kernel)
+
+    def to_array(query, elements, implementation=implementation):
+        how = dict(scale=scale, prepare_key=normalise, implementation=implementation)
+        return attend(query[:, :, None], elements[:, :, None], None, **how)[:, :, 0]
+
+    def gradient(forward, query, elements, cotangent):
+        transpose = jax.vjp(lambda query: forward(query, elements), query)[1]
+        return transpose(cotangent)[0]
+
+    forward = to_grid if grid else to_array
+    elements = pixels_of(images) if grid else pixels_of(images).array()
+    flops = 4 * batch * num_queries * side**2 * channels
+    programs = {
+        'forward': compiled(forward, query, elements, flops=flops),
+        'gradient': compiled(
+            functools.partial(gradient, forward), query, elements, cotangent, flops=2 * flops
+        ),
+    }
+    if not with_errors:
+        return programs
+    images, query, cotangent = (x.astype(jnp.float32) for x in (images, query, cotangent))
+    elements = pixels_of(images).array()
+    definition = functools.partial(to_array, implementation='plain')
+    return with_relative_errors(
+        programs,
+        {
+            'forward': (definition, query, elements),
+            'gradient': (functools.partial(gradient, definition), query, elements, cotangent),
+        },
+    )
+
+
+def with_relative_errors(
+    programs: dict[str, Program], definitions: Mapping[str, tuple]
+) -> dict[str, Program]:
+    """Adds to each program how far it is from its definition: |x - y| / |y|, the worst array's.
+
+    Args:
+      programs: What was built, by pass.
+      definitions: Functions that compute the same, each with its arguments, the same numbers in
+        float32; their products are computed in full precision here.
+
+    Returns:
+      The programs, with 'relative_error' in `more`.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    def error(x, y):
+        return float(
+            jnp.linalg.norm(x.astype(jnp.float32).ravel() - y.ravel()) / jnp.linalg.norm(y)
+        )
+
+    found = {}
+    for which, program in programs.items():
+        with jax.default_matmul_precision('highest'):  # a GPU's float32 products are in tf32
+            function, *arguments = definitions[which]
+            expected = jax.jit(function)(*arguments)
+        errors = jax.tree.leaves(jax.tree.map(error, program.run(), expected))
+        found[which] = program._replace(more={'relative_error': max(errors), **program.more})
+    return found
 
 
 def imagenet_model(variant: str, implementation: str, changes=None):
@@ -205,8 +341,71 @@ def training_step(
     return {'training step': compiled(step, *arguments, donate=(0, 1, 2), flops=flops)}
 
 
-def flow_forward(implementation: str, batch: int = 1, dtype: str = 'float32'):
-    """Builds the released flow model on pairs of 368x496 frames."""
+def task_training_step(
+    implementation: str, task: str, variant: str, batch: int, changes=None, flops=None
+) -> dict[str, Program]:
+    """Builds the loss of a task, its gradients and an AdamW update.
+
+    Args:
+      implementation: An implementation of `attend`.
+      task: 'modelnet40' or 'flow'.
+      variant: A variant of its config.
+      batch: Number of examples.
+      changes: Of the config; dictionaries are merged.
+      flops: Operations of a step; None if the rate is not asked for.
+    """
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    from experiments.tasks import make_task
+
+    config = importlib.import_module(f'configs.{task}').get_config(variant)
+    with config.unlocked():
+        config.update(changes or {})
+        config.model.implementation = implementation
+    loss_of = make_task(config)
+    if task == 'modelnet40':
+        points = random_array(batch, config.points.num_points, 3)
+        examples = {'points': points, 'label': jnp.arange(batch) % 40}
+    else:
+        size = batch, *config.augmentation.crop_size
+        frames = jax.random.bits(jax.random.key(0), (batch, 2, *size[1:], 3), 'uint8')
+        flow, valid = random_array(*size, 2), jnp.ones(size, bool)
+        examples = {'frames': frames, 'flow': flow, 'valid': valid}
+    params, model_state = jax.jit(loss_of.init)(jax.random.key(0))
+    optimizer = optax.adamw(1e-3)
+
+    def step(params, model_state, state, examples):
+        def loss(params):
+            return loss_of.loss(params, model_state, jax.random.key(0), examples)
+
+        (value, (model_state_, _)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), model_state_, state, value
+
+    arguments = params, model_state, optimizer.init(params), examples
+    return {'training step': compiled(step, *arguments, donate=(0, 1, 2), flops=flops)}
+
+
+def flow_forward(
+    implementation: str,
+    batch: int = 1,
+    dtype: str = 'float32',
+    size=(368, 496),
+    encoder=None,
+    flops=None,
+):
+    """Builds the released flow model on pairs of frames.
+
+    Args:
+      implementation: An implementation of `attend`, or 'reference' for benchmarks/reference.py.
+      batch: Number of pairs.
+      dtype: Dtype of the computation; weights are float32.
+      size: Height and width of the frames.
+      encoder: Fields that replace those of the released model.
+      flops: Operations of a run; None if the rate is not asked for.
+    """
     import haiku as hk
     import jax
     import jax.numpy as jnp
@@ -215,18 +414,19 @@ def flow_forward(implementation: str, batch: int = 1, dtype: str = 'float32'):
     from perceiver_jax import RELEASED, optical_flow
 
     model = {**RELEASED['optical_flow'].arguments, 'dtype': dtype}
-    frames = random_array(batch, 2, 368, 496, 3)
+    model['encoder'] = {**model['encoder'], **(encoder or {})}
+    frames = random_array(batch, 2, *size, 3)
     how = 'plain' if implementation == 'reference' else implementation
     transformed = hk.without_apply_rng(
         hk.transform(lambda x: optical_flow(x, is_training=False, implementation=how, **model))
     )
     params = jax.jit(transformed.init)(jax.random.key(0), frames[:1])
     if implementation != 'reference':
-        return {'forward': compiled(transformed.apply, params, frames)}
+        return {'forward': compiled(transformed.apply, params, frames, flops=flops)}
     how = model['inputs']['num_bands'], model['inputs']['max_resolution']
     positions = jnp.asarray(reference.fourier_positions(frames.shape[2:4], *how))
 
     def estimate(params, frames, positions):
         return reference.optical_flow(params, frames, positions, **model)
 
-    return {'forward': compiled(estimate, params, frames, positions)}
+    return {'forward': compiled(estimate, params, frames, positions, flops=flops)}

@@ -385,12 +385,12 @@ def gpu(report: Report, seconds: float | None = None, listed: list[Case] | None 
         else:
             limit = left if seconds is None else min(left, 3 * case.seconds)
             begin = time.monotonic()
-            errors = _measure(report, case, limit)
-            again = {name: case.implementations[name] for name in errors if _passes(errors[name])}
+            failed = _measure(report, case, limit)
+            again = {name: case.implementations[name] for name in failed if _passes(failed[name])}
             limit -= time.monotonic() - begin
             if again and limit > 0:
-                errors = _measure(report, case._replace(implementations=again), limit)
-            if case.ladder and any(text in x for text in OUT_OF_MEMORY for x in errors.values()):
+                failed = _measure(report, case._replace(implementations=again), limit)
+            if case.ladder and any(text in x for text in OUT_OF_MEMORY for x in failed.values()):
                 full.add(case.ladder)
             print(f'    took {time.monotonic() - begin:.0f} s', flush=True)
             continue

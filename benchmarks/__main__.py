@@ -2,7 +2,7 @@
 
 python -m benchmarks                      all benchmarks for the CPU
 python -m benchmarks cross_attend         one of them
-python -m benchmarks gpu                  the benchmark for a GPU; an hour, or --seconds
+python -m benchmarks gpu                  the benchmark for a GPU; hours, or --seconds
 """
 
 import argparse

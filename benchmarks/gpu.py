@@ -25,14 +25,14 @@ MEMORY_SHARE = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
 # PyTorch and JAX share a card badly: JAX takes most of its memory at first use.
 BESIDE_TORCH = {'JAX_PLATFORMS': 'cpu'}
 IMAGE_VARIANTS = ('io_fourier', 'perceiver', 'io_conv')
-OURS: dict[
-    str, tuple[str, dict]
-] = {  # implementation of attention and fields of the encoder, by name
+# Implementation of attention and fields of the encoder, by name.
+OURS: dict[str, tuple[str, dict]] = {
     'ours': ('auto', {}),
     'ours, pallas': ('pallas', {}),
     'ours, remat': ('auto', dict(remat_blocks=True)),
     'plain': ('plain', {}),
 }
+TRANSFORMERS = ('transformers', 'transformers, compiled')
 
 
 class Sizes(NamedTuple):
@@ -232,8 +232,8 @@ def attention(
 
 def attention_title(batch: int, queries: int, keys: int, channels: int, heads: int = 1) -> str:
     """Names attention by its sizes."""
-    width = f'{channels:,}' if heads == 1 else f'{heads} x {channels:,}'
-    return f'attention, {batch} x {queries:,} x {keys:,} x {width}'
+    width = f' x {channels}' if heads == 1 else f', {heads} heads of {channels}'
+    return f'attention, {batch} x {queries:,} x {keys:,}{width}'
 
 
 def attention_of_torch(batch: int, queries: int, keys: int, channels: int, heads: int = 1) -> Case:
@@ -309,9 +309,9 @@ def plan(sizes: Sizes = FULL) -> list[Case]:
         Case(f'matmul {sizes.matmul:,}', {'ours': (matmul, dict(size=sizes.matmul))}, 15),
         image('io_fourier', 'ours', first, profiled=True),
         image('perceiver', 'ours', first, profiled=True),
-        image('io_fourier', 'ours, pallas', first),
-        attention(few, queries, pixels, 261, chunk_sizes=(pixels, 4096), seconds=40),
         attention_to_grid(few, sizes),
+        attention(few, queries, pixels, 261, chunk_sizes=(pixels, 4096), seconds=40),
+        image('io_fourier', 'ours, pallas', first),
         attention(few, queries, pixels, 264),
         attention(many, queries, queries, 128, heads=8),
     ]
@@ -328,24 +328,16 @@ def plan(sizes: Sizes = FULL) -> list[Case]:
         attention(8 * few, queries, sizes.points, 387),  # points
         attention(2 * few, queries, sizes.clip, 487),  # sound and video
         attention(few, queries, pixels, 131),  # learned positions of the ICML Perceiver
+        attention(few, queries, pixels, 512),  # and of IO
         flow_forward('ours', sizes),
     ]
     if with_transformers:  # an image takes twice our memory, and more
-        listed += [
-            image(variant, name, batch)
-            for variant, name in (
-                ('io_fourier', 'transformers'),
-                ('io_fourier', 'transformers, compiled'),
-                ('io_conv', 'transformers'),
-                ('io_conv', 'transformers, compiled'),
-            )
-            for batch in (first // 2, *sizes.batches)
-        ]
-        listed += [flow_forward(name, sizes) for name in ('transformers', 'transformers, compiled')]
+        listed += [image('io_fourier', name, first // 2) for name in TRANSFORMERS]
+        listed += [flow_forward(name, sizes) for name in TRANSFORMERS]
     listed += [
         image(variant, name, first)
         for name in ('plain', 'ours, remat', 'ours, pallas')
-        for variant in ('io_fourier', 'perceiver', 'io_conv')
+        for variant in IMAGE_VARIANTS
     ]
     listed += [attention_to_grid(8 * few, sizes, dtype) for dtype in ('bfloat16', 'float32')]
     for batch in sizes.batches:
@@ -354,6 +346,9 @@ def plan(sizes: Sizes = FULL) -> list[Case]:
             listed.append(task('modelnet40', 'perceiver', name, batch))
     for batch, name in itertools.product((1, 4, 16), OURS):
         listed.append(task('flow', 'main', name, batch))
+    if with_transformers:  # which has no ICML Perceiver
+        for variant, name in itertools.product(('io_fourier', 'io_conv'), TRANSFORMERS):
+            listed += [image(variant, name, batch) for batch in (first // 2, *sizes.batches)]
     # The written-out reference; it states no convolution.
     listed += [flow_forward(name, sizes) for name in ('ours, pallas', 'plain', 'reference')]
     for variant, batch in itertools.product(('io_fourier', 'perceiver'), sizes.batches):

@@ -261,6 +261,8 @@ class Report:
         path = (self.folder or RESULTS) / f'{slug}_{self.name}.json'
         path.parent.mkdir(exist_ok=True)
         content = {'device': self.device, 'versions': versions(), 'rows': self.rows}
+        if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+            content['compilation_cache'] = True  # programs may have been read, not compiled
         if self.not_measured:
             content['not_measured'] = self.not_measured
         write_json(path, content)

@@ -104,11 +104,11 @@ def measured(
             if isinstance(answer, Failed):
                 unfinished.remove(answer.implementation)
             yield answer
-    except EOFError:
+        else:
+            process.join(2)  # it ends by itself
+    except (EOFError, OSError):
         process.join()
         error = f'the process ended with exit code {process.exitcode}'
-    else:
-        process.join(2)
     finally:
         process.kill()
         process.join()  # a GPU's memory is free again then

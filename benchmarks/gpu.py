@@ -365,7 +365,7 @@ def gpu(report: Report, seconds: float | None = None, listed: list[Case] | None 
     Args:
       report: What the rows are added to.
       seconds: When everything has ended; None measures all cases.
-      listed: The cases; None: those of `plan`. The first one's rate is the peak.
+      listed: The cases; None: those of `plan`. The rate of one called 'matmul ...' is the peak.
     """
     start = time.monotonic()
     listed = plan() if listed is None else listed

@@ -320,72 +320,140 @@ def training_step(
     """Builds loss, gradients and an AdamW update of an image classifier; see `imagenet_model`."""
     import jax
     import jax.numpy as jnp
-    import optax
 
     init, apply = imagenet_model(variant, implementation, changes)
     images, labels = random_array(batch, size, size, 3), jnp.arange(batch) % 1000
     params, model_state = jax.jit(init, static_argnums=2)(jax.random.key(0), images[:1], False)
-    optimizer = optax.adamw(1e-3)
-
-    def step(params, model_state, state, images, labels):
-        def loss(params):
-            logits, new_state = apply(params, model_state, images, True)
-            loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-            return loss, new_state
-
-        (value, model_state), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, state = optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), model_state, state, value
-
-    arguments = params, model_state, optimizer.init(params), images, labels
-    return {'training step': compiled(step, *arguments, donate=(0, 1, 2), flops=flops)}
+    return adamw_step(apply, _cross_entropy, params, model_state, images, labels, flops)
 
 
 def task_training_step(
-    implementation: str, task: str, variant: str, batch: int, changes=None, flops=None
+    implementation: str,
+    task: str,
+    variant: str,
+    shape: tuple[int, ...],
+    batch: int,
+    changes=None,
+    flops=None,
 ) -> dict[str, Program]:
-    """Builds the loss of a task, its gradients and an AdamW update.
+    """Builds loss, gradients and an AdamW update of the model of ModelNet40 or of optical flow.
 
     Args:
       implementation: An implementation of `attend`.
       task: 'modelnet40' or 'flow'.
       variant: A variant of its config.
+      shape: Shape of an example: `[M, 3]` points, or two frames `[2, height, width, 3]`.
       batch: Number of examples.
-      changes: Of the config; dictionaries are merged.
+      changes: Model arguments that replace those of the config; dictionaries are merged.
+      flops: Operations of a step; None if the rate is not asked for.
+    """
+    import haiku as hk
+    import jax
+    import jax.numpy as jnp
+
+    function, model = task_model(
+        task, variant, {**(changes or {}), 'implementation': implementation}
+    )
+    transformed = hk.transform_with_state(lambda x, is_training: function(x, is_training, **model))
+    inputs = random_array(batch, *shape)
+    if task == 'flow':
+        targets, loss = random_array(batch, *shape[1:3], 2), _end_point_error
+    else:
+        targets, loss = jnp.arange(batch) % model['num_classes'], _cross_entropy
+    init = jax.jit(transformed.init, static_argnums=2)
+    params, model_state = init(jax.random.key(0), inputs[:1], False)
+
+    def apply(params, state, x, is_training):
+        return transformed.apply(params, state, None, x, is_training)
+
+    return adamw_step(apply, loss, params, model_state, inputs, targets, flops)
+
+
+def adamw_step(apply, loss_of, params, model_state, inputs, targets, flops) -> dict[str, Program]:
+    """Builds loss, gradients and an AdamW update.
+
+    Args:
+      apply: `(params, state, inputs, is_training) -> (outputs, state)`.
+      loss_of: `(outputs, targets) -> loss`.
+      params: Parameters.
+      model_state: State of the model.
+      inputs: A batch of inputs.
+      targets: What the loss compares with.
       flops: Operations of a step; None if the rate is not asked for.
     """
     import jax
-    import jax.numpy as jnp
     import optax
 
-    from experiments.tasks import make_task
+    optimizer = optax.adamw(1e-3)
+
+    def step(params, model_state, state, inputs, targets):
+        def loss(params):
+            outputs, new_state = apply(params, model_state, inputs, True)
+            return loss_of(outputs, targets), new_state
+
+        (value, new_state), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, state = optimizer.update(gradients, state, params)
+        return optax.apply_updates(params, updates), new_state, state, value
+
+    arguments = params, model_state, optimizer.init(params), inputs, targets
+    return {'training step': compiled(step, *arguments, donate=(0, 1, 2), flops=flops)}
+
+
+def _cross_entropy(logits, labels):
+    import optax
+
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def _end_point_error(flow, targets):
+    import jax.numpy as jnp
+
+    return jnp.sqrt(jnp.square(flow - targets).sum(-1) + 1e-6).mean()
+
+
+def task_model(task: str, variant: str, changes=None):
+    """Returns the function of a task's model, `(inputs, is_training, **arguments)`, and arguments.
+
+    Tasks themselves import what reads their data, which a machine that measures may lack.
+
+    Args:
+      task: 'imagenet', 'modelnet40' or 'flow'.
+      variant: A variant of its config.
+      changes: Model arguments that replace those of the config; dictionaries are merged.
+    """
+    from perceiver_jax import models
 
     config = importlib.import_module(f'configs.{task}').get_config(variant)
     with config.unlocked():
-        config.update(changes or {})
-        config.model.implementation = implementation
-    loss_of = make_task(config)
-    if task == 'modelnet40':
-        points = random_array(batch, config.points.num_points, 3)
-        examples = {'points': points, 'label': jnp.arange(batch) % 40}
-    else:
-        size = batch, *config.augmentation.crop_size
-        frames = jax.random.bits(jax.random.key(0), (batch, 2, *size[1:], 3), 'uint8')
-        flow, valid = random_array(*size, 2), jnp.ones(size, bool)
-        examples = {'frames': frames, 'flow': flow, 'valid': valid}
-    params, model_state = jax.jit(loss_of.init)(jax.random.key(0))
-    optimizer = optax.adamw(1e-3)
+        config.model.update(changes or {})
+    names = dict(imagenet='image_classifier', modelnet40='point_classifier', flow='optical_flow')
+    function = getattr(models, names[task])
 
-    def step(params, model_state, state, examples):
-        def loss(params):
-            return loss_of.loss(params, model_state, jax.random.key(0), examples)
+    def call(example, is_training, /, **model):
+        return function(example, is_training=is_training, **model)
 
-        (value, (model_state_, _)), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-        updates, state = optimizer.update(gradients, state, params)
-        return optax.apply_updates(params, updates), model_state_, state, value
+    return call, config.model.to_dict()
 
-    arguments = params, model_state, optimizer.init(params), examples
-    return {'training step': compiled(step, *arguments, donate=(0, 1, 2), flops=flops)}
+
+def forward_flops(task: str, variant: str, shape: tuple[int, ...]) -> int:
+    """Counts the operations of a task's model, as `--mode=describe`.
+
+    Args:
+      task: See `task_model`.
+      variant: A variant of its config.
+      shape: Shape of an example.
+    """
+    import jax
+
+    from experiments.training.describe import describe_model
+
+    function, model = task_model(task, variant)
+
+    def forward(inputs, implementation):
+        return function(inputs, False, **{**model, 'implementation': implementation})
+
+    example = jax.ShapeDtypeStruct((1, *shape), 'float32')
+    return describe_model(forward, example)['forward_flops']
 
 
 def flow_forward(

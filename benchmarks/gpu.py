@@ -5,7 +5,6 @@ of queries and keys, twice for one of queries: what is folded away or computed a
 """
 
 import functools
-import importlib
 import itertools
 import os
 import time
@@ -120,21 +119,17 @@ def matmul(size: int) -> dict[str, Program]:
     return {'forward': compiled(jnp.matmul, a, b, flops=2 * size**3)}
 
 
-def with_flops(build: Build, model: tuple[str, str], times: int, batch: int, **arguments):
+def with_flops(build: Build, model: tuple, times: int, batch: int, **arguments):
     """Builds programs of a model whose operations are counted first, from shapes alone.
 
     Args:
       build: The builder.
-      model: A task and a variant of its config.
+      model: Arguments of `cases.forward_flops`.
       times: How often the operations of a forward pass count.
       batch: Number of examples.
       **arguments: The builder's other arguments.
     """
-    from experiments.tasks import make_task
-
-    task, variant = model
-    config = importlib.import_module(f'configs.{task}').get_config(variant)
-    flops = times * batch * make_task(config).describe()['forward_flops']
+    flops = times * batch * cases.forward_flops(*model)
     return build(batch=batch, flops=flops, **arguments)
 
 
@@ -149,7 +144,8 @@ def image_step(variant: str, name: str, batch: int, sizes: Sizes, profiled: bool
       profiled: Whether to tell the costliest kernels.
     """
     seconds = {'reference': 300, 'transformers': 40, 'transformers, compiled': 120}.get(name, 65)
-    how = dict(model=('imagenet', variant), times=3, batch=batch, variant=variant, size=sizes.side)
+    model = 'imagenet', variant, (sizes.side, sizes.side, 3)
+    how = dict(model=model, times=3, batch=batch, variant=variant, size=sizes.side)
     if name.startswith('transformers'):
         how |= dict(build=peers.training_step, implementation=name, dtype='bfloat16')
         how |= dict(changes=sizes.peers)
@@ -170,12 +166,11 @@ def image_step(variant: str, name: str, batch: int, sizes: Sizes, profiled: bool
 def task_step(task: str, variant: str, name: str, batch: int, sizes: Sizes) -> Case:
     """Makes the case of a training step of ModelNet40 or of optical flow; see `image_step`."""
     implementation, encoder = OURS[name]
-    model = dict(dtype='bfloat16', encoder={**encoder, **sizes.encoder})
-    changes = dict(model=model, points=dict(num_points=sizes.points))
-    if task == 'flow':
-        changes = dict(model=model, augmentation=dict(crop_size=sizes.frame))
-    how = dict(build=cases.task_training_step, model=(task, variant), times=3, batch=batch)
-    how |= dict(task=task, variant=variant, implementation=implementation, changes=changes)
+    changes = dict(dtype='bfloat16', encoder={**encoder, **sizes.encoder})
+    shape = (2, *sizes.frame, 3) if task == 'flow' else (sizes.points, 3)
+    how = dict(build=cases.task_training_step, model=(task, variant, shape), times=3, batch=batch)
+    how |= dict(task=task, variant=variant, shape=shape)
+    how |= dict(implementation=implementation, changes=changes)
     kind = {'modelnet40': 'shapes', 'flow': 'pairs'}[task]
     title = f'{task}, {variant}, batch {batch}'
     return Case(title, {name: (with_flops, how)}, 65, examples=(batch, kind))
@@ -183,7 +178,8 @@ def task_step(task: str, variant: str, name: str, batch: int, sizes: Sizes) -> C
 
 def flow_forward(name: str, sizes: Sizes) -> Case:
     """Makes the case of the released flow model on one pair of frames; see `image_step`."""
-    how = dict(model=('flow', 'main'), times=1, batch=1, dtype='bfloat16', size=sizes.frame)
+    model = 'flow', 'main', (2, *sizes.frame, 3)
+    how = dict(model=model, times=1, batch=1, dtype='bfloat16', size=sizes.frame)
     if name.startswith('transformers'):
         how |= dict(build=peers.flow_forward, implementation=name, changes=sizes.peers)
     else:

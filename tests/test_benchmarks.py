@@ -15,7 +15,9 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import cases, deadline, gpu, harness, reference, table
 from benchmarks.deadline import Failed, Measured, Profiled
+from configs import imagenet
 from experiments.table import ROOT, updated_readme
+from experiments.tasks import make_task
 from perceiver_jax import RELEASED, optical_flow
 
 SMALL = dict(num_latents=7, latent_channels=16, num_blocks=2, num_self_attends_per_block=2)
@@ -140,12 +142,17 @@ def test_errors_are_those_of_bfloat16(which):
 
 def test_the_training_step_of_a_task_trains():
     encoder = dict(num_latents=3, latent_channels=8, num_self_attends_per_block=1, num_blocks=1)
-    model = dict(encoder={**encoder, 'num_cross_attends': 1}, inputs=dict(num_bands=2))
-    changes = dict(model=model, points=dict(num_points=7))
-    how = dict(task='modelnet40', variant='perceiver', batch=2, changes=changes)
+    changes = dict(encoder={**encoder, 'num_cross_attends': 1}, inputs=dict(num_bands=2))
+    how = dict(task='modelnet40', variant='perceiver', shape=(7, 3), batch=2, changes=changes)
     run = cases.task_training_step('auto', **how)['training step'].run
     losses = [run()[-1] for _ in range(3)]
     assert losses[0] > losses[1] > losses[2]
+
+
+def test_operations_are_those_that_are_described():
+    task = make_task(imagenet.get_config('io_fourier'))
+    flops = cases.forward_flops('imagenet', 'io_fourier', (224, 224, 3))
+    assert flops == task.describe()['forward_flops']
 
 
 def test_a_process_measures_one_implementation_after_the_other():

@@ -3,7 +3,7 @@
 PYTHON ?= python3 python3.13 python3.12 python3.11
 FLAGS ?= -n 2
 
-.PHONY: help test faults sweep demo table bench bench-gpu
+.PHONY: help test test-gpu faults sweep demo table bench bench-gpu
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
 
@@ -12,6 +12,10 @@ test: .venv/installed ## lint, check formatting and types, run the tests
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 	@.venv/bin/python -m pytest -q $(FLAGS)
+
+test-gpu: .venv/installed ## run the tests that are marked for it on a GPU that jax sees
+	@JAX_PLATFORMS=cuda,cpu .venv/bin/python -m pytest -q -m gpu -n 4 \
+	  $$(grep -rl --include='test_*.py' 'mark\.gpu' tests)
 
 faults: .venv/installed ## damage files of every kind, kill runs, fill their disks: refused or resumed; 15 minutes
 	@.venv/bin/python -m tests.faults
@@ -30,8 +34,8 @@ table: .venv/installed ## write results/*.json and benchmarks/results/*.json int
 bench: .venv/installed ## measure speed and memory on the CPU, beside plain code: a quarter of an hour
 	@.venv/bin/python -m benchmarks
 
-bench-gpu: .venv/installed ## the same on a GPU, where jax sees one
-	@.venv/bin/python -m benchmarks gpu
+bench-gpu: .venv/installed ## the same on a GPU that jax sees: hours, or as long as SECONDS=240 says
+	@.venv/bin/python -m benchmarks gpu $(if $(SECONDS),--seconds $(SECONDS))
 
 # Touched last: an interrupted installation is started again.
 .venv/installed: requirements.txt

@@ -2,10 +2,13 @@
 
 python -m benchmarks                      all benchmarks for the CPU
 python -m benchmarks cross_attend         one of them
-python -m benchmarks gpu                  the benchmark for a GPU
+python -m benchmarks gpu                  the benchmark for a GPU; hours, or --seconds
 """
 
 import argparse
+import tempfile
+import time
+from pathlib import Path
 
 from benchmarks import cases, gpu, harness, peers, pipeline
 
@@ -118,11 +121,30 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('names', nargs='*', metavar='NAME', help=f'any of {", ".join(BENCHMARKS)}')
-    names = parser.parse_args().names or [name for name in BENCHMARKS if name != 'gpu']
+    parser.add_argument(
+        '--seconds', type=float, help='of gpu: end within this time, what tells most first'
+    )
+    parser.add_argument(
+        '--tiny', action='store_true', help='of gpu: tiny sizes, on any device, into a new folder'
+    )
+    arguments = parser.parse_args()
+    start = time.monotonic()
+    names = arguments.names or [name for name in BENCHMARKS if name != 'gpu']
     for name in names:
         if name not in BENCHMARKS:
             parser.error(f'there is no benchmark {name!r}; there are {", ".join(BENCHMARKS)}')
+    if names != ['gpu'] and (arguments.seconds is not None or arguments.tiny):
+        parser.error('--seconds and --tiny go with gpu alone')
     device = harness.device()
+    if names == ['gpu']:
+        folder = Path(tempfile.mkdtemp(prefix='gpu_benchmark_')) if arguments.tiny else None
+        report = harness.Report('gpu', device, folder)
+        left = arguments.seconds
+        if left is not None:
+            left -= time.monotonic() - start
+        gpu.gpu(report, left, gpu.plan(gpu.TINY if arguments.tiny else gpu.FULL))
+        print(f'-> {report.write()}')
+        return
     for name in names:
         report = harness.Report(name, device)
         BENCHMARKS[name](report)

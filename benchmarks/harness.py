@@ -17,9 +17,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from experiments.training.workdir import write_json
 
@@ -35,12 +35,14 @@ class Program(NamedTuple):
       compile_seconds: Seconds of tracing, lowering and compilation; None if nothing was compiled.
       flops: Operations of one run; None if the rate is not asked for.
       peak_bytes: Returns the peak of a device's memory; None measures the process's memory.
+      more: Further numbers for its row; `deadline` writes them.
     """
 
     run: Callable[[], object]
     compile_seconds: float | None = None
     flops: float | None = None
     peak_bytes: Callable[[], int] | None = None
+    more: Mapping[str, float] = {}
 
 
 # Builds the programs of an implementation: pass -> Program. Takes the case's arguments. It is
@@ -72,7 +74,8 @@ def compiled(function: Callable, *arguments, flops: float | None = None, donate=
 
     statistics = jax.devices()[0].memory_stats()  # None on CPUs
     peak = statistics and (lambda: jax.devices()[0].memory_stats()['peak_bytes_in_use'])
-    return Program(run, seconds, flops, peak)
+    temporary = executable.memory_analysis().temp_size_in_bytes
+    return Program(run, seconds, flops, peak, {'temporary_bytes': temporary})
 
 
 def compare(
@@ -197,16 +200,24 @@ def _memory(key: str) -> int:
 
 
 class Report:
-    """Rows of one benchmark: printed as they come, written when it is complete."""
+    """Rows of one benchmark: printed as they come, written when it is complete or after each.
 
-    def __init__(self, name: str, device: str):
+    Attributes:
+      rows: What was measured, as it is written.
+      not_measured: Why not, by case and implementation; written if anything is missing.
+    """
+
+    def __init__(self, name: str, device: str, folder: Path | None = None):
         """Prints the head of the table.
 
         Args:
           name: Name of the benchmark.
           device: What `device()` returned.
+          folder: Where `write` writes; None: benchmarks/results.
         """
-        self.name, self.device, self.rows = name, device, []
+        self.name, self.device, self.folder = name, device, folder
+        self.rows: list[dict[str, Any]] = []
+        self.not_measured: dict[str, str] = {}
         print(f'\n{name} on {device}')
         self._print('case', 'pass', 'implementation', 'seconds', 'memory', '')
 
@@ -245,16 +256,21 @@ class Report:
         self._print(case, which, implementation, f'{seconds:.3g}', memory, rates)
 
     def write(self) -> Path:
-        """Writes results/<device>_<name>.json, and returns its path."""
+        """Writes <device>_<name>.json, and returns its path."""
         slug = re.sub(r'[^a-z0-9]+', '-', self.device.lower()).strip('-')
-        path = RESULTS / f'{slug}_{self.name}.json'
+        path = (self.folder or RESULTS) / f'{slug}_{self.name}.json'
         path.parent.mkdir(exist_ok=True)
-        write_json(path, {'device': self.device, 'versions': versions(), 'rows': self.rows})
+        content = {'device': self.device, 'versions': versions(), 'rows': self.rows}
+        if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+            content['compilation_cache'] = True  # programs may have been read, not compiled
+        if self.not_measured:
+            content['not_measured'] = self.not_measured
+        write_json(path, content)
         return path
 
     def _print(self, *cells: str) -> None:
-        widths = (24, 22, 24, 9, 11, 0)
-        line = ''.join(f'{cell:<{width}}' for cell, width in zip(cells, widths, strict=True))
+        widths = (36, 22, 24, 9, 11, 0)
+        line = ' '.join(f'{cell:<{width}}' for cell, width in zip(cells, widths, strict=True))
         print(line.rstrip(), flush=True)
 
 

@@ -35,6 +35,11 @@ FLOW = {
 }
 
 
+def installed(*names: str) -> bool:
+    """Returns whether all these packages are installed; imports none."""
+    return all(importlib.util.find_spec(name) for name in names)
+
+
 def implementations(build: Build, **arguments) -> dict[str, tuple[Build, dict]]:
     """Returns a case of this file, eager and compiled, if torch and transformers are installed.
 
@@ -46,7 +51,7 @@ def implementations(build: Build, **arguments) -> dict[str, tuple[Build, dict]]:
       Builder and arguments by implementation, as `harness.compare` takes them; empty if torch or
       transformers is not installed.
     """
-    if not all(importlib.util.find_spec(name) for name in ('torch', 'transformers')):
+    if not installed('torch', 'transformers'):
         print('torch and transformers are not installed: not compared with')
         return {}
     return {
@@ -93,7 +98,12 @@ def _program(run, device: str, compiles: bool, flops: float | None = None) -> Pr
 
 
 def forward(
-    implementation: str, name: str, config: dict, shape: tuple[int, ...], dtype: str = 'float32'
+    implementation: str,
+    name: str,
+    config: dict,
+    shape: tuple[int, ...],
+    dtype: str = 'float32',
+    flops: float | None = None,
 ) -> dict[str, Program]:
     """Builds a model on random inputs, without gradients.
 
@@ -103,6 +113,7 @@ def forward(
       config: Arguments of `PerceiverConfig`.
       shape: Shape of the inputs.
       dtype: Type of the arithmetic; weights are float32.
+      flops: Operations of a run; None if the rate is not asked for.
     """
     import torch
 
@@ -114,7 +125,7 @@ def forward(
         with torch.inference_mode(), autocast():
             return call(inputs=inputs).logits
 
-    return {'forward': _program(run, device, call is not model)}
+    return {'forward': _program(run, device, call is not model, flops)}
 
 
 def image_forward(implementation: str, variant: str) -> dict[str, Program]:
@@ -124,10 +135,64 @@ def image_forward(implementation: str, variant: str) -> dict[str, Program]:
     return forward(implementation, 'PerceiverForImageClassificationFourier', IMAGENET, shape)
 
 
-def flow_forward(implementation: str, batch: int = 1, dtype: str = 'float32'):
+def flow_forward(
+    implementation: str,
+    batch: int = 1,
+    dtype: str = 'float32',
+    size=(368, 496),
+    changes: dict | None = None,
+    flops: float | None = None,
+):
     """Builds the flow model on 3x3 patches, which its preprocessing extracts elsewhere."""
-    shape = batch, 2, 27, 368, 496
-    return forward(implementation, 'PerceiverForOpticalFlow', FLOW, shape, dtype)
+    shape, config = (batch, 2, 27, *size), {**FLOW, **(changes or {}), 'train_size': list(size)}
+    return forward(implementation, 'PerceiverForOpticalFlow', config, shape, dtype, flops)
+
+
+def attention(
+    implementation: str,
+    batch: int,
+    num_queries: int,
+    num_keys: int,
+    channels: int,
+    num_heads: int = 1,
+) -> dict[str, Program]:
+    """Builds PyTorch's attention, as `cases.attention` ours.
+
+    Args:
+      implementation: 'PyTorch': whatever kernel `scaled_dot_product_attention` chooses.
+      batch: Number of examples.
+      num_queries: Queries of each example.
+      num_keys: Keys of each example, which are the values too.
+      channels: Channels of a head.
+      num_heads: Number of heads.
+
+    Returns:
+      The output, pass 'forward', and the gradients of queries and keys, pass 'gradient'; the latter
+      with the output, which autograd needs.
+    """
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention
+
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    query, key, cotangent = (
+        torch.randn(batch, num_heads, length, channels, device=device, dtype=torch.bfloat16)
+        for length in (num_queries, num_keys, num_queries)
+    )
+    differentiated = query.clone().requires_grad_(), key.clone().requires_grad_()
+
+    def output():
+        with torch.inference_mode():
+            return scaled_dot_product_attention(query, key, key)
+
+    def gradient():
+        output = scaled_dot_product_attention(differentiated[0], *2 * [differentiated[1]])
+        return torch.autograd.grad(output, differentiated, cotangent)
+
+    flops = 4 * batch * num_queries * num_keys * num_heads * channels
+    return {
+        'forward': _program(output, device, False, flops),
+        'gradient': _program(gradient, device, False, 3 * flops),
+    }
 
 
 def training_step(

@@ -1,19 +1,27 @@
-"""Every test runs on eight devices that the CPU is divided into, and compiles a program once."""
+"""Tests run on eight devices that the CPU is divided into, and compile a program once.
+
+Where JAX_PLATFORMS names something else, those marked `gpu` run there, on one device.
+"""
 
 import importlib.metadata
 import os
 import tempfile
 
-os.environ['JAX_PLATFORMS'] = 'cpu'
 # Arrays of different ranks do not broadcast: [B] losses times [B, K] weights are an error.
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
-# Tests compile much and run each program for a moment: without LLVM's optimizations and the slower
-# of two ways to emit a fusion they take half of the time.
-os.environ['XLA_FLAGS'] = (
-    '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
-)
-if importlib.metadata.version('jaxlib').startswith('0.10.'):  # newer ones abort: no such flag
-    os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
+if os.environ.setdefault('JAX_PLATFORMS', 'cpu') == 'cpu':
+    # Tests compile much and run each program for a moment: without LLVM's optimizations and the
+    # slower of two ways to emit a fusion they take half of the time.
+    os.environ['XLA_FLAGS'] = (
+        '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+    )
+    if importlib.metadata.version('jaxlib').startswith('0.10.'):  # newer ones abort: no such flag
+        os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'
+else:
+    # A GPU multiplies float32 in tf32, 11 bits of 24, unless it is told otherwise: tolerances are
+    # those of float32. And the processes of pytest-xdist share its memory.
+    os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
+    os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')
 
 # Shared with pytest-xdist's workers and the processes that tests start.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:

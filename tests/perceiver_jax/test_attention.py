@@ -8,6 +8,7 @@ from perceiver_jax.attention import Attention, CrossAttend, SelfAttend
 from perceiver_jax.errors import Refused
 from tests.toys.modules import random, run, shapes
 
+pytestmark = pytest.mark.gpu
 B, T, S, H, F, V = 2, 5, 7, 3, 11, 13
 
 

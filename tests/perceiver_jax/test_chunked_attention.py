@@ -14,6 +14,7 @@ from perceiver_jax.dot_product_attention import attend
 from perceiver_jax.layers import normalise
 from tests.toys.modules import random, shapes_in
 
+pytestmark = pytest.mark.gpu
 IMPLEMENTATIONS = ('plain', 'chunked')
 
 
@@ -88,7 +89,9 @@ def test_the_whole_matrix_never_exists(rows, keys):
     assert largest('chunked') == max(64 * 256, 3000 * 8)
 
 
-def test_chunks_are_of_the_longer_side_and_fill_a_tile():
+def test_chunks_are_of_the_longer_side_and_fill_a_tile(monkeypatch):
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'cpu')
+
     def chunks(batch, heads, rows, keys, size):
         return choose_chunks(batch=batch, heads=heads, rows=rows, keys=keys, size=size)
 

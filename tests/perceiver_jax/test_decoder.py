@@ -14,6 +14,7 @@ from perceiver_jax.decoder import (
 from perceiver_jax.errors import Refused
 from perceiver_jax.recording import record_attention
 
+pytestmark = pytest.mark.gpu
 B, N, D, NUM_QUERIES, E = 2, 5, 8, 3, 6
 LATENTS = np.random.default_rng(0).normal(size=(B, N, D)).astype(np.float32)
 QUERIES = np.random.default_rng(1).normal(size=(B, NUM_QUERIES, E)).astype(np.float32)

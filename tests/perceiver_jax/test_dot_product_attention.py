@@ -10,6 +10,7 @@ from perceiver_jax.errors import Refused
 from perceiver_jax.layers import normalise
 from tests.toys.modules import random
 
+pytestmark = pytest.mark.gpu
 B, T, S, H, F, V = 2, 5, 7, 3, 11, 13
 
 
@@ -110,6 +111,23 @@ def test_without_values_the_keys_are_the_values(implementation):
         outputs_and_gradients(value_is_none=True),
         outputs_and_gradients(value_is_none=False),
     )
+
+
+def test_heads_that_fit_a_kernel_of_a_gpu():
+    """On a GPU 'auto' is cuDNN's kernel here, elsewhere chunks."""
+    arrays = [jnp.asarray(random(B, 64, H, 16, seed=i), jnp.bfloat16) for i in range(4)]
+
+    def output_and_gradients(arrays, implementation):
+        *arrays, cotangent = arrays
+        output, pull = jax.vjp(lambda *x: attend(*x, implementation=implementation), *arrays)
+        return output, *pull(cotangent)
+
+    actual = output_and_gradients(arrays, 'auto')
+    expected = output_and_gradients([x.astype(jnp.float32) for x in arrays], 'plain')
+    for x, y in zip(actual, expected, strict=True):
+        assert x.dtype == jnp.bfloat16
+        difference = np.linalg.norm(x.astype(jnp.float32) - y)
+        assert difference < 0.01 * np.linalg.norm(y)  # numbers of 8 bits are within 1 / 512
 
 
 @pytest.fixture

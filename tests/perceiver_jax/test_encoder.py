@@ -11,6 +11,7 @@ from perceiver_jax.encoder import Block, Encoder, repeats, schedule
 from perceiver_jax.errors import Refused
 from perceiver_jax.recording import record_attention
 
+pytestmark = pytest.mark.gpu
 B, M, C, N, D = 2, 11, 6, 5, 8
 SMALL = dict(
     num_latents=N,

@@ -23,6 +23,7 @@ from perceiver_jax.weights.pretrained import Pretrained
 from perceiver_jax.weights.released import RELEASED
 from perceiver_jax.weights.trees import check_fit
 
+pytestmark = pytest.mark.gpu
 OURS = (
     pathlib.Path(__file__).parents[1] / 'golden'
 )  # primitives and parameter lists are always these

@@ -24,6 +24,7 @@ from perceiver_jax.recording import record_attention
 from perceiver_jax.weights.released import RELEASED
 from tests.toys.modules import random, shapes_in
 
+pytestmark = pytest.mark.gpu
 B, T, S, V, SCALE = 2, 5, 6, 3, 0.4
 CHANNELS = 3 + 2 * 5  # of the elements of most grids here
 # Sides of a grid, channels of its contents, rows in a chunk; which elements are masked; whether
@@ -343,7 +344,8 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize('name', PROGRAMS)
-def test_neither_the_elements_nor_the_weights_ever_exist(name):
+def test_neither_the_elements_nor_the_weights_ever_exist(name, monkeypatch):
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'cpu')
     (forward, shape), sides, channels = PROGRAMS[name]
     model = hk.transform_with_state(forward)
     inputs = jax.ShapeDtypeStruct(shape, jnp.float32)

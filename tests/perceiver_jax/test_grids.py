@@ -12,6 +12,8 @@ from perceiver_jax.grids import FourierGrid, fourier_grid, fourier_positions, pe
 from perceiver_jax.position_encoding import fourier_features, grid_positions
 from tests.toys.modules import random
 
+pytestmark = pytest.mark.gpu
+
 
 def test_a_grid_written_out_is_contents_and_then_features():
     contents = random(2, 3, 4, 5, 6)

@@ -27,6 +27,7 @@ def get_config(**changes):
     return config
 
 
+@pytest.mark.gpu
 def test_the_demo_trains_and_evaluates_each_shape_once(tmp_path):
     config = get_config()
     task = ModelNet40(config)

@@ -105,7 +105,7 @@ def test_chunks_are_of_the_longer_side_and_fill_a_tile(monkeypatch):
     assert chunks(1, 1, 512, 50_176, 100) == ('keys', 100)
     with compiling_for('gpu'):
         assert chunks(8, 1, 512, 50_176, None) == ('keys', 50_176)
-        assert chunks(64, 1, 512, 50_176, None) == ('keys', 7168)
+        assert chunks(64, 1, 512, 50_176, None) == ('keys', 3584)
 
 
 def test_the_work_is_that_of_the_definition():

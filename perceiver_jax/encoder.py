@@ -123,7 +123,32 @@ def repeats(steps: Sequence[Step]) -> list[tuple[list[Step], int]]:
     return found
 
 
-def gradients_in_order(apply: Callable[[Array], Array], module: hk.Module) -> Callable:
+def with_parameters(
+    apply: Callable[[Array], Array], parameters: Mapping[str, Array]
+) -> Callable[[Array], Array]:
+    """Lets modules have other parameters than their own.
+
+    Args:
+      apply: A function of an array that calls modules.
+      parameters: Full name -> parameter; those that are not named stay.
+
+    Returns:
+      The function with these parameters.
+    """
+
+    def get(next_getter, value, context):
+        return next_getter(parameters.get(context.full_name, value))
+
+    def applied(x: Array) -> Array:
+        with hk.custom_getter(get):
+            return apply(x)
+
+    return applied
+
+
+def gradients_in_order(
+    apply: Callable[[Array], Array], module: hk.Module
+) -> Callable[[Array], Array]:
     """Lets the gradients of a module's parameters be ready before that of its input.
 
     Where a module is applied several times, XLA puts off these gradients, to add them all up at the
@@ -139,14 +164,16 @@ def gradients_in_order(apply: Callable[[Array], Array], module: hk.Module) -> Ca
 
     def applied(x: Array) -> Array:
         x, parameters = jax.lax.optimization_barrier((x, module.params_dict()))
-
-        def get(next_getter, value, context):
-            return next_getter(parameters.get(context.full_name, value))
-
-        with hk.custom_getter(get):
-            return apply(x)
+        return with_parameters(apply, parameters)(x)
 
     return applied
+
+
+def _either(which: Array, one: hk.Module, other: hk.Module) -> dict[str, Array]:
+    """The parameters of one of two modules that are made alike, under the names of the other."""
+    ours = {k.removeprefix(other.module_name): v for k, v in other.params_dict().items()}
+    theirs = {k.removeprefix(one.module_name): v for k, v in one.params_dict().items()}
+    return {other.module_name + k: jnp.where(which, theirs[k], v) for k, v in ours.items()}
 
 
 @dataclasses.dataclass
@@ -315,27 +342,50 @@ class Encoder(Module):
                 module = hk.remat(module)
             return module(latents) if is_block else module(latents, inputs, mask)
 
-        def apply_run(run: Sequence[Step], latents: Array) -> Array:
-            for step in run:
+        if hk.running_init():  # nobody reads the values
+            for step in modules:
                 latents = apply(step, latents)
             return latents
 
         scan = platform() != 'gpu' if self.scan is None else self.scan
         if not scan or is_recording():  # attention weights cannot leave a loop
             for step in steps:
-                tied = functools.partial(apply, step)
+                once_more = functools.partial(apply, step)
                 if steps.count(step) > 1:
-                    tied = gradients_in_order(tied, modules[step])
-                latents = tied(latents)
+                    once_more = gradients_in_order(once_more, modules[step])
+                latents = once_more(latents)
             return latents
-        for run, times in repeats(steps):
+
+        at = 0
+        for run, times in repeats([self._alike(step) for step in steps]):
+            first, last = (
+                steps[at : at + len(run)],
+                steps[at + (times - 1) * len(run) :][: len(run)],
+            )
+            at += times * len(run)
             if times == 1:
-                latents = apply_run(run, latents)
-            else:
-                body = functools.partial(apply_run, run)
-                with in_mesh_of(latents):
-                    latents, _ = hk.scan(lambda x, _, f=body: (f(x), None), latents, None, times)
+                for step in last:
+                    latents = apply(step, latents)
+                continue
+
+            def turn(latents: Array, i: Array, first=first, last=last) -> tuple[Array, None]:
+                for own, step in zip(first, last, strict=True):
+                    once_more = functools.partial(apply, step)
+                    if own != step:
+                        parameters = _either(i == 0, modules[own], modules[step])
+                        once_more = with_parameters(once_more, parameters)
+                    latents = once_more(latents)
+                return latents, None
+
+            with in_mesh_of(latents):
+                latents, _ = hk.scan(turn, latents, jnp.arange(times))
         return latents
+
+    def _alike(self, step: Step) -> Step:
+        """Names a step that does the same, maybe with other weights, by one of them."""
+        if self.share_cross_attends and self.num_cross_attends > 1 and step == ('cross_attend', 1):
+            return 'cross_attend', 2
+        return step
 
     @hk.name_like('__call__')
     def _module(self, kind: str, number: int) -> CrossAttend | Block:

@@ -152,7 +152,8 @@ class Attention(Module):
         else:
             (queries,) = project(inputs_q, first_q, query)
             keys, values = project(inputs_kv, first_kv, key, value)
-        average = self._attend(*map(self._split_heads, (queries, keys, values)), mask)
+        queries, keys, values = map(self._split_heads, (queries, keys, values))
+        average = self._attend(queries, keys, values, mask)
         (result,) = project(average, self._join_heads, output)
         return dropout(result, self.dropout_rate, is_training)
 
@@ -228,6 +229,10 @@ class CrossAttend(Module):
 
     Queries and keys are as wide as the inputs unless told otherwise, with a single head: 261
     channels on ImageNet ("the minimum of the input channels", Perceiver, appendix C).
+
+    For the gradient it keeps the inputs as they come, and otherwise only what is as long as the
+    queries, if keys are folded: `queries`, those that are projected and those that meet the inputs,
+    averages, values, `x` in front of the MLP, and its hidden layer in front of GELU.
 
     Parameters: modules `norm_queries`, `norm_inputs`, `attention`, `norm_mlp`, `mlp`.
 
@@ -307,6 +312,10 @@ class SelfAttend(Module):
     """One layer of the latent transformer.
 
     `x += Attention(LN(x))`; `x += Mlp(LN(x))`.
+
+    For the gradient it keeps seven arrays of the size of `x` (with the papers' widths): `x`,
+    queries, keys, values, what they average to, `x` with it added, and the MLP's hidden layer in
+    front of GELU. Less would repeat a product; norms and GELU are computed again.
 
     Parameters: modules `norm_attention`, `attention`, `norm_mlp`, `mlp`.
 

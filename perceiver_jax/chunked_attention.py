@@ -310,8 +310,8 @@ def _backward(
     how: How, saved: _Saved, gradient: Array
 ) -> tuple[Array, Array, Array | None, Array | None, None]:
     """Gradients of what was given, without one of the mask; weights are rematerialised."""
-    *differentiated, mask = saved.given
-    operands = heads_first(*saved.given)
+    query, key, value, key_bias, mask = saved.given
+    operands = heads_first(query, key, value, key_bias, mask)
     of_output, output = (jnp.moveaxis(x, 1, 2) for x in (gradient, saved.output))
     of_output = of_output.astype(output.dtype)
     wide = of_output.astype(jnp.float32) * output.astype(jnp.float32)
@@ -356,7 +356,7 @@ def _backward(
         total = for_each_chunk(operands.query.shape[2], how.size, add_some_rows, total)
     else:
         total = for_each_chunk(operands.key.shape[2], how.size, add_some_keys, total)
-    _, to_given = jax.vjp(lambda *given: heads_first(*given, None), *differentiated)
+    _, to_given = jax.vjp(functools.partial(heads_first, mask=None), query, key, value, key_bias)
     total = jax.tree.map(lambda x, like: x.astype(like.dtype), total, operands._replace(mask=None))
     return *to_given(total), None
 

@@ -350,7 +350,7 @@ class Encoder(Module):
         scan = platform() != 'gpu' if self.scan is None else self.scan
         if not scan or is_recording():  # attention weights cannot leave a loop
             for step in steps:
-                once_more = functools.partial(apply, step)
+                once_more: Callable[[Array], Array] = functools.partial(apply, step)
                 if steps.count(step) > 1:
                     once_more = gradients_in_order(once_more, modules[step])
                 latents = once_more(latents)
@@ -358,10 +358,7 @@ class Encoder(Module):
 
         at = 0
         for run, times in repeats([self._alike(step) for step in steps]):
-            first, last = (
-                steps[at : at + len(run)],
-                steps[at + (times - 1) * len(run) :][: len(run)],
-            )
+            first, last = (steps[at + i * len(run) :][: len(run)] for i in (0, times - 1))
             at += times * len(run)
             if times == 1:
                 for step in last:
@@ -370,7 +367,7 @@ class Encoder(Module):
 
             def turn(latents: Array, i: Array, first=first, last=last) -> tuple[Array, None]:
                 for own, step in zip(first, last, strict=True):
-                    once_more = functools.partial(apply, step)
+                    once_more: Callable[[Array], Array] = functools.partial(apply, step)
                     if own != step:
                         parameters = _either(i == 0, modules[own], modules[step])
                         once_more = with_parameters(once_more, parameters)

@@ -150,7 +150,7 @@ def attend_with_folded_keys(
         scale=1 / math.sqrt(key.channels),
         prepare_key=None if norm_kv is None else normalise,
     )
-    (result,) = project(average, affine, value)
+    (result,) = project(average, affine.__call__, value)
     if mask is not None:  # a fully masked query has no value, and no bias either
         result = jnp.where(mask.any(-1, keepdims=True), result, 0)
     return result

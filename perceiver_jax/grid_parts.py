@@ -152,8 +152,13 @@ def elements_of(grid: FourierGrid, contents: Array, mask: Array | None) -> Eleme
     if mask is not None:
         mask = reshape_examples(mask, *contents.shape[1:3])
         contents = jnp.where(mask[..., None], contents, 0)  # it may hold anything, also NaN
-    wide = contents.astype(jnp.promote_types(contents.dtype, jnp.float32))
+    mean, inverse_deviation = jax.checkpoint(functools.partial(_statistics, grid))(contents)
+    return Elements(contents, mean, inverse_deviation, mask)
 
+
+def _statistics(grid: FourierGrid, contents: Array) -> tuple[Array, Array]:
+    """Mean and inverse deviation of the channels of each element, `[B, R, W]`."""
+    wide = contents.astype(jnp.promote_types(contents.dtype, jnp.float32))
     tables = [table.astype(np.float64) for table in grid.positions.tables()]
     sums = _on_grid([table.sum(-1) for table in tables], grid.rows)
     squares = _on_grid([np.square(table).sum(-1) for table in tables], grid.rows)
@@ -166,7 +171,7 @@ def elements_of(grid: FourierGrid, contents: Array, mask: Array | None) -> Eleme
     mean = (wide.sum(-1) + sums) / grid.shape[-1]
     variance = jnp.square(wide - mean[..., None]).sum(-1) + squares - 2 * mean * sums
     variance = (variance + fixed * jnp.square(mean)) / grid.shape[-1]
-    return Elements(contents, mean, jax.lax.rsqrt(variance + LAYER_NORM_EPSILON), mask)
+    return mean, jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
 
 
 def _on_grid(of_axes: list[np.ndarray], rows: Array | None) -> Array:

@@ -1,11 +1,17 @@
+import functools
+import math
+import re
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.ad_checkpoint import print_saved_residuals
 
 from perceiver_jax.attention import Attention, CrossAttend, SelfAttend
 from perceiver_jax.errors import Refused
+from perceiver_jax.grids import fourier_grid
 from tests.toys.modules import random, run, shapes
 
 pytestmark = pytest.mark.gpu
@@ -166,3 +172,38 @@ def test_integer_inputs_are_refused(integer):
         )
     with pytest.raises(Refused, match='self_attend takes x of a floating-point'):
         run(SelfAttend, np.ones((2, 5, 8), int), is_training=False)
+
+
+def kept(module, capsys, *arrays):
+    """Shapes of what the gradient of a module keeps, but parameters and a number for each row."""
+    model = hk.without_apply_rng(hk.transform(lambda *x: module(name='m')(*x, is_training=True)))
+    params = jax.eval_shape(model.init, jax.random.key(0), *arrays)
+    print_saved_residuals(model.apply, params, *arrays)
+    lines = [re.match(r'\w+\[([\d,]*)\]', line) for line in capsys.readouterr().out.splitlines()]
+    shapes = [tuple(int(n) for n in line[1].split(',')) for line in lines if line and line[1]]
+    return [x for x in shapes if x[0] in (B, B * T) and x[-1] > 1]
+
+
+def test_a_self_attend_keeps_seven_arrays(capsys):
+    x = jax.ShapeDtypeStruct((B, T, 6), jnp.bfloat16)
+    shapes = kept(functools.partial(SelfAttend, num_heads=3), capsys, x)
+    # Its input, what it adds the MLP to, the hidden layer; queries, keys, values, their average.
+    assert sorted(shapes) == [(B, T, 3, 2)] * 4 + [(B, T, 6)] * 3
+
+
+def test_a_cross_attend_keeps_its_inputs_once(capsys):
+    queries, inputs = (jax.ShapeDtypeStruct(x, jnp.bfloat16) for x in ((B, T, 6), (B, 2 * S, 3)))
+    sizes = [math.prod(x) for x in kept(CrossAttend, capsys, queries, inputs)]
+    assert sizes.count(B * 2 * S * 3) == 1
+    assert sizes.count(B * T * 6) == 3  # the queries, what it adds the MLP to, the hidden layer
+    assert sizes.count(B * T * 3) == 5  # queries, those in front of the inputs, averages, values
+    assert len(sizes) == 9
+
+
+def test_a_cross_attend_to_a_grid_keeps_its_contents_once(capsys):
+    queries = jax.ShapeDtypeStruct((B, T, 6), jnp.bfloat16)
+    grid = jax.eval_shape(
+        lambda x: fourier_grid(x, 1, (4, 4)), jax.ShapeDtypeStruct((B, 4, 4, 8), jnp.bfloat16)
+    )
+    shapes = kept(CrossAttend, capsys, queries, grid)
+    assert shapes.count((B, 4, 4, 8)) == 1

@@ -9,8 +9,9 @@ import pytest
 
 from experiments.training.describe import count_flops
 from perceiver_jax.chunked_attention import SMALLEST_CHUNK, choose_chunks
-from perceiver_jax.chunks import TILE_BYTES, compiling_for
+from perceiver_jax.chunks import TILE_BYTES, compiling_for, tile_elements
 from perceiver_jax.dot_product_attention import attend
+from perceiver_jax.errors import Refused
 from perceiver_jax.layers import normalise
 from tests.toys.modules import random, shapes_in
 
@@ -89,23 +90,49 @@ def test_the_whole_matrix_never_exists(rows, keys):
     assert largest('chunked') == max(64 * 256, 3000 * 8)
 
 
-def test_chunks_are_of_the_longer_side_and_fill_a_tile(monkeypatch):
-    monkeypatch.setattr(jax, 'default_backend', lambda: 'cpu')
-
-    def chunks(batch, heads, rows, keys, size):
-        return choose_chunks(batch=batch, heads=heads, rows=rows, keys=keys, size=size)
+def test_chunks_are_of_the_longer_side_and_fill_a_tile():
+    def chunks(platform, batch, heads, rows, keys, size=None):
+        with compiling_for(platform):
+            return choose_chunks(batch=batch, heads=heads, rows=rows, keys=keys, size=size)
 
     tile = TILE_BYTES['cpu'] // 4
-    assert chunks(1, 1, 512, 50_176, None) == ('keys', 1792)  # of at most 2048, one that divides
-    assert chunks(1, 1, 512, 50_177, None) == ('keys', tile // 512)  # a prime number
-    assert chunks(4, 8, 50_176, 128, None) == ('rows', tile // (4 * 8 * 128))
-    assert chunks(64, 16, 2048, 2048, None) == ('rows', SMALLEST_CHUNK)
-    assert chunks(1, 1, 512, 512, None) == ('rows', 512)
-    assert chunks(1, 1, 512, 3000, None) == ('keys', 3000)  # a loop of two is not worth it
-    assert chunks(1, 1, 512, 50_176, 100) == ('keys', 100)
+    assert chunks('cpu', 1, 1, 512, 50_176) == ('keys', 1792)  # of at most 2048, one that divides
+    assert chunks('cpu', 1, 1, 512, 50_177) == ('keys', tile // 512)  # a prime number
+    assert chunks('cpu', 4, 8, 50_176, 128) == ('rows', tile // (4 * 8 * 128))
+    assert chunks('cpu', 64, 16, 2048, 2048) == ('rows', SMALLEST_CHUNK)
+    assert chunks('cpu', 1, 1, 512, 512) == ('rows', 512)
+    assert chunks('cpu', 1, 1, 512, 3000) == ('keys', 3000)  # a loop of two is not worth it
+    assert chunks('cpu', 1, 1, 512, 50_176, 100) == ('keys', 100)
+    assert chunks('gpu', 8, 1, 512, 50_176) == ('keys', 50_176)
+    assert chunks('gpu', 64, 1, 512, 50_176) == ('keys', 3584)
+
+
+def test_on_gpus_channels_are_padded_to_eights_and_nothing_changes():
+    query, key, value = random(1, 5, 1, 3), random(1, 7, 1, 3), random(1, 7, 1, 11)
+
+    def loss(implementation, *arrays):
+        return (attend(*arrays, implementation=implementation) ** 2).sum()
+
+    expected = jax.grad(functools.partial(loss, 'plain'), (0, 1, 2))(query, key, value)
+    gradients = jax.grad(functools.partial(loss, 'chunked'), (0, 1, 2))
     with compiling_for('gpu'):
-        assert chunks(8, 1, 512, 50_176, None) == ('keys', 50_176)
-        assert chunks(64, 1, 512, 50_176, None) == ('keys', 3584)
+        found = gradients(query, key, value)
+        program = jax.make_jaxpr(gradients)(query, key, value).jaxpr
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), found, expected
+    )
+    padded = {(1, 1, 5, 8), (1, 1, 7, 8), (1, 1, 7, 16), (1, 1, 5, 16)}
+    assert padded <= set(shapes_in(program))
+
+
+def test_what_is_compiled_for_another_platform_is_traced_again():
+    tiles = jax.jit(lambda x: x + tile_elements())
+    assert tiles(0) == TILE_BYTES['cpu'] // 4
+    with compiling_for('tpu'):
+        assert tiles(0) == TILE_BYTES['tpu'] // 4
+    assert tiles(0) == TILE_BYTES['cpu'] // 4
+    with pytest.raises(Refused, match="'cpu', 'gpu', 'tpu'.*not 'cuda'"), compiling_for('cuda'):
+        pass
 
 
 def test_the_work_is_that_of_the_definition():

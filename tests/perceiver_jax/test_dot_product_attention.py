@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from perceiver_jax.chunks import compiling_for
 from perceiver_jax.dot_product_attention import attend, attention_weights
 from perceiver_jax.errors import Refused
 from perceiver_jax.layers import normalise
@@ -139,9 +140,9 @@ def gpu(monkeypatch):
         calls.append(implementation)
         return original(query, key, value, scale=scale, implementation='xla')
 
-    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
     monkeypatch.setattr(jax.nn, 'dot_product_attention', stand_in)
-    return calls
+    with compiling_for('gpu'):
+        yield calls
 
 
 def test_the_fused_kernel_serves_heads_that_fit(gpu):

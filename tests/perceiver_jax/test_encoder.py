@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from perceiver_jax.chunks import compiling_for
 from perceiver_jax.encoder import Block, Encoder, repeats, schedule
 from perceiver_jax.errors import Refused
 from perceiver_jax.recording import record_attention
@@ -112,6 +113,20 @@ def compute(**fields):
 
     gradients, latents = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(params, inputs())
     return params, latents, gradients
+
+
+def test_on_gpus_what_repeats_is_written_out():
+    def loops(platform, **fields):
+        model = hk.transform(lambda x: Encoder(**{**SMALL, **fields})(x, is_training=True))
+        params = jax.eval_shape(model.init, jax.random.key(0), inputs())
+        with compiling_for(platform):
+            return str(jax.make_jaxpr(model.apply)(params, None, inputs())).count('scan[')
+
+    repeats_itself = dict(num_cross_attends=3, num_blocks=3)
+    assert loops('gpu', **repeats_itself) == 0
+    assert loops('gpu', scan=True, **repeats_itself) == 1
+    assert loops('tpu', **repeats_itself) == 1
+    assert loops('tpu', scan=False, **repeats_itself) == 0
 
 
 def test_dropout_drops_something_else_each_time_it_repeats():

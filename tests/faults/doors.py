@@ -28,6 +28,7 @@ from tests.toys.known_model import KnownModel, make_clip
 # What reads no file of a user's, and why.
 WITHOUT_FILES = {
     'experiments.keys.read_notes': 'is given the source of a config that was imported before',
+    'experiments.training.profiling.read_profile': 'reads what jax has just written',
     'experiments.flow.sources.Several': 'joins sources',
     'experiments.flow.scenes.MovingScenes': 'generated',
     'experiments.imagenet.digits.Digits': 'generated',

@@ -28,6 +28,7 @@ IMAGE_VARIANTS = ('io_fourier', 'perceiver', 'io_conv')
 OURS: dict[str, tuple[str, dict]] = {
     'ours': ('auto', {}),
     'ours, pallas': ('pallas', {}),
+    'ours, loop': ('auto', dict(scan=True)),  # blocks that repeat are compiled once
     'ours, remat': ('auto', dict(remat_blocks=True)),
     'plain': ('plain', {}),
 }
@@ -307,6 +308,7 @@ def plan(sizes: Sizes = FULL) -> list[Case]:
         image('perceiver', 'ours', first, profiled=True),
         attention_to_grid(few, sizes),
         attention(few, queries, pixels, 261, chunk_sizes=(pixels, 4096), seconds=40),
+        image('io_fourier', 'ours, loop', first),
         image('io_fourier', 'ours, pallas', first),
         attention(few, queries, pixels, 264),
         attention(many, queries, queries, 128, heads=8),

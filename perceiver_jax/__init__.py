@@ -7,6 +7,7 @@ Building blocks are Haiku modules; whole models are functions to be called insid
 
 from perceiver_jax import front_ends, tiling
 from perceiver_jax.attention import Attention, CrossAttend, SelfAttend
+from perceiver_jax.chunks import compiling_for
 from perceiver_jax.decoder import (
     AverageDecoder,
     ClassQueryDecoder,
@@ -58,6 +59,7 @@ __all__ = [
     'attend',
     'attention_weights',
     'record_attention',
+    'compiling_for',
     'Attention',
     'Mlp',
     'CrossAttend',

@@ -7,6 +7,8 @@ Any key can be set, as in --config.optimizer.learning_rate=1e-3. The same comman
 a comment stands beside another value, 4.
 --mode=eval takes the run's own config from its folder: --workdir is enough, and only the keys that
 are set here change it.
+--mode=compile --target=v3-64 tells whether the run fits devices that are not here, and what it
+needs there.
 --profile=20 traces 20 updates and prints the ten costliest kernels. Compiled programs are kept for
 the next start: --compilation_cache names the folder.
 On several machines, run it on each of them: SLURM, Open MPI and TPU pods need nothing else,
@@ -40,9 +42,21 @@ from experiments.command_line import (
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/<task>.py:<variant>')
 WORKDIR = flags.DEFINE_string('workdir', '', 'Folder of the run, to train and evaluate.')
-MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'describe', 'keys'], 'What to do.')
+MODES = ('train', 'eval', 'describe', 'compile', 'keys')
+MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
 CHECKPOINT = flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which one to evaluate.')
-JSON = flags.DEFINE_bool('json', False, 'Describe as one JSON object instead of a table.')
+JSON = flags.DEFINE_bool(
+    'json', False, 'Describe, or tell what was compiled, as one JSON object instead of a table.'
+)
+TARGET = flags.DEFINE_string(
+    'target', None, 'Devices to compile for, which need not be here: v3-64, v5e-16, h100, h100x8.'
+)
+TARGET_BATCH = flags.DEFINE_enum(
+    'target_batch', None, ['max'], 'max: look for the largest batch that fits the target.'
+)
+SHARE = flags.DEFINE_float(
+    'share', 0.4, "Share of the target's peak at which time is estimated.", 0.01, 1
+)
 PROFILE = flags.DEFINE_integer(
     'profile', None, 'Updates to trace into WORKDIR/profile; prints the costliest kernels.', 1
 )
@@ -79,6 +93,10 @@ def main(argv: list[str]) -> None:
     """
     if len(argv) > 1:
         refuse(f'unexpected argument {argv[1]!r}: flags are written --name=value')
+    if (MODE.value == 'compile') != (TARGET.value is not None):
+        refuse(f'--mode=compile and --target go together, got --mode={MODE.value}')
+    if TARGET_BATCH.value and MODE.value != 'compile':
+        refuse('--target_batch goes with --mode=compile alone')
     if MODE.value in ('train', 'eval') and not WORKDIR.value:
         refuse(f'--mode={MODE.value} needs --workdir')
     if PROFILE.value is not None and MODE.value != 'train':
@@ -94,6 +112,9 @@ def main(argv: list[str]) -> None:
     replace_length(config, overrides)
     if MODE.value == 'keys':
         list_keys(config, path)
+        return
+    if MODE.value == 'compile':
+        compile_for_target(config, name)
         return
 
     from experiments.tasks import make_task
@@ -126,6 +147,20 @@ def list_keys(config: ConfigDict, path: str) -> None:
 
     with tokenize.open(path.partition(':')[0]) as file:  # in the encoding that it names
         print(keys_table(config.to_dict(), file.read()))
+
+
+def compile_for_target(config: ConfigDict, name: str) -> None:
+    """Compiles the run for devices that need not be here, and prints what it needs there."""
+    from experiments.planning import targets
+
+    target = targets.find(str(TARGET.value))
+    targets.prepare(target)
+
+    from experiments.planning.plan import make_plan, plan_table
+
+    largest = TARGET_BATCH.value == 'max'
+    plan = make_plan(config, name, target, largest_batch=largest, share=SHARE.value)
+    print(json.dumps(plan) if JSON.value else plan_table(plan))
 
 
 def describe(task: Any) -> None:

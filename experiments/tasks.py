@@ -51,6 +51,9 @@ class Task(Protocol):
     def paper_value(self) -> float | None:
         """The paper's number for the headline metric, if the data is the paper's."""
 
+    def without_data(self) -> None:
+        """From now on all examples are the same blank one, of the sizes that the config says."""
+
     def train_batches(self, start_step: int) -> Batches:
         """This process's part of the global batches from a step on, without end.
 

@@ -14,7 +14,7 @@ TASKS = ('audioset', 'flow', 'imagenet', 'kinetics', 'language', 'modelnet40')
 # stand side by side.
 FLOORS = [
     ['launch', 'predict', 'convert', 'submit', 'table', 'compare'],  # the commands
-    ['open_model'],
+    ['open_model', 'planning'],
     ['tasks'],
     [*TASKS],
     ['classes', 'results'],

@@ -4,6 +4,7 @@ The same functions for every task. A task says which source and which transform;
 stands among the others, and what `config.data` and `config.train` say, is read here.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,6 +15,25 @@ import numpy as np
 from experiments.data import pipeline
 from experiments.data.pipeline import Batches, Example, Item, LabelledSource, Source
 from perceiver_jax.errors import Refused
+
+
+@dataclasses.dataclass(frozen=True)
+class Blank:
+    """One example again and again: a source of the shapes of batches, where there is no data.
+
+    Attributes:
+      example: What a source of the task yields, of the sizes that the config says.
+      classes: None are known.
+    """
+
+    example: Example
+    classes: Sequence[str] = ()
+
+    def __len__(self) -> int:
+        return 2**20
+
+    def __getitem__(self, index: int) -> Example:
+        return self.example
 
 
 def train_batches(

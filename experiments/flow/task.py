@@ -113,6 +113,13 @@ class OpticalFlow:
     def _eval_counts(self) -> dict[str, int]:
         return dict(zip(self.names, self.eval_source.lengths, strict=True))
 
+    def without_data(self) -> None:
+        size = tuple(self.config.evaluation.frame_size)
+        known = dict.fromkeys(('valid', 'matched', 'unmatched'), np.ones(size, bool))
+        arrays = {'frames': np.zeros((2, *size, 3), np.uint8), 'flow': np.zeros((*size, 2), 'f4')}
+        self.train_source = reading.Blank({**arrays, **known, 'name': 'blank'})
+        self.eval_source = Several([self.train_source])
+
     def train_batches(self, start_step: int) -> Batches:
         total_steps, _ = count_steps(self.config, self.num_train_examples)
         phases = curriculum(total_steps, **self.config.curriculum)

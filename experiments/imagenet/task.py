@@ -3,6 +3,7 @@
 import functools
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -112,6 +113,12 @@ class ImageNet:
     @property
     def _is_the_papers_data(self) -> bool:
         return (len(self.train_source), len(self.eval_source)) == PAPER_EXAMPLES
+
+    def without_data(self) -> None:
+        image = np.zeros(self.image_shape[1:], np.uint8)
+        encoded = cv2.imencode('.png', image)[1].tobytes()
+        blank = reading.Blank({'encoded': encoded, 'label': 0, 'name': 'blank'})
+        self.train_source = self.eval_source = blank
 
     def train_batches(self, start_step: int) -> Batches:
         return reading.train_batches(

@@ -64,10 +64,15 @@ def count_flops(function: Callable[..., Any], *args: Any) -> int:
       The count; the body of a `scan` counts once for each of its iterations, and of the branches
       of a `cond` that with the most counts.
     """
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
+    return count_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
 
-def _count(jaxpr: core.Jaxpr) -> int:
+def count_jaxpr(jaxpr: core.Jaxpr) -> int:
+    """Counts as `count_flops` does.
+
+    Args:
+      jaxpr: What jax traced.
+    """
     total = 0
     for equation in jaxpr.eqns:
         operation, params = equation.primitive.name, equation.params
@@ -83,7 +88,7 @@ def _count(jaxpr: core.Jaxpr) -> int:
             out_channels = kernel[params['dimension_numbers'].rhs_spec[0]]
             total += 2 * math.prod(out) * math.prod(kernel) // out_channels
         else:
-            inner = [_count(jaxpr) for jaxpr in _jaxprs(tuple(params.values()))]
+            inner = [count_jaxpr(jaxpr) for jaxpr in _jaxprs(tuple(params.values()))]
             assert operation != 'while' or not any(inner), 'how often it runs is not known'
             repeats = params['length'] if operation == 'scan' else 1
             total += max(inner) if operation == 'cond' else repeats * sum(inner)

@@ -60,7 +60,7 @@ def evaluate_checkpoint(
         f'step {step} of {workdir}',
     )
     devices = parallel.make(config.parallel)
-    predict = compile_predict(task, devices)
+    predict = tried_twice(compile_predict(task, devices))
     metrics, predictions = evaluate(task, devices, predict, *devices.replicate((params, state)))
     result = {
         'task': config.task,
@@ -147,4 +147,4 @@ def compile_predict(task: Any, devices: parallel.Jit | parallel.Pmap) -> Callabl
         passed_on = {name: batch[name] for name in ('index', 'mask', 'broken') if name in batch}
         return task.predict(params, state, batch) | passed_on
 
-    return tried_twice(devices.compile_predict(predict))
+    return devices.compile_predict(predict)

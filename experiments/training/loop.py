@@ -116,8 +116,9 @@ def _train(
     if writes:
         write_json(workdir / 'config.json', config.to_dict())
 
-    update = compile_update(config, task, optimizer, devices)
-    evaluate_now = functools.partial(evaluate, task, devices, compile_predict(task, devices))
+    update = tried_twice(compile_update(config, task, optimizer, devices))
+    predict = tried_twice(compile_predict(task, devices))
+    evaluate_now = functools.partial(evaluate, task, devices, predict)
     put_batch = functools.partial(devices.put_micro_batches, count=settings.accumulate_steps)
     evaluation: Evaluation | None = None  # of `step`, if that was evaluated
     recent: list[dict[str, Any]] = []  # metrics of the updates since the last training line
@@ -241,7 +242,7 @@ def compile_update(
         batch_size=config.train.batch_size,
         average=devices.average,
     )
-    return tried_twice(devices.compile_update(update))
+    return devices.compile_update(update)
 
 
 def update_step(
@@ -314,15 +315,21 @@ def init(seed: int, task: Any, optimizer: optax.GradientTransformation) -> Train
     Raises:
       Refused: The state does not fit the device.
     """
-
-    @jax.jit
-    def initial_state():
-        params, state = task.init(jax.random.key(seed))
-        return TrainState(jnp.zeros((), jnp.int32), params, state, optimizer.init(params))
-
-    traced = initial_state.trace()
+    traced = jax.jit(functools.partial(initial_state, seed, task, optimizer)).trace()
     check_state(traced.out_info)  # before anything is allocated
     return tried_twice(lambda: traced.lower().compile()())()
+
+
+def initial_state(seed: int, task: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """Returns the state before the first update; a pure function.
+
+    Args:
+      seed: The run's seed.
+      task: The `experiments.tasks.Task` that initialises the model.
+      optimizer: The optimizer.
+    """
+    params, state = task.init(jax.random.key(seed))
+    return TrainState(jnp.zeros((), jnp.int32), params, state, optimizer.init(params))
 
 
 def summarise(returned: list[dict[str, np.ndarray]]) -> dict[str, float]:

@@ -43,7 +43,13 @@ Tree = Any  # nested dictionaries, tuples and NamedTuples of arrays
 
 
 class Jit:
-    """Arrays are global: state is replicated on every device, batches are sharded by example."""
+    """Arrays are global: state is replicated on every device, batches are sharded by example.
+
+    Attributes:
+      replicated: How the state lies on the devices.
+      examples: How batches do, `[b, ...]`.
+      micro_batches: How batches in parts do, `[k, b / k, ...]`.
+    """
 
     def __init__(self, devices: Sequence[jax.Device] | None = None):
         """Makes the mesh.
@@ -55,9 +61,9 @@ class Jit:
         # and sharded arrays (the latents and the inputs) are refused.
         chosen = jax.devices() if devices is None else devices
         mesh = Mesh(np.asarray(chosen), (AXIS,), axis_types=(AxisType.Auto,))
-        self._replicated = NamedSharding(mesh, PartitionSpec())
-        self._examples = NamedSharding(mesh, PartitionSpec(AXIS))
-        self._micro_batches = NamedSharding(mesh, PartitionSpec(None, AXIS))
+        self.replicated = NamedSharding(mesh, PartitionSpec())
+        self.examples = NamedSharding(mesh, PartitionSpec(AXIS))
+        self.micro_batches = NamedSharding(mesh, PartitionSpec(None, AXIS))
 
     def average(self, tree: Tree) -> Tree:
         """Returns the mean over the devices; to be called inside a compiled step."""
@@ -65,28 +71,28 @@ class Jit:
 
     def compile_update(self, update: Callable) -> Callable:
         """Compiles `update(state, batch) -> (state, metrics)`; the state passed in is donated."""
-        return jax.jit(update, donate_argnums=0, out_shardings=self._replicated)
+        return jax.jit(update, donate_argnums=0, out_shardings=self.replicated)
 
     def compile_predict(self, predict: Callable) -> Callable:
         """Compiles `predict(params, state, batch) -> {name: [examples, ...]}`."""
-        return jax.jit(predict, out_shardings=self._examples)
+        return jax.jit(predict, out_shardings=self.examples)
 
     def replicate(self, tree: Tree) -> Tree:
         """Puts host arrays, equal in all processes, on every device."""
 
         def put(x):
             x = np.asarray(x)
-            return jax.make_array_from_process_local_data(self._replicated, x, x.shape)
+            return jax.make_array_from_process_local_data(self.replicated, x, x.shape)
 
         return jax.tree.map(put, tree)
 
     def put_batch(self, batch: Tree) -> Tree:
         """Puts this process's part of a batch, `[b, ...]`, on its devices."""
-        return _put_parts(batch, self._examples)
+        return _put_parts(batch, self.examples)
 
     def put_micro_batches(self, batch: Tree, count: int) -> Tree:
         """Puts this process's part of a batch on its devices as `[count, b / count, ...]`."""
-        return _put_parts(_split(batch, count), self._micro_batches)
+        return _put_parts(_split(batch, count), self.micro_batches)
 
     def fetch(self, tree: Tree) -> Tree:
         """Copies replicated arrays to the host; host arrays pass."""

@@ -70,7 +70,7 @@ class TooLarge(Exception):
     def __init__(self, needs: float):
         """Makes the exception."""
         self.needs = needs
-        super().__init__(f'needs {_gib(needs)} a device')
+        super().__init__(f'needs {size_text(needs)} a device')
 
 
 def make_plan(
@@ -108,19 +108,20 @@ def make_plan(
         )
     devices = parallel.Jit(target.devices())
     if largest_batch:
-        config = _largest(config, target, devices)
-    check_sizes(config, target.num_devices)
-    needs = _measure(config, target, devices)
+        config, needs = _largest(config, target, devices)
+    else:
+        check_sizes(config, target.num_devices)
+        needs = _measure(config, target, devices)
     remedy: dict[str, Any] | None = None
     as_written = needs
     if make_fit and not needs['fits']:
         for changes, changed in _remedies(config, target.num_devices, needs['sum'] / needs['has']):
-            _say(f'{_gib(needs["sum"])} of {_gib(needs["has"])}: tried with {_flags(changes)}')
+            _say(f'{_of(needs)}: tried with {_flags(changes)}')
             needs = _measure(changed, target, devices)
             if needs['fits']:
                 remedy, config = changes, changed
                 break
-    packages = ('jax', 'jaxlib', 'libtpu' if target.platform == 'tpu' else 'jax-cuda13-plugin')
+    packages = ('jax', 'jaxlib', target.compiler)
     plan = {
         'task': config.task,
         'config': name,
@@ -319,41 +320,43 @@ def _remedies(
         yield changed()
 
 
-def _largest(config: ConfigDict, target: Target, devices: parallel.Jit) -> ConfigDict:
-    """Returns the config with the largest batch that fits, to a sixteenth."""
+def _largest(
+    config: ConfigDict, target: Target, devices: parallel.Jit
+) -> tuple[ConfigDict, dict[str, Any]]:
+    """Returns the config with the largest batch that fits, to a sixteenth, and what it needs."""
     per_example = target.num_devices * config.train.accumulate_steps
-
-    def with_batch(size: int) -> ConfigDict:
+    fitting: dict[int, tuple[ConfigDict, dict[str, Any]]] = {}
+    sums: dict[int, float] = {}  # by examples that a device works on at a time
+    size = max(config.train.batch_size // per_example, 1)
+    high: int | None = None  # the smallest that is known not to fit
+    while True:
         other = copy.deepcopy(config)
         with other.unlocked():
             other.train.batch_size = size * per_example
-        return other
-
-    fitting: dict[int, float] = {}
-    too_large: dict[int, float] = {}
-    size = max(config.train.batch_size // per_example, 1)
-    while True:
-        needs = _measure(with_batch(size), target, devices)
-        (fitting if needs['fits'] else too_large)[size] = needs['sum']
+        check_sizes(other, target.num_devices)
+        needs = _measure(other, target, devices)
+        sums[size] = needs['sum']
+        if needs['fits']:
+            fitting[size] = other, needs
+        else:
+            high = size
         word = 'fit' if needs['fits'] else 'do not fit'
-        _say(f'{size} examples a device {word}: {_gib(needs["sum"])} of {_gib(needs["has"])}')
-        low, high = max(fitting, default=0), min(too_large, default=None)
+        _say(f'{size} examples a device {word}: {_of(needs)}')
+        low = max(fitting, default=0)
         step = max(low // 16, 1)
         if high is not None and high - low <= step:
             break
-        known = sorted((fitting | too_large).items())
-        small, less = known[0] if len(known) > 1 else (0, 0.0)
-        large, more = known[-1]
-        slope = (more - less) / (large - small)
-        guess = int(small + (needs['has'] - less) / slope) if slope > 0 else 2 * low
-        guess = min(guess, 4 * size if high is None else high - 1)
-        size = max(guess, low + step) if high is None else min(max(guess, low + step), high - 1)
+        # Along the line through the smallest and the largest that were tried.
+        small, large = (min(sums) if len(sums) > 1 else 0), max(sums)
+        slope = (sums[large] - sums.get(small, 0)) / (large - small)
+        guess = small + (needs['has'] - sums.get(small, 0)) / slope if slope > 0 else 0
+        most = 4 * size if high is None else high - 1
+        size = min(max(int(min(guess, most)), low + step), most)
     if not low:
         raise Refused(
-            f'--target_batch=max: not even one example a device fits {target.name}: '
-            f'{_gib(too_large[high])} of {_gib(target.device.memory)}'
+            f'--target_batch=max: not even one example a device fits {target.name}: {_of(needs)}'
         )
-    return with_batch(low)
+    return fitting[low]
 
 
 def plan_table(plan: Mapping[str, Any]) -> str:
@@ -375,21 +378,24 @@ def plan_table(plan: Mapping[str, Any]) -> str:
     if not plan['as_written']['fits']:
         as_written = plan['as_written']
         rows.append(
-            ('as written', f'does not fit: {_gib(as_written["sum"])} of {_gib(as_written["has"])}')
+            (
+                'as written',
+                f'does not fit: {_of(as_written)}',
+            )
         )
         remedy = plan['remedy'] or 'neither micro-batches, rematerialisation nor bfloat16'
         rows.append(('made to fit by', remedy))
     if 'temporaries' in plan:
         for key in ('parameters', 'optimizer', 'batches', 'temporaries', 'program'):
-            rows.append((key, f'{_gib(plan[key])} a device'))
+            rows.append((key, f'{size_text(plan[key])} a device'))
     verdict = 'fits' if plan['fits'] else 'does not fit'
-    rows.append(('sum', f'{_gib(plan["sum"])} of {_gib(plan["has"])}: {verdict}'))
+    rows.append(('sum', f'{_of(plan)}: {verdict}'))
     if 'temporaries' in plan:
         if plan['sum'] > plan['preallocated']:
             rows.append(('', f'with XLA_PYTHON_CLIENT_MEM_FRACTION={GPU_SHARE}'))
-        rows.append(('evaluation', f'{_gib(plan["evaluation"])} in all'))
+        rows.append(('evaluation', f'{size_text(plan["evaluation"])} in all'))
         for kind, found in plan['collectives'].items():
-            rows.append((kind, f'{found["count"]}, {_gib(found["bytes"])}'))
+            rows.append((kind, f'{found["count"]}, {size_text(found["bytes"])}'))
         seconds = plan['compile_seconds']
         rows += [
             ('compiled in', f'{seconds["update"]:.0f} s, evaluation {seconds["evaluation"]:.0f} s'),
@@ -401,7 +407,7 @@ def plan_table(plan: Mapping[str, Any]) -> str:
                 f'{plan["peak_flops"] / 1e12:g} TFLOP/s (an estimate)',
             ),
         ]
-    return '\n'.join(f'{name:<16}{text}' for name, text in rows)
+    return '\n'.join(f'{name:<22}{text}'.rstrip() for name, text in rows)
 
 
 def _laid_out(tree: Any, sharding: Any) -> Any:
@@ -417,8 +423,15 @@ def _flags(changes: Mapping[str, Any]) -> str:
     return ' '.join(f'--config.{key}={value}' for key, value in changes.items())
 
 
-def _gib(count: float) -> str:
-    return f'{count / 2**30:,.2f} GiB' if count < 2**60 else 'more memory'
+def size_text(count: float) -> str:
+    """Writes a number of bytes: 9_224_437_760 -> '8.59 GiB', 2_062_000 -> '1.97 MiB'."""
+    if count >= 2**60:
+        return 'more memory'
+    return f'{count / 2**30:,.2f} GiB' if count >= 2**30 else f'{count / 2**20:,.2f} MiB'
+
+
+def _of(needs: Mapping[str, Any]) -> str:
+    return f'{size_text(needs["sum"])} of {size_text(needs["has"])}'
 
 
 def _say(line: str) -> None:

@@ -110,6 +110,7 @@ class Target:
     Attributes:
       name: As it was asked for: 'v3-64', 'h100x8'.
       platform: 'tpu' or 'gpu'.
+      compiler: The package that compiles for them.
       num_devices: How many devices there are.
       device: What each has.
       options: What jax's `get_topology_desc` is given.
@@ -117,6 +118,7 @@ class Target:
 
     name: str
     platform: str
+    compiler: str
     num_devices: int
     device: Device
     options: dict[str, Any]
@@ -137,6 +139,10 @@ class Target:
             raise
 
 
+_EXTRAS = {
+    'libtpu': ('compile', ''),
+    'jax-cuda13-plugin': ('compile-gpu', ', in an environment of its own with Python 3.12'),
+}
 _LOCKED = (
     'another process of this machine uses libtpu, which one process at a time may: wait for it, '
     'or set ALLOW_MULTIPLE_LIBTPU_LOAD=1'
@@ -153,7 +159,7 @@ def find(name: str) -> Target:
       Refused: There is no such hardware; the message names what is near.
     """
     asked = name.lower().replace('v5litepod', 'v5e')
-    if (found := re.fullmatch(r'(.+?)(?:x(\d+))?', asked)) and found[1] in _GPU_TERAFLOPS:
+    if found := re.fullmatch(rf'({"|".join(_GPU_TERAFLOPS)})(?:x([1-9]\d*))?', asked):
         return _gpus(name, found[1], int(found[2] or 1))
     kind, _, number = asked.partition('-')
     if kind in SLICES and number.isdecimal():
@@ -178,14 +184,11 @@ def prepare(target: Target) -> None:
     Raises:
       Refused: What compiles for them is not installed.
     """
-    plugin, extra = ('libtpu', 'compile') if target.platform == 'tpu' else (
-        'jax_cuda13_plugin', 'compile-gpu'
-    )  # fmt: skip
-    if importlib.util.find_spec(plugin) is None:
-        python = '' if target.platform == 'tpu' else ', in an environment of its own of Python 3.12'
+    if importlib.util.find_spec(target.compiler.replace('-', '_')) is None:
+        extra, where = _EXTRAS[target.compiler]
         refuse(
-            f'--target={target.name}: {plugin} is not installed, which compiles for it: '
-            f"pip install '.[{extra}]'{python}"
+            f'--target={target.name}: {target.compiler}, which compiles for it, is not installed: '
+            f"pip install '.[{extra}]'{where}"
         )
     os.environ |= {
         'JAX_PLATFORMS': 'cpu',  # of what this machine has
@@ -205,7 +208,7 @@ def _tpus(name: str, kind: str, chips: int) -> Target:
     }
     if chips == 1:
         options['chips_per_host_bounds'] = (1, 1, 1)
-    return Target(name, 'tpu', chips * slice_.devices, slice_.device, options)
+    return Target(name, 'tpu', 'libtpu', chips * slice_.devices, slice_.device, options)
 
 
 def _gpus(name: str, kind: str, count: int) -> Target:
@@ -225,4 +228,4 @@ def _gpus(name: str, kind: str, count: int) -> Target:
         'target_config': card,
         'topology': f'1x{hosts}x{count // hosts}',
     }
-    return Target(name, 'gpu', count, device, options)
+    return Target(name, 'gpu', 'jax-cuda13-plugin', count, device, options)

@@ -20,7 +20,7 @@ from experiments.planning import targets
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / 'results' / 'compiled'
-START = 64  # cores that IO trained ImageNet on, and where the search begins
+START = 64  # devices, where the search begins: IO trained ImageNet on 64 TPUs
 
 # Config and variants, in the order of the papers' tables.
 ROWS = {

@@ -91,7 +91,17 @@ def test_runs_are_the_schedule(num_cross_attends, num_blocks):
     ],
 )
 def test_how_it_is_computed_changes_nothing(fields):
-    (params, latents, gradients), (same, expected, others) = compute(), compute(**fields)
+    assert_same(compute(), compute(**fields))
+
+
+def test_a_loop_within_a_loop_gives_what_is_written_out():
+    nested = dict(num_cross_attends=2, num_blocks=4)
+    assert_same(compute(**nested), compute(**nested, scan=False))
+
+
+def assert_same(one, other):
+    """Compares what `compute` returned."""
+    (params, latents, gradients), (same, expected, others) = one, other
     jax.tree.map(np.testing.assert_array_equal, params, same)
     np.testing.assert_allclose(latents, expected, rtol=1e-4, atol=1e-5)
     scale = max(np.abs(g).max() for g in jax.tree.leaves(others))
@@ -126,6 +136,7 @@ def test_on_gpus_what_repeats_is_written_out():
     assert loops('gpu', **repeats_itself) == 0
     assert loops('gpu', scan=True, **repeats_itself) == 1
     assert loops('tpu', **repeats_itself) == 1
+    assert loops('tpu', num_cross_attends=2, num_blocks=4) == 2  # one in the other
     assert loops('tpu', scan=False, **repeats_itself) == 0
 
 

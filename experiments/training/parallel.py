@@ -30,8 +30,10 @@ from perceiver_jax.errors import Refused
 
 AXIS = 'data'  # the one mesh axis, and the axis name that a pmapped step is bound to
 
-# Where jax finds the processes itself, it alone notices that one has died: after this time.
+# Where jax joins the processes itself, it alone notices that one has died: after this time.
 _HEARTBEAT_SECONDS = 25
+
+_FOUND_SECONDS = 300  # in which the first worker's name must be known to the others, as in jax
 
 # What helps where jax does not find the processes.
 _TELL = 'tell each of them --coordinator=host:port, --num_processes and --process_id'
@@ -219,8 +221,10 @@ def initialize(
       Refused: Only some of the three are given, the coordinator's address cannot be used, or jax
         cannot join the processes that it should find.
     """
+    if (coordinator, num_processes, process_id) == (None, None, None):
+        coordinator, num_processes, process_id = _found()
     given = (coordinator, num_processes, process_id)
-    if coordinator == 'auto' or (given == (None, None, None) and _several_found()):
+    if coordinator == 'auto':
         try:
             jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
         except (ValueError, RuntimeError) as error:
@@ -439,26 +443,34 @@ def preemption() -> Iterator[Preemption]:
         logging.disable(logging.NOTSET)
 
 
-def _several_found() -> bool:
-    """Returns whether this process is one of several that a cluster's launcher has started.
+def _found() -> tuple[str | None, int | None, int | None]:
+    """Returns what `initialize` takes, as the environment has it; None where one process runs.
 
     Machines without a TPU are not asked over a network.
     """
+    alone, auto = (None, None, None), ('auto', None, None)
     # Not SLURM_NTASKS, which jax counts by: a shell within an allocation has it too.
     for count in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE'):
         if int(os.environ.get(count, '1')) > 1:
-            return True
+            return auto
+    told = auto if ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '') else alone  # by GKE alone
     try:
         # Private: jax has no other way to ask without joining, which one process alone need not.
         from jax._src.clusters import GceTpuCluster, GkeTpuCluster
     except ImportError:
-        return ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')  # of GKE alone
+        return told
     try:
-        found = next((x for x in (GkeTpuCluster, GceTpuCluster) if x.is_env_present()), None)
-        return found is not None and found.get_process_count() > 1
+        tpu = next((x for x in (GkeTpuCluster, GceTpuCluster) if x.is_env_present()), None)
+        if tpu is None or tpu.get_process_count() == 1:
+            return alone
+        address = tpu.get_coordinator_address(
+            timeout_secs=_FOUND_SECONDS,
+            override_coordinator_port=os.environ.get('JAX_COORDINATOR_PORT'),
+        )
+        return address, tpu.get_process_count(), tpu.get_process_id()
     except (ImportError, OSError) as error:  # the server that tells a TPU VM what it is part of
         logging.warning('other workers of this TPU are not looked for: %s', error)
-        return ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '')
+        return told
 
 
 def _put_parts(tree: Tree, sharding: NamedSharding) -> Tree:

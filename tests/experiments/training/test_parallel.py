@@ -166,6 +166,7 @@ METADATA = {
     'worker-network-endpoints': 'unknown:unknown:10.0.0.2,unknown:unknown:10.0.0.3',
     'tpu-env': "ACCELERATOR_TYPE: 'v3-16'\nWORKER_ID: '1'",
 }
+SECOND_OF_TWO = ('10.0.0.2:8482', 2, 1)
 
 
 @pytest.fixture
@@ -213,20 +214,21 @@ def test_workers_of_a_tpu_vm_are_found(initialized, metadata):
     assert initialized == []
     metadata.update(METADATA)
     parallel.initialize()
-    assert initialized == [()]
-    metadata['worker-network-endpoints'] = '10.0.0.3'
-    metadata['tpu-env'] = "MEGASCALE_NUM_SLICES: '2'"
+    assert initialized == [SECOND_OF_TWO]
+    slices = "MEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'"
+    metadata['tpu-env'] = f"{slices}\nMEGASCALE_COORDINATOR_ADDRESS: '10.0.0.9'"
     parallel.initialize()
-    assert initialized == [(), ()]
+    assert initialized == [SECOND_OF_TWO, ('10.0.0.9:8482', 4, 3)]
 
 
 def test_workers_on_gke_are_found(initialized, metadata, monkeypatch):
+    monkeypatch.setenv('TPU_WORKER_ID', '1')
     monkeypatch.setenv('TPU_WORKER_HOSTNAMES', 'localhost')
     parallel.initialize()
     assert initialized == []  # though the node's own metadata tell of two
-    monkeypatch.setenv('TPU_WORKER_HOSTNAMES', 'host0,host1')
+    monkeypatch.setenv('TPU_WORKER_HOSTNAMES', '10.0.0.2,10.0.0.3')
     parallel.initialize()
-    assert initialized == [()]
+    assert initialized == [SECOND_OF_TWO]
 
 
 def test_where_jax_cannot_tell_the_workers_of_gke_are_found(initialized, monkeypatch, caplog):

@@ -471,6 +471,8 @@ def _found() -> tuple[str | None, int | None, int | None]:
     except (ImportError, OSError) as error:  # the server that tells a TPU VM what it is part of
         logging.warning('other workers of this TPU are not looked for: %s', error)
         return told
+    except (ValueError, RuntimeError) as error:
+        raise Refused(f'jax does not find the workers of this TPU: {error}; {_TELL}') from error
 
 
 def _put_parts(tree: Tree, sharding: NamedSharding) -> Tree:

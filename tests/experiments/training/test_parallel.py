@@ -219,6 +219,9 @@ def test_workers_of_a_tpu_vm_are_found(initialized, metadata):
     metadata['tpu-env'] = f"{slices}\nMEGASCALE_COORDINATOR_ADDRESS: '10.0.0.9'"
     parallel.initialize()
     assert initialized == [SECOND_OF_TWO, ('10.0.0.9:8482', 4, 3)]
+    metadata['worker-network-endpoints'] = 'a:b'
+    with pytest.raises(Refused, match='of this TPU: unsupported .* a:b; tell each of them --coord'):
+        parallel.initialize()
 
 
 def test_workers_on_gke_are_found(initialized, metadata, monkeypatch):

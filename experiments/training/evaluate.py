@@ -22,8 +22,8 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Evaluates a checkpoint of a run.
 
-    Prints the headline metric, then writes `evaluation.json` and sample predictions,
-    `evaluation.png`, into the run's folder.
+    Prints who takes part and the headline metric, then writes `evaluation.json` and sample
+    predictions, `evaluation.png`, into the run's folder.
 
     Args:
       config: A config that makes the model of the run.
@@ -47,6 +47,7 @@ def evaluate_checkpoint(
     from experiments.training.checks import check_sizes
     from experiments.training.workdir import git_commit, now, write_json
 
+    parallel.say_who_takes_part()
     with agreement(config, workdir) as data:
         check_sizes(config, parallel.num_devices())
         if parallel.num_processes() > 1:  # one alone looks for the checkpoint before it opens data

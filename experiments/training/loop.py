@@ -91,6 +91,7 @@ def _train(
     start = time.monotonic()
     workdir, settings, batch_size = Path(workdir), config.train, config.train.batch_size
     writes = parallel.is_main_process()
+    parallel.say_who_takes_part()
     with agreement(config, workdir) as data:
         check_sizes(config, parallel.num_devices())
         check_resumable(workdir, config)

@@ -16,7 +16,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,8 +30,13 @@ from perceiver_jax.errors import Refused
 
 AXIS = 'data'  # the one mesh axis, and the axis name that a pmapped step is bound to
 
-# Where jax finds the processes itself, it alone notices that one has died: after this time.
+# Where jax joins the processes itself, it alone notices that one has died: after this time.
 _HEARTBEAT_SECONDS = 25
+
+_FOUND_SECONDS = 300  # in which the first worker's name must be known to the others, as in jax
+
+# What helps where jax does not find the processes.
+_TELL = 'tell each of them --coordinator=host:port, --num_processes and --process_id'
 
 _ASK_SECONDS = 0.1  # between two looks whether the run was asked to stop
 
@@ -212,18 +217,24 @@ def initialize(
     """Joins the processes of a run. Call it first; a run of one process needs nothing.
 
     Args:
-      coordinator: 'host:port' of process 0, or 'auto' where jax can find all three itself
-        (Cloud TPU, SLURM, Open MPI). Under SLURM, Open MPI and on a TPU pod slice that tells its
-        hosts in TPU_WORKER_HOSTNAMES, several processes are found without it.
+      coordinator: 'host:port' of process 0, or 'auto' where jax can find all three itself: on
+        Cloud TPUs, under SLURM, Open MPI and Kubernetes. All but Kubernetes, whose API would have
+        to be asked, are also found without it.
       num_processes: How many processes run.
       process_id: Which one this is, from 0.
 
     Raises:
-      Refused: Only some of the three are given, or the coordinator's address cannot be used.
+      Refused: Only some of the three are given, the coordinator's address cannot be used, or jax
+        cannot join the processes that it should find.
     """
+    if (coordinator, num_processes, process_id) == (None, None, None):
+        coordinator, num_processes, process_id = _found()
     given = (coordinator, num_processes, process_id)
-    if coordinator == 'auto' or (given == (None, None, None) and _several_announced(os.environ)):
-        jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+    if coordinator == 'auto':
+        try:
+            jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
+        except (ValueError, RuntimeError) as error:
+            raise Refused(f'jax cannot join the processes here: {error}; {_TELL}') from error
         watch.leave_at_once()
     elif coordinator is not None and num_processes is not None and process_id is not None:
         watch.initialize(coordinator, num_processes, process_id)
@@ -232,6 +243,19 @@ def initialize(
             'coordinator, num_processes and process_id go together, '
             f'got {coordinator}, {num_processes}, {process_id}'
         )
+
+
+def say_who_takes_part() -> None:
+    """Prints, at the start of a run, how many processes and devices take part in it.
+
+    Raises:
+      Refused: The devices belong to several processes, which have not joined.
+    """
+    processes, devices = jax.process_count(), jax.device_count()
+    if processes > 1 and not jax.distributed.is_initialized():
+        raise Refused(f'these devices are of {processes} processes, which have not joined; {_TELL}')
+    who = f'{processes:,} process{"es" * (processes > 1)}'
+    say(f'{who}, {devices:,} device{"s" * (devices > 1)}: {jax.devices()[0].device_kind}')
 
 
 def is_main_process() -> bool:
@@ -425,11 +449,36 @@ def preemption() -> Iterator[Preemption]:
         logging.disable(logging.NOTSET)
 
 
-def _several_announced(environment: Mapping[str, str]) -> bool:
-    """Returns whether a cluster's launcher says that it started several processes."""
-    counts = [environment.get(x, '1') for x in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')]
-    hosts = environment.get('TPU_WORKER_HOSTNAMES', '').split(',')
-    return any(int(count) > 1 for count in counts) or len(hosts) > 1
+def _found() -> tuple[str | None, int | None, int | None]:
+    """Returns what `initialize` takes, as the environment has it; None where one process runs.
+
+    Machines without a TPU are not asked over a network.
+    """
+    alone, auto = (None, None, None), ('auto', None, None)
+    # Not SLURM_NTASKS, which jax counts by: a shell within an allocation has it too.
+    for count in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE'):
+        if int(os.environ.get(count, '1')) > 1:
+            return auto
+    told = auto if ',' in os.environ.get('TPU_WORKER_HOSTNAMES', '') else alone  # by GKE alone
+    try:
+        # Private: jax has no other way to ask without joining, which one process alone need not.
+        from jax._src.clusters import GceTpuCluster, GkeTpuCluster
+    except ImportError:
+        return told
+    try:
+        tpu = next((x for x in (GkeTpuCluster, GceTpuCluster) if x.is_env_present()), None)
+        if tpu is None or tpu.get_process_count() == 1:
+            return alone
+        address = tpu.get_coordinator_address(
+            timeout_secs=_FOUND_SECONDS,
+            override_coordinator_port=os.environ.get('JAX_COORDINATOR_PORT'),
+        )
+        return address, tpu.get_process_count(), tpu.get_process_id()
+    except (ImportError, OSError) as error:  # the server that tells a TPU VM what it is part of
+        logging.warning('other workers of this TPU are not looked for: %s', error)
+        return told
+    except (ValueError, RuntimeError) as error:
+        raise Refused(f'jax does not find the workers of this TPU: {error}; {_TELL}') from error
 
 
 def _put_parts(tree: Tree, sharding: NamedSharding) -> Tree:

@@ -83,7 +83,8 @@ def test_a_run_is_evaluated_with_its_own_config(workdir):
     own = json.loads((workdir / 'evaluation.json').read_text())
     assert out == (
         f'Compiled programs are kept in {os.environ["JAX_COMPILATION_CACHE_DIR"]}; '
-        f"--compilation_cache='' keeps none.\ntop1 {own['value']:.4f} at step 5\n"
+        "--compilation_cache='' keeps none.\n1 process, 8 devices: cpu\n"
+        f'top1 {own["value"]:.4f} at step 5\n'
     )
     assert own['config'] == f'{workdir}/config.json'  # the run has no result yet
 

@@ -120,6 +120,33 @@ def test_parts_of_the_processes_join_to_the_global_batch():
     assert whole[2]['index'].dtype == np.uint32
 
 
+class Recorded(Numbers):
+    """Knows which examples were read."""
+
+    def __init__(self, length):
+        super().__init__(length)
+        self.read = []
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+def test_each_process_reads_its_own_part_alone():
+    seen = set()
+    for index in range(3):
+        part = dict(process_index=index, process_count=3)
+        source = Recorded(1000)
+        given = np.concatenate([batch['number'] for batch in take(4, source, **part)])
+        assert source.read[:8] == given.tolist()  # and a little ahead
+        assert seen.isdisjoint(source.read)
+        seen |= set(source.read)
+        source = Recorded(13)
+        batches = list(eval_batches(source, plain, batch_size=6, **part))
+        assert source.read[:4] == [2 * index, 2 * index + 1, 6 + 2 * index, 7 + 2 * index]
+        assert len(source.read) == 6 and len(batches) == 3  # the last batch is filled up
+
+
 def test_two_examples_make_an_item():
     pairs, singles = take(3, batch_size=5, examples_per_item=2), take(3, batch_size=10)
     for pair, single in zip(pairs, singles, strict=True):

@@ -60,7 +60,7 @@ def test_a_checkpoint_is_evaluated_as_the_run_did(tmp_path, capsys):
         assert json.loads((tmp_path / 'evaluation.json').read_text()) == result
 
     # The number is told where it cannot be written.
-    told = f'top1 {by_step[6]:.4f} at step 6\n'
+    told = f'1 process, 8 devices: cpu\ntop1 {by_step[6]:.4f} at step 6\n'
     capsys.readouterr()
     with full_disk(10), pytest.raises(OSError) as error:
         evaluate.evaluate_checkpoint(config, task, tmp_path, 'toy', False)

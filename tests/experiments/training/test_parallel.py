@@ -12,10 +12,12 @@ import time
 import jax
 import numpy as np
 import pytest
+from jax._src.clusters import cloud_tpu_cluster
 
 from experiments.training import loop, parallel, watch
 from experiments.training.checkpointing import load_params
 from experiments.training.lock import lock
+from perceiver_jax.errors import Refused
 from tests.toys import toy_process
 from tests.toys.toy_process import wait_for_step
 from tests.toys.toy_task import ToyTask, get_config
@@ -71,7 +73,8 @@ def test_two_processes_equal_one(tmp_path):
             f'{os.getpid()} on host {HERE}',
         ]
     assert '\nstopped\n' in outputs[0] and '\ninterrupted\n' in outputs[1], outputs
-    assert not re.search(r'^step \d', outputs[1], re.MULTILINE)  # one process reports
+    assert '2 processes, 4 devices: cpu\n' in outputs[0]
+    assert not re.search(r'^(step|2 processes) ', outputs[1], re.MULTILINE)  # one reports
 
     for kind, steps in (('jit', 30), ('pmap', 4)):
         task = ToyTask(get_config(steps=steps, log_every_steps=1, **toy_process.SELDOM))
@@ -157,27 +160,45 @@ def test_unknown_kind():
         parallel.make('pjit')
 
 
+# As they stand in the metadata of the second of two workers of a Cloud TPU.
+METADATA = {
+    'agent-worker-number': '1',
+    'worker-network-endpoints': 'unknown:unknown:10.0.0.2,unknown:unknown:10.0.0.3',
+    'tpu-env': "ACCELERATOR_TYPE: 'v3-16'\nWORKER_ID: '1'",
+}
+SECOND_OF_TWO = ('10.0.0.2:8482', 2, 1)
+
+
 @pytest.fixture
 def initialized(monkeypatch):
-    """The arguments of the calls that joined processes."""
+    """The arguments of the calls that joined processes, on a machine without a TPU."""
     calls = []
     monkeypatch.setattr(jax.distributed, 'initialize', lambda **_: calls.append(()))
     monkeypatch.setattr(watch, 'leave_at_once', lambda: None)
     monkeypatch.setattr(watch, 'initialize', lambda *args: calls.append(args))
-    for name in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'TPU_WORKER_HOSTNAMES'):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cloud_tpu_cluster, 'running_in_cloud_tpu_vm', False)
+    monkeypatch.setattr(cloud_tpu_cluster, 'get_metadata', lambda key: pytest.fail(key))
+    for name in os.environ:
+        if name.startswith(('SLURM_', 'OMPI_', 'TPU_', 'MEGASCALE_')):
+            monkeypatch.delenv(name)
     return calls
+
+
+@pytest.fixture
+def metadata(initialized, monkeypatch):
+    """What the server of a Cloud TPU's VM answers."""
+    answers = dict(METADATA)
+    monkeypatch.setattr(cloud_tpu_cluster, 'running_in_cloud_tpu_vm', True)
+    monkeypatch.setattr(cloud_tpu_cluster, 'get_metadata', lambda key: (answers[key], 200))
+    return answers
 
 
 @pytest.mark.parametrize(
     ('name', 'one', 'several'),
-    [
-        ('SLURM_STEP_NUM_TASKS', '1', '4'),
-        ('OMPI_COMM_WORLD_SIZE', '1', '2'),
-        ('TPU_WORKER_HOSTNAMES', 'localhost', 'host0,host1'),
-    ],
+    [('SLURM_STEP_NUM_TASKS', '1', '4'), ('OMPI_COMM_WORLD_SIZE', '1', '2')],
 )
-def test_several_processes_are_found(initialized, monkeypatch, name, one, several):
+def test_several_processes_of_a_launcher_are_found(initialized, monkeypatch, name, one, several):
+    monkeypatch.setenv('SLURM_NTASKS', '4')  # a shell within an allocation has it too
     parallel.initialize()
     monkeypatch.setenv(name, one)
     parallel.initialize()
@@ -185,6 +206,72 @@ def test_several_processes_are_found(initialized, monkeypatch, name, one, severa
     monkeypatch.setenv(name, several)
     parallel.initialize()
     assert initialized == [()]
+
+
+def test_workers_of_a_tpu_vm_are_found(initialized, metadata):
+    metadata['worker-network-endpoints'] = '10.0.0.3'
+    parallel.initialize()
+    assert initialized == []
+    metadata.update(METADATA)
+    parallel.initialize()
+    assert initialized == [SECOND_OF_TWO]
+    slices = "MEGASCALE_NUM_SLICES: '2'\nMEGASCALE_SLICE_ID: '1'"
+    metadata['tpu-env'] = f"{slices}\nMEGASCALE_COORDINATOR_ADDRESS: '10.0.0.9'"
+    parallel.initialize()
+    assert initialized == [SECOND_OF_TWO, ('10.0.0.9:8482', 4, 3)]
+    metadata['worker-network-endpoints'] = 'a:b'
+    with pytest.raises(Refused, match='of this TPU: unsupported .* a:b; tell each of them --coord'):
+        parallel.initialize()
+
+
+def test_workers_on_gke_are_found(initialized, metadata, monkeypatch):
+    monkeypatch.setenv('TPU_WORKER_ID', '1')
+    monkeypatch.setenv('TPU_WORKER_HOSTNAMES', 'localhost')
+    parallel.initialize()
+    assert initialized == []  # though the node's own metadata tell of two
+    monkeypatch.setenv('TPU_WORKER_HOSTNAMES', '10.0.0.2,10.0.0.3')
+    parallel.initialize()
+    assert initialized == [SECOND_OF_TWO]
+
+
+def test_where_jax_cannot_tell_the_workers_of_gke_are_found(initialized, monkeypatch, caplog):
+    def no_answer(key):
+        raise ConnectionError(f'no {key}')
+
+    monkeypatch.setattr(cloud_tpu_cluster, 'running_in_cloud_tpu_vm', True)
+    monkeypatch.setattr(cloud_tpu_cluster, 'get_metadata', no_answer)
+    parallel.initialize()
+    (message,) = caplog.messages
+    assert message == 'other workers of this TPU are not looked for: no agent-worker-number'
+    monkeypatch.setitem(sys.modules, 'jax._src.clusters', None)  # jax has moved it
+    parallel.initialize()
+    assert initialized == []
+    monkeypatch.setenv('TPU_WORKER_HOSTNAMES', 'host0,host1')
+    parallel.initialize()
+    assert initialized == [()]
+
+
+def test_processes_that_jax_does_not_find_are_to_be_told(initialized, monkeypatch):
+    def fail(**_):
+        raise ValueError('coordinator_address should be defined.')
+
+    monkeypatch.setattr(jax.distributed, 'initialize', fail)
+    with pytest.raises(Refused, match='should be defined.; tell each of them --coordinator=host'):
+        parallel.initialize('auto')
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    with pytest.raises(Refused, match='devices are of 2 processes, which have not joined; tell'):
+        parallel.say_who_takes_part()
+
+
+def test_who_takes_part_is_said(monkeypatch, capsys):
+    parallel.say_who_takes_part()
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    monkeypatch.setattr(jax, 'device_count', lambda: 1024)
+    monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
+    parallel.say_who_takes_part()
+    assert capsys.readouterr().out == (
+        '1 process, 8 devices: cpu\n2 processes, 1,024 devices: cpu\n'
+    )
 
 
 def test_processes_can_be_told(initialized):

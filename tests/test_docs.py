@@ -1,0 +1,58 @@
+"""The pages of docs/: links lead somewhere, commands name what there is."""
+
+import importlib
+import pathlib
+import re
+
+import pytest
+from absl import flags
+
+from experiments import launch
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = sorted((ROOT / 'docs').glob('*.md'))
+# Flags of the other commands that the pages show.
+OF_TABLE = {'add', 'name'}
+OF_GCLOUD = {'zone', 'accelerator-type', 'version', 'spot', 'worker', 'command'}
+OF_GCLOUD |= {'node-id', 'runtime-version', 'data-disk'}
+OF_UV = {'python'}
+OF_COMPILE = {'target'}
+
+pytestmark = pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+
+
+def anchors(page):
+    """What the headings of a page are linked to by."""
+    titles = re.findall('^#+ (.*)', page.read_text('utf-8'), re.MULTILINE)
+    return {re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-') for title in titles}
+
+
+def test_links_lead_somewhere(page):
+    for target in re.findall(r'\]\(([^)]+)\)', page.read_text('utf-8')):
+        if not target.startswith('https://'):
+            name, _, anchor = target.partition('#')
+            linked = page.parent / name if name else page
+            assert linked.exists() and (not anchor or anchor in anchors(linked)), target
+
+
+def test_commands_name_what_there_is(page):
+    text = page.read_text('utf-8')
+    configs = [
+        importlib.import_module(f'configs.{task}').get_config(variant)
+        for task, variant in set(re.findall(r'configs/(\w+)\.py:([\w,=]+)', text))
+    ]
+    of_launch = {flag.name for flag in flags.FLAGS.get_flags_for_module(launch)}
+    known = of_launch | OF_TABLE | OF_GCLOUD | OF_UV | OF_COMPILE
+    for flag in re.findall(r'(?<![\w-])--([a-z][\w.-]*\w)', text):
+        *folders, key = flag.split('.')
+        if folders[:1] == ['config']:
+            holders = [config.to_dict() for config in configs]
+            for folder in folders[1:]:
+                holders = [holder[folder] for holder in holders if folder in holder]
+            assert any(key in holder for holder in holders), flag
+        else:
+            assert flag in known, flag
+    modes = {*flags.FLAGS['mode'].parser.enum_values, 'compile'}
+    assert set(re.findall(r'--mode=(\w+)', text)) <= modes
+    for module in re.findall(r'python -m ([\w.]+)', text):
+        assert (ROOT / f'{module.replace(".", "/")}.py').exists(), module

@@ -1,8 +1,8 @@
-"""README's tables of results, generated from results/*.json.
+"""The tables of results, generated from results/*.json and results/compiled/*.json.
 
-python -m experiments.table                              rewrites the tables in README.md
+python -m experiments.table                              rewrites README.md's and docs/hardware.md's
 python -m experiments.table --add runs/demo/result.json  takes a finished run in, then rewrites
-python -m experiments.table --check                      fails where README.md and results differ
+python -m experiments.table --check                      fails where they and results/ differ
 
 A run that is taken in is called by its config, <task>_<variant>, with the keys that its command
 line set; --name calls it otherwise, as where another run has that name.
@@ -17,11 +17,13 @@ from pathlib import Path
 from experiments.command_line import Parser, local_path, one_line_errors
 from experiments.data.hidden import visible
 from experiments.pictures.units import duration_text, metric_text
+from experiments.planning.rows import fits_table
 from experiments.results import load_result
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
+COMPILED_MARKS = '<!-- compiled:begin -->', '<!-- compiled:end -->'
 MARKS = BEGIN, END = '<!-- results:begin -->', '<!-- results:end -->'
 PAPER_COLUMNS = (
     'Run', 'Metric', 'Paper', 'Ours', 'Difference', 'Data', 'Steps', 'Cost', 'Command'
@@ -82,16 +84,19 @@ def render(results: Sequence[dict]) -> str:
     )
 
 
-def updated_readme(readme: str, tables: str, marks: tuple[str, str] = MARKS) -> str:
-    """Puts tables between the two markers of README's text.
+def updated_readme(
+    readme: str, tables: str, marks: tuple[str, str] = MARKS, name: str = 'README.md'
+) -> str:
+    """Puts tables between the two markers of README's text, or of another page's.
 
     Args:
-      readme: The text of README.md.
+      readme: The text.
       tables: The tables, as Markdown.
       marks: The lines before and after the tables.
+      name: What the page is called in errors.
 
     Returns:
-      The new text of README.md.
+      The new text.
 
     Raises:
       Refused: The markers are not there exactly once each, in order.
@@ -100,7 +105,7 @@ def updated_readme(readme: str, tables: str, marks: tuple[str, str] = MARKS) -> 
     before, begin, rest = readme.partition(start)
     _, end, after = rest.partition(stop)
     if not (begin and end) or start in rest or stop in before + after:
-        raise Refused(f'README.md: expected one line {start} and after it one line {stop}')
+        raise Refused(f'{name}: expected one line {start} and after it one line {stop}')
     return f'{before}{start}\n\n{tables}\n\n{stop}{after}'
 
 
@@ -140,11 +145,11 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
 
     Args:
       arguments: Arguments of the command line; None takes this process's own.
-      root: The folder of README.md and results/.
+      root: The folder of README.md, docs/ and results/.
 
     Raises:
-      Refused: A result is incomplete or taken, README.md has no markers, or --check finds that
-        README.md and results/ differ.
+      Refused: A result is incomplete or taken, a page has no markers, or --check finds that
+        one of them and results/ differ.
     """
     parser = Parser(prog='python -m experiments.table', description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -170,13 +175,15 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
             )
         write_whole(added, json.dumps(result, indent=2) + '\n')
         print(f'{added.relative_to(root)} written')
-    readme = root / 'README.md'
-    text = readme.read_text('utf-8')
-    updated = updated_readme(text, render(read_results(root / 'results')))
-    if options.check and updated != text:
-        raise Refused('README.md and results/ differ; run: make table')
-    if not options.check:
-        write_whole(readme, updated)
+    tables = render(read_results(root / 'results')), fits_table(root / 'results' / 'compiled')
+    pages = ('README.md', MARKS), ('docs/hardware.md', COMPILED_MARKS)
+    for (name, marks), content in zip(pages, tables, strict=True):
+        text = (root / name).read_text('utf-8')
+        updated = updated_readme(text, content, marks, name)
+        if options.check and updated != text:
+            raise Refused(f'{name} and results/ differ; run: make table')
+        if not options.check:
+            write_whole(root / name, updated)
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ OF_TABLE = {'add', 'name'}
 OF_GCLOUD = {'zone', 'accelerator-type', 'version', 'spot', 'worker', 'command'}
 OF_GCLOUD |= {'node-id', 'runtime-version', 'data-disk'}
 OF_UV = {'python'}
-OF_COMPILE = {'target'}
+OF_ROWS = {'family'}
 
 pytestmark = pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 
@@ -42,7 +42,7 @@ def test_commands_name_what_there_is(page):
         for task, variant in set(re.findall(r'configs/(\w+)\.py:([\w,=]+)', text))
     ]
     of_launch = {flag.name for flag in flags.FLAGS.get_flags_for_module(launch)}
-    known = of_launch | OF_TABLE | OF_GCLOUD | OF_UV | OF_COMPILE
+    known = of_launch | OF_TABLE | OF_GCLOUD | OF_UV | OF_ROWS
     for flag in re.findall(r'(?<![\w-])--([a-z][\w.-]*\w)', text):
         *folders, key = flag.split('.')
         if folders[:1] == ['config']:
@@ -52,7 +52,6 @@ def test_commands_name_what_there_is(page):
             assert any(key in holder for holder in holders), flag
         else:
             assert flag in known, flag
-    modes = {*flags.FLAGS['mode'].parser.enum_values, 'compile'}
-    assert set(re.findall(r'--mode=(\w+)', text)) <= modes
+    assert set(re.findall(r'--mode=(\w+)', text)) <= set(launch.MODES)
     for module in re.findall(r'python -m ([\w.]+)', text):
         assert (ROOT / f'{module.replace(".", "/")}.py').exists(), module

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from experiments.planning.sizes import size_text
 from experiments.planning.targets import GPU_SHARE, Target
 from experiments.tasks import make_task
 from experiments.training import loop, parallel
@@ -421,13 +422,6 @@ def _bytes(tree: Any) -> int:
 
 def _flags(changes: Mapping[str, Any]) -> str:
     return ' '.join(f'--config.{key}={value}' for key, value in changes.items())
-
-
-def size_text(count: float) -> str:
-    """Writes a number of bytes: 9_224_437_760 -> '8.59 GiB', 2_062_000 -> '1.97 MiB'."""
-    if count >= 2**60:
-        return 'more memory'
-    return f'{count / 2**30:,.2f} GiB' if count >= 2**30 else f'{count / 2**20:,.2f} MiB'
 
 
 def _of(needs: Mapping[str, Any]) -> str:

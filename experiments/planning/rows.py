@@ -16,11 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from experiments.command_line import Parser, one_line_errors, quiet_libraries
+from experiments.data.hidden import visible
 from experiments.planning import targets
+from experiments.planning.sizes import size_text
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / 'results' / 'compiled'
 START = 64  # devices, where the search begins: IO trained ImageNet on 64 TPUs
+
+COLUMNS = (
+    'Config', 'Batch', 'Fits in', 'A device needs', 'Evaluation', 'Exchanged', 'An update', 'With'
+)  # fmt: skip
+
+_NEEDED = (
+    *('config', 'target', 'num_devices', 'batch_size', 'remedy', 'sum', 'has'),
+    *('evaluation', 'collectives', 'seconds_per_step'),
+)
 
 # Config and variants, in the order of the papers' tables.
 ROWS = {
@@ -116,6 +127,64 @@ def _may_fit(plan: dict[str, Any], factor: float) -> bool:
 def file_name(task: str, variant: str, family: str) -> str:
     """Returns what the file of a row is called: 'imagenet_io_fourier_decoder_average_v3.json'."""
     return '_'.join([task, *re.findall(r'\w+', variant), family]) + '.json'
+
+
+def fits_table(folder: Path = FOLDER) -> str:
+    """Writes what was compiled as a table in Markdown.
+
+    Args:
+      folder: The folder of the JSON files.
+
+    Returns:
+      The table, in the order of the papers' tables; then what else is in the folder.
+
+    Raises:
+      Refused: A file is no plan; names it.
+    """
+    order = [f'configs/{task}.py:{variant}' for task, variant in rows(())]
+
+    def place(plan: dict[str, Any]) -> tuple[int, str, int]:
+        config = plan['config'].partition(' ')[0]
+        at = order.index(config) if config in order else len(order)
+        return at, config, plan['num_devices']
+
+    plans = sorted((load_plan(path) for path in visible(folder, '*.json')), key=place)
+    lines: list[Sequence[str]] = [COLUMNS, ['---'] * len(COLUMNS)]
+    for plan in plans:
+        sent = sum(found['bytes'] for found in plan['collectives'].values())
+        config, _, more = plan['config'].partition(' ')
+        flags = f'{more} {plan["remedy"] or ""}'.strip()
+        lines.append(
+            [
+                f'`{config}`',
+                f'{plan["batch_size"]:,}',
+                plan['target'],
+                f'{size_text(plan["sum"])} of {size_text(plan["has"])}',
+                size_text(plan['evaluation']),
+                size_text(sent),
+                f'{plan["seconds_per_step"]:.2g} s',
+                f'`{flags}`' if flags else '',
+            ]
+        )
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def load_plan(path: Path) -> dict[str, Any]:
+    """Reads a plan that fits.
+
+    Args:
+      path: What `--mode=compile --json` printed.
+
+    Raises:
+      Refused: The file is something else, or does not fit; names it.
+    """
+    from perceiver_jax.errors import Refused
+    from perceiver_jax.files import read_json
+
+    plan = read_json(path, 'what --mode=compile --json prints')
+    if missing := [key for key in _NEEDED if key not in plan]:
+        raise Refused(f'{path}: no plan of what fits: keys missing: {", ".join(missing)}')
+    return plan
 
 
 def rows(names: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -16,6 +16,8 @@ README = f'# Title\n{table.BEGIN}\nold\n{table.END}\nmore\n'
 def root(tmp_path):
     (tmp_path / 'results').mkdir()
     (tmp_path / 'README.md').write_text(README)
+    (tmp_path / 'docs').mkdir()
+    (tmp_path / 'docs' / 'hardware.md').write_text('\n'.join(table.COMPILED_MARKS))
     return tmp_path
 
 
@@ -97,6 +99,48 @@ def test_add_then_check(root, tmp_path):
     assert (root / 'README.md').read_text() == before
     table.main([], root)
     assert '50.0 %' in (root / 'README.md').read_text()
+
+
+PLAN = {
+    'config': 'configs/imagenet.py:io_fourier --config.evaluation.batch_size=64',
+    'target': 'v3-64',
+    'num_devices': 64,
+    'batch_size': 1024,
+    'remedy': '--config.train.accumulate_steps=2',
+    'sum': 3 * 2**30,
+    'has': 4 * 2**30,
+    'evaluation': 2**29,
+    'collectives': {'all-reduce': {'count': 2, 'bytes': 3 * 2**20}},
+    'seconds_per_step': 0.7123,
+}
+
+
+def test_what_was_compiled_stands_on_its_own_page(root):
+    folder = root / 'results' / 'compiled'
+    folder.mkdir()
+    other = PLAN | {'config': 'configs/imagenet.py:perceiver', 'remedy': None}
+    write(folder / 'a.json', PLAN)
+    write(folder / 'b.json', other)
+    table.main([], root)
+    page = (root / 'docs' / 'hardware.md').read_text()
+    row = cells(page, '`configs/imagenet.py:io_fourier`')
+    assert row[1:-1] == [
+        '1,024',
+        'v3-64',
+        '3.00 GiB of 4.00 GiB',
+        '512.00 MiB',
+        '3.00 MiB',
+        '0.71 s',
+    ]
+    flags = '--config.evaluation.batch_size=64 --config.train.accumulate_steps=2'
+    assert row[-1] == f'`{flags}`'
+    assert page.index('py:perceiver`') < page.index('py:io_fourier`')  # as in the papers
+    write(folder / 'a.json', PLAN | {'target': 'v3-128'})
+    with pytest.raises(Refused, match='docs/hardware.md and results/ differ; run: make table'):
+        table.main(['--check'], root)
+    write(folder / 'a.json', {'config': 'x'})
+    with pytest.raises(Refused, match='a.json: no plan of what fits: keys missing: target'):
+        table.main([], root)
 
 
 def test_add_refuses_an_incomplete_result(root, tmp_path):

@@ -94,7 +94,7 @@ def schedule(
     return steps
 
 
-def repeats(steps: Sequence[Any]) -> list[tuple[list[Any], int]]:
+def repeats(steps: Sequence[Step]) -> list[tuple[list[Step], int]]:
     """Groups steps into runs that repeat, so that each can be compiled once.
 
     `[c1, b, c2, b, c2, b]` is `[c1]` once, then `[b, c2]` twice, then `[b]` once.
@@ -356,31 +356,29 @@ class Encoder(Module):
                 latents = once_more(latents)
             return latents
 
-        def walk(latents: Array, pairs: Sequence[tuple[Step, Step]], is_first: Any) -> Array:
-            # Of a pair, the first lends its parameters to the second in a loop's first turn.
-            outermost, at = is_first is None, 0
-            names = [self._alike(step) for step, _ in pairs] if outermost else pairs
-            for run, times in repeats(names):
-                part, at = pairs[at : at + times * len(run)], at + times * len(run)
-                if times > 1:
-                    ends = zip(part[: len(run)], part[-len(run) :], strict=True)
-                    inner = [(first, step) for (first, _), (_, step) in ends]
+        at = 0
+        for run, times in repeats([self._alike(step) for step in steps]):
+            first, last = (steps[at + i * len(run) :][: len(run)] for i in (0, times - 1))
+            at += times * len(run)
+            if times == 1:
+                for step in last:
+                    latents = apply(step, latents)
+                continue
 
-                    def turn(latents: Array, i: Array, inner=inner) -> tuple[Array, None]:
-                        return walk(latents, inner, i == 0 if outermost else is_first), None
-
-                    with in_mesh_of(latents):
-                        latents, _ = hk.scan(turn, latents, jnp.arange(times))
-                    continue
-                for first, step in part:
+            def turn(latents: Array, i: Array, first=first, last=last) -> tuple[Array, None]:
+                for own, step in zip(first, last, strict=True):
                     once_more: Callable[[Array], Array] = functools.partial(apply, step)
-                    if first != step:
-                        parameters = _either(is_first, modules[first], modules[step])
+                    if last.count(step) > 1:
+                        once_more = gradients_in_order(once_more, modules[step])
+                    if own != step:
+                        parameters = _either(i == 0, modules[own], modules[step])
                         once_more = with_parameters(once_more, parameters)
                     latents = once_more(latents)
-            return latents
+                return latents, None
 
-        return walk(latents, [(step, step) for step in steps], None)
+            with in_mesh_of(latents):
+                latents, _ = hk.scan(turn, latents, jnp.arange(times))
+        return latents
 
     def _alike(self, step: Step) -> Step:
         """Names a step that does the same, maybe with other weights, by one of them."""

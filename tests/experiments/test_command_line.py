@@ -157,7 +157,7 @@ def test_mistakes_of_every_command_get_one_line(capsys, command):
 def test_paths_of_launch_are_local_paths(tmp_path, name):
     paths = dict(config='configs/imagenet.py:demo', workdir=str(tmp_path / 'x'))
     for path, message in (
-        ('gs://b/x', f'error: --{name}: gs://b/x is an address'),
+        ('s3://b/x', f'error: --{name}: s3://b/x is an address'),
         ('~/nowhere.py', f'{tmp_path}/nowhere.py'),
     ):
         command = [sys.executable, '-m', 'experiments.launch', '--config.train.batch_size=0']

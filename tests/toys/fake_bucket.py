@@ -7,8 +7,11 @@ import functools
 import json
 import os
 import re
+import sys
 import threading
+import traceback
 import urllib.parse
+import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 NAME = 'bucket'  # there is one
@@ -66,13 +69,18 @@ def fake_bucket() -> FakeBucket:
     handler = type('Handler', (_Handler,), {'bucket': bucket})
     server = ThreadingHTTPServer(('127.0.0.1', 0), handler)
     server.daemon_threads = True
-    server.handle_error = lambda *_: None  # a client that has read enough goes
+    server.handle_error = _tell
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f'http://127.0.0.1:{server.server_port}'
     os.environ['STORAGE_EMULATOR_HOST'] = address  # of gcsfs and of Google's client
     os.environ['TENSORSTORE_GCS_HTTP_URL'] = address
     os.environ['GOOGLE_AUTH_TOKEN_FOR_TESTING'] = 'token'  # of tensorstore
     return bucket
+
+
+def _tell(*_):
+    if not isinstance(sys.exception(), ConnectionError):  # a client that has read enough goes
+        traceback.print_exc()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -166,7 +174,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.bucket.forbidden('PUT', name):
             self._answer(403, {'error': {'code': 403, 'message': 'forbidden'}})
         elif query['uploadType'] == 'resumable':
-            number = str(len(self.bucket.uploads))
+            number = uuid.uuid4().hex
             precondition = query.get('ifGenerationMatch')
             self.bucket.uploads[number] = [name, precondition, b'']
             address = f'http://{self.headers["Host"]}/upload/storage/v1/b/{NAME}/o'

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from perceiver_jax.errors import Refused
+from perceiver_jax.files import write_whole
 
 _ADDRESS = re.compile('[A-Za-z][A-Za-z0-9+.-]*://')
 # '#' and the others are more than a name to gcsfs.
@@ -79,6 +80,29 @@ def check_address(address: str) -> None:
         )
 
 
+def folder_of_data(path: str | os.PathLike | None, kind: str) -> Path:
+    """Opens the folder that a data source reads.
+
+    Args:
+      path: The folder; '~' is the home folder.
+      kind: What the source is called, for the message.
+
+    Returns:
+      The folder, which exists.
+
+    Raises:
+      Refused: There is none, or it is an address: array_record and FFmpeg read files alone.
+    """
+    if path and is_address(path):
+        raise Refused(
+            f'data source {kind!r} reads files of this machine, and {path} is an address; a bucket '
+            'can be mounted as a folder, as by gcsfuse'
+        )
+    if not path or not Path(path).expanduser().is_dir():
+        raise Refused(f'data source {kind!r} reads a folder, and there is none at {path!r}')
+    return Path(path).expanduser()
+
+
 def in_bucket(path: Path) -> bool:
     """Returns whether a path that `path_of` returned is in a bucket."""
     return not isinstance(path, Path)
@@ -88,6 +112,13 @@ def make_folder(folder: Path) -> None:
     """Makes a folder and those above it; a bucket has none, and is itself not made."""
     if not in_bucket(folder):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copies the files of a folder of this machine, and of those in it, to a folder anywhere."""
+    for path in sorted(source.rglob('*')):
+        if path.is_file():
+            write_whole(target / path.relative_to(source).as_posix(), path.read_bytes())
 
 
 def create(path: Path, content: bytes) -> bool:

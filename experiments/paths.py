@@ -8,6 +8,7 @@ sync or to lock, and nothing is added to an object's end.
 import contextlib
 import errno
 import importlib.util
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -55,6 +56,8 @@ def path_of(path: str | os.PathLike) -> Path:
     import fsspec
     from etils import epath
 
+    for name in ('gcsfs', 'fsspec'):  # they log each error that they raise
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     fsspec.config.conf['gcs'] = {'use_listings_cache': False, **fsspec.config.conf.get('gcs', {})}
     return cast(Path, epath.Path(path))
 
@@ -167,7 +170,8 @@ def store_problem(error: BaseException | None) -> str | None:
     """Returns what a bucket's client says in an exception, or in one that it came of; else None."""
     while error is not None:
         if is_of_client(error):
-            return ' '.join(str(error).split())[:300]
+            text = ' '.join(str(error).split())[:300]
+            return f'not found: {text}' if isinstance(error, FileNotFoundError) else text
         error = error.__cause__ or error.__context__
     return None
 

@@ -98,10 +98,11 @@ def _renewed(path: Path) -> Iterator[None]:
 
 
 def _taken(workdir: Path, owner: dict[str, Any]) -> Refused:
+    where = 'or was killed' if in_bucket(workdir) else 'on another host'
     return Refused(
         f'{workdir}: another run writes there, process {owner.get("process", "unknown")} '
         f'on host {owner.get("host", "unknown")}; choose another workdir, or wait until it '
-        f'has ended (on another host: for {STALE_SECONDS:.0f} s)'
+        f'has ended ({where}: for {STALE_SECONDS:.0f} s)'
     )
 
 

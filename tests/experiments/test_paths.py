@@ -85,6 +85,7 @@ def test_errors_of_a_bucket_name_it_and_others_pass():
         errno.EREMOTEIO,
         'gs://other/run',
     )
+    assert error_info.value.strerror.startswith('not found: ')
     for error in (OSError(errno.ENOSPC, 'full', 'x'), OSError('of ours'), KeyError('x')):
         with pytest.raises(type(error)) as same, paths.store_errors('gs://bucket/run'):
             raise error

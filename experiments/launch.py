@@ -40,7 +40,7 @@ from experiments.command_line import (
 # import, jax and perceiver_jax too, is imported where it is used.
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'configs/<task>.py:<variant>')
-WORKDIR = flags.DEFINE_string('workdir', '', 'Folder of the run, to train and evaluate.')
+WORKDIR = flags.DEFINE_string('workdir', '', 'Folder of the run, which can be gs://bucket/run.')
 MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval', 'describe', 'keys'], 'What to do.')
 CHECKPOINT = flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which one to evaluate.')
 JSON = flags.DEFINE_bool('json', False, 'Describe as one JSON object instead of a table.')

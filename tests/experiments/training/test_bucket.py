@@ -1,5 +1,6 @@
 """Runs in a bucket: what `experiments.paths` opens the door to, with a fake of Google's store."""
 
+import gc
 import json
 import os
 import time
@@ -7,11 +8,20 @@ import time
 import pytest
 
 from experiments.paths import path_of
-from experiments.training import lock, loop
+from experiments.training import lock, loop, workdir
 from experiments.training.evaluate import evaluate_checkpoint
 from perceiver_jax.errors import Refused
 from tests.toys.fake_bucket import fake_bucket
 from tests.toys.toy_task import ToyTask, get_config
+
+# Of Orbax's reads and writes that nobody waits for once one of them has failed.
+pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+
+
+@pytest.fixture(autouse=True)
+def nothing_left():
+    yield
+    gc.collect()  # here, where they are ignored
 
 
 class Stopped(Exception):
@@ -46,10 +56,12 @@ def test_a_run_in_a_bucket_resumes_past_damage_and_is_evaluated(tmp_path, capsys
     arrays = [name for name in names if '/checkpoints/6/default/d/' in name]
     largest = max(arrays, key=lambda name: len(bucket.objects[name]))
     bucket.objects[largest] = bucket.objects[largest][:-50]
-    remote = loop.train(config, ToyTask(config), run, 'toy')
+    remote = loop.train(config, ToyTask(config), run, 'toy', profile_steps=1)
     printed = capsys.readouterr().out
     assert f'{run}/checkpoints/6 is damaged, skipped' in printed
     assert 'Resuming after step 4.' in printed
+    assert f'The trace of 1 update is in {run}/profile.' in printed
+    assert bucket.below('runs/toy/profile/plugins/profile/')
     assert bucket.below('runs/toy/checkpoints/6.damaged/')
     assert remote['params_sha256'] == local['params_sha256']
 
@@ -77,8 +89,6 @@ def test_a_run_in_a_bucket_resumes_past_damage_and_is_evaluated(tmp_path, capsys
         loop.train(config, ToyTask(config), run, 'toy')
 
 
-# Of Orbax's writes that nobody waits for once one of them has failed.
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 @pytest.mark.parametrize('denied', ['metrics.jsonl', 'checkpoints/6/default'])
 def test_what_a_bucket_does_not_take_is_one_error_that_names_it(denied, monkeypatch):
     bucket = fake_bucket()
@@ -98,6 +108,33 @@ def test_what_a_bucket_does_not_take_is_one_error_that_names_it(denied, monkeypa
     assert error_info.value.filename.startswith(f'gs://bucket/{folder}/{denied[:7]}')
     assert 'the last good checkpoint is of step 4' in error_info.value.strerror
     assert f'{folder}/.lock.json' not in bucket.objects
+
+
+def test_metrics_are_written_anew_now_and_then_and_when_they_must_not_be_lost(monkeypatch):
+    bucket, name = fake_bucket(), 'runs/metrics/metrics.jsonl'
+    folder = path_of('gs://bucket/runs/metrics')
+    bucket.put(name, b'{"step": 1, "split": "train"}\n{"step": 2, "split": "train"}\n{"ste')
+    numbers = {'loss': 0.5, 'learning_rate': 0.1, 'examples_per_second': 7.0}
+
+    def steps():
+        return [json.loads(line)['step'] for line in bucket.objects[name].splitlines()]
+
+    metrics = workdir.Metrics(folder, step=1, total_steps=9, batch_size=2)
+    assert steps() == [1]
+    metrics.write(2, 'train', numbers)
+    assert steps() == [1]
+    metrics.write(3, 'train', numbers, sync=True)
+    assert steps() == [1, 2, 3]
+    metrics.write(4, 'train', numbers)
+    assert steps() == [1, 2, 3]
+    later = time.monotonic() + workdir._REWRITE_SECONDS + 1
+    with monkeypatch.context() as patch:
+        patch.setattr(workdir.time, 'monotonic', lambda: later)
+        metrics.write(5, 'train', numbers)
+    assert steps() == [1, 2, 3, 4, 5]
+    metrics.write(6, 'train', numbers)
+    metrics.close()
+    assert steps() == [1, 2, 3, 4, 5, 6]
 
 
 def test_one_run_at_a_time_has_the_folder(monkeypatch):

@@ -172,7 +172,8 @@ def store_problem(error: BaseException | None) -> str | None:
         if is_of_client(error):
             text = ' '.join(str(error).split())[:300]
             return f'not found: {text}' if isinstance(error, FileNotFoundError) else text
-        error = error.__cause__ or error.__context__
+        hidden = error.__suppress_context__
+        error = error.__cause__ or (None if hidden else error.__context__)
     return None
 
 

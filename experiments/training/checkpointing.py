@@ -71,11 +71,14 @@ class Checkpoints:
                 parallel.barrier('checkpoints written before')
             self._manager = self._open(keep)
         for step in self._manager.all_steps():
-            with contextlib.suppress(Exception):  # a damaged checkpoint: restore() will report it
+            try:
                 metadata = self._manager.metadata(step).custom_metadata
                 copied = metadata.get('step', step) != step  # and named for another step
                 if metadata['score'] is not None and not copied:
                     self._scores[step] = metadata['score']
+            except Exception as error:  # a damaged checkpoint: restore() will report it
+                if _system_error(error) == errno.EREMOTEIO:  # else the best might be removed
+                    raise _os_error(error, errno.EREMOTEIO, self._directory) from None
 
     def _open(self, keep: int | None) -> ocp.CheckpointManager:
         process = jax.process_index()
@@ -231,8 +234,7 @@ class Checkpoints:
             if (number := _system_error(error)) is None:
                 raise
             self._failed = True
-            reason = store_problem(error) or os.strerror(number)
-            raise OSError(number, reason, str(self._directory)) from None
+            raise _os_error(error, number, self._directory) from None
 
     def _sync(self) -> None:
         """Waits until the files of the checkpoint that Orbax is about to rename are on disk."""
@@ -252,8 +254,7 @@ class Checkpoints:
             except Exception as error:  # what Orbax raises depends on which file is damaged how
                 number = _system_error(error)
                 if number in _NOT_DAMAGED:  # nor this
-                    reason = store_problem(error) or os.strerror(number)
-                    raise OSError(number, reason, str(path)) from None
+                    raise _os_error(error, number, path) from None
                 reason = f'{type(error).__name__}: {" ".join(str(error).split())[:100]}'
                 parallel.say(f'{path} is damaged, skipped: {reason}')
                 continue
@@ -377,6 +378,11 @@ class _NewestAndBest:
 
 def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def _os_error(error: Exception, number: int, path: Path) -> OSError:
+    """Returns an error of the system, or of a bucket, as an OSError that names a path."""
+    return OSError(number, store_problem(error) or os.strerror(number), str(path))
 
 
 def _system_error(error: BaseException | None) -> int | None:

@@ -93,8 +93,9 @@ def _renewed(path: Path) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        if _is_ours(path):
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError), store_errors(path):  # it soon counts no longer
+            if _is_ours(path):
+                path.unlink(missing_ok=True)
 
 
 def _taken(workdir: Path, owner: dict[str, Any]) -> Refused:
@@ -147,8 +148,10 @@ def _record() -> bytes:
 
 
 def _renew(path: Path, ended: threading.Event) -> None:
-    # If this host stood still for a minute, another one's run may have taken the folder.
-    while not ended.wait(RENEW_SECONDS) and _is_ours(path):
+    while not ended.wait(RENEW_SECONDS):
         # A full disk, or a bucket that does not answer: the run itself will meet it.
         with contextlib.suppress(OSError), store_errors(path):
+            # If this host stood still for a minute, another one's run may have taken the folder.
+            if not _is_ours(path):
+                return
             _write(path)

@@ -72,7 +72,7 @@ class Checkpoints:
             self._manager = self._open(keep)
         for step in self._manager.all_steps():
             try:
-                metadata = self._manager.metadata(step).custom_metadata
+                metadata = self._metadata(step).custom_metadata
                 copied = metadata.get('step', step) != step  # and named for another step
                 if metadata['score'] is not None and not copied:
                     self._scores[step] = metadata['score']
@@ -266,7 +266,7 @@ class Checkpoints:
         )
 
     def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        metadata = self._manager.metadata(step)
+        metadata = self._metadata(step)
         to_host = {
             name: ocp.RestoreArgs(restore_type=np.ndarray) for name in metadata.item_metadata.tree
         }
@@ -275,6 +275,14 @@ class Checkpoints:
         if found != expected:
             raise Refused(f'sha256 is {found}, {expected} was saved')
         return arrays, metadata.custom_metadata
+
+    def _metadata(self, step: int) -> Any:
+        """Reads what Orbax and `save` tell of a checkpoint."""
+        metadata = self._manager.metadata(step)
+        if self._in_bucket and not metadata.custom_metadata:
+            # Orbax only logs why it could not read them: reading again raises it.
+            (self._directory / str(step) / '_CHECKPOINT_METADATA').read_bytes()
+        return metadata
 
 
 def load_params(workdir: str | Path, best: bool = False) -> tuple[Tree, Tree, int]:

@@ -9,6 +9,7 @@ import pytest
 
 from experiments.paths import path_of
 from experiments.training import lock, loop, workdir
+from experiments.training.checkpointing import Checkpoints
 from experiments.training.evaluate import evaluate_checkpoint
 from perceiver_jax.errors import Refused
 from tests.toys.fake_bucket import fake_bucket
@@ -40,7 +41,7 @@ def stopping(config, last):
     return task
 
 
-def test_a_run_in_a_bucket_resumes_past_damage_and_is_evaluated(tmp_path, capsys):
+def test_a_run_in_a_bucket_resumes_past_damage_and_is_evaluated(tmp_path, capsys, monkeypatch):
     bucket, run = fake_bucket(), 'gs://bucket/runs/toy'
     config = get_config(steps=10, keep_checkpoints=3)
     local = loop.train(config, ToyTask(config), tmp_path, 'toy')
@@ -81,6 +82,14 @@ def test_a_run_in_a_bucket_resumes_past_damage_and_is_evaluated(tmp_path, capsys
     evaluated = json.loads(bucket.objects['runs/toy/evaluation.json'])
     assert (evaluated['step'], evaluated['value']) == (10, result['value'])
     assert bucket.objects['runs/toy/evaluation.png'].startswith(b'\x89PNG')
+
+    # What may not be read says nothing about the checkpoint.
+    for hidden in ('_CHECKPOINT_METADATA', 'default/d/'):
+        with monkeypatch.context() as patch:
+            start = f'runs/toy/checkpoints/10/{hidden}'
+            patch.setattr(bucket, 'forbidden', lambda _, name, start=start: name.startswith(start))
+            with pytest.raises(OSError, match='gs://bucket/runs/toy/checkpoints'):
+                Checkpoints(run, keep=None).read(best=False)
 
     # A finished run is its result; and another config is refused, as it is on a disk.
     assert loop.train(config, ToyTask(config), run, 'toy') == result

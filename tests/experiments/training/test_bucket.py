@@ -84,7 +84,7 @@ def test_a_run_in_a_bucket_resumes_past_damage_and_is_evaluated(tmp_path, capsys
     assert bucket.objects['runs/toy/evaluation.png'].startswith(b'\x89PNG')
 
     # What may not be read says nothing about the checkpoint.
-    for hidden in ('_CHECKPOINT_METADATA', 'default/d/'):
+    for hidden in ('_CHECKPOINT_METADATA', 'default/_METADATA', 'default/d/', 'default/manifest'):
         with monkeypatch.context() as patch:
             start = f'runs/toy/checkpoints/10/{hidden}'
             patch.setattr(bucket, 'forbidden', lambda _, name, start=start: name.startswith(start))

@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-# perceiver_jax is slow to import: jax comes with it. It is imported where something is refused.
+# perceiver_jax is slow to import: jax comes with it. It is imported where something is refused, and
+# so is `experiments.paths`.
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,6 +55,29 @@ def local_path(path: str, argument: str) -> str:
     refuse(f'{argument}: {path} {problem}')
 
 
+def run_path(path: str, argument: str) -> str:
+    """Returns the path of a run on the command line: of this machine, or in a bucket.
+
+    Args:
+      path: A path that `local_path` takes, or an address such as 'gs://bucket/run'.
+      argument: What the path was given for, such as '--workdir', for the message.
+
+    Raises:
+      Refused: The path is another address, gcsfs is not installed, or there is no such home folder.
+    """
+    if '://' not in path:
+        return local_path(path, argument)
+
+    from experiments.paths import check_address
+    from perceiver_jax.errors import Refused
+
+    try:
+        check_address(path)
+    except Refused as error:
+        raise Refused(f'{argument}: {error}') from None
+    return path
+
+
 @contextlib.contextmanager
 def one_line_errors(
     interrupted: str = 'interrupted', smaller: str = 'smaller inputs or a smaller model need less'
@@ -86,7 +110,11 @@ def one_line_errors(
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
         if error.filename is None:
-            raise
+            from experiments.paths import store_problem
+
+            if (problem := store_problem(error)) is None:
+                raise
+            fail(problem, 2)
         fail(f'{error.filename}: {error.strerror}', 2)
     except (MemoryError, RuntimeError) as error:
         from experiments.memory import shortage
@@ -94,6 +122,12 @@ def one_line_errors(
         if (short := shortage(error)) is None:
             raise
         fail(f'{short}; {smaller}', 2)
+    except Exception as error:
+        from experiments.paths import store_problem
+
+        if (problem := store_problem(error)) is None:
+            raise
+        fail(problem, 2)
     except KeyboardInterrupt as interrupt:
         print('error:', str(interrupt) or interrupted, file=sys.stderr, flush=True)
         fails_with(130)

@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.command_line import Parser, local_path, one_line_errors
+from experiments.command_line import Parser, local_path, one_line_errors, run_path
 from experiments.data.hidden import is_hidden
+from experiments.paths import in_bucket, path_of
 from experiments.pictures.units import duration_text, metric_text
 from experiments.results import load_result
 from experiments.training.workdir import read_rows
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--out', default='comparison.png', help='the picture (%(default)s)')
     arguments = parser.parse_intermixed_args(argv)
     out = local_path(arguments.out, '--out')
-    runs = read_runs([local_path(path, 'RUN') for path in arguments.runs])
+    runs = read_runs([run_path(path, 'RUN') for path in arguments.runs])
 
     from experiments.pictures.comparison import Group, write_comparison  # matplotlib is slow
 
@@ -100,14 +101,14 @@ def read_runs(paths: Sequence[str]) -> list[Run]:
       Refused: There is no run, or a file of a run is damaged.
     """
     folders = []
-    for path in dict.fromkeys(map(Path, paths)):
+    for path in dict.fromkeys(map(path_of, paths)):
         if (path / 'metrics.jsonl').is_file():
             folders += [] if is_hidden(path.name) else [path]
         elif not is_hidden(path.name):
             print(f'{path} is no run: it has no metrics.jsonl', file=sys.stderr)
     if not folders:
         raise Refused('RUN: expected folders of runs, got none')
-    names = [folder.resolve().name for folder in folders]
+    names = [(x if in_bucket(x) else x.resolve()).name for x in folders]
     return [
         Run(
             name if names.count(name) == 1 else str(folder),

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.command_line import Parser, local_path, one_line_errors
+from experiments.command_line import Parser, local_path, one_line_errors, run_path
 from perceiver_jax.errors import Refused
 
 FORMATS = {
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     with one_line_errors():
-        source, target = local_path(args.source, 'source'), local_path(args.target, 'target')
+        source, target = run_path(args.source, 'source'), local_path(args.target, 'target')
         convert(source, Path(target), best=args.best, conv_kernel=args.conv_kernel)
     print(f'wrote {target}')
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 
 from experiments.command_line import quiet_libraries
+from experiments.paths import in_bucket, path_of
 from experiments.run_config import get_config
 from perceiver_jax.errors import Refused
 from perceiver_jax.weights.pretrained import Pretrained, check_inputs, load
@@ -28,12 +29,14 @@ def open_model(path: str | Path, *, best: bool = False, conv_kernel: str = 'hub'
     """
     if not str(path):
         raise Refused('the model is named by an empty path')
-    path = Path(path)
+    path = path_of(path)
     if (path / 'checkpoints').is_dir():
         quiet_libraries()  # Orbax warns that it only reads
         return load_workdir(path, best)
     if best:
         raise Refused(f'{path} is no run: it has no best checkpoint')
+    if in_bucket(path):
+        raise Refused(f'{path} is no run: it has no checkpoints, and weights are read as files')
     return load(path, conv_kernel=conv_kernel)
 
 
@@ -71,6 +74,6 @@ def load_workdir(workdir: str | Path, best: bool = False) -> Pretrained:
 
 
 def _no_config(workdir: str | Path, error: Exception) -> Refused:
-    path = Path(workdir) / 'config.json'
+    path = path_of(workdir) / 'config.json'
     reason = error if isinstance(error, Refused) else repr(error)
     return Refused(f'{path} is not the config of a run: {reason!s:.300}')

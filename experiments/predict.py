@@ -37,7 +37,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-from experiments.command_line import Parser, fail, local_path, one_line_errors, refuse
+from experiments.command_line import (
+    Parser,
+    fail,
+    local_path,
+    one_line_errors,
+    refuse,
+    run_path,
+)
 from experiments.data.hidden import visible
 
 # Nothing slow is imported here, not even perceiver_jax: a mistake on the command line and --help
@@ -148,7 +155,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     arguments = parser.parse_intermixed_args(argv)
     with one_line_errors():
-        arguments.model = local_path(arguments.model, 'MODEL')
+        arguments.model = run_path(arguments.model, 'MODEL')
         inputs = [local_path(path, 'INPUT') for path in arguments.inputs]
         for option in ('out', 'classes', 'ground_truth'):
             if getattr(arguments, option) is not None:

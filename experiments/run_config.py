@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from experiments.paths import path_of
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import read_json
 from perceiver_jax.weights.upgrade import upgrade_arguments
@@ -29,13 +30,13 @@ def get_config(workdir: str | Path) -> ConfigDict:
     Raises:
       Refused: `config.json` is missing, or is not the config of a run.
     """
-    path = Path(workdir) / 'config.json'
+    path = path_of(workdir) / 'config.json'
     try:
         saved = read_json(path, 'the config of a run')
     except FileNotFoundError:
         raise Refused(f'{path} is not the config of a run: there is no such file') from None
     except OSError as error:
-        raise Refused(f'{path} is not the config of a run: {error.strerror}') from None
+        raise Refused(f'{path} is not the config of a run: {error.strerror or error}') from None
     if missing := [key for key in SECTIONS if key not in saved]:
         raise Refused(f'{path} is not the config of a run: it lacks {", ".join(missing)}')
     for key in SECTIONS[3:]:

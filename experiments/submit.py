@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.command_line import Parser, Progress, local_path, one_line_errors
+from experiments.command_line import Parser, Progress, local_path, one_line_errors, run_path
 from experiments.flow.sources import SUBMISSIONS, open_source, write_submission
 from experiments.open_model import open_model
 from perceiver_jax.errors import Refused
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--tiles', choices=['even', 'deepmind'], default='even')
     parser.add_argument('--best', action='store_true', help="a run's best checkpoint, not its last")
     arguments = parser.parse_args(argv)
-    weights = local_path(arguments.model, 'MODEL')
+    weights = run_path(arguments.model, 'MODEL')
     data, out = local_path(arguments.data, '--data'), local_path(arguments.out, '--out')
 
     source = open_source(arguments.benchmark, data, 'test')

@@ -14,8 +14,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.command_line import Parser, local_path, one_line_errors
+from experiments.command_line import Parser, one_line_errors, run_path
 from experiments.data.hidden import visible
+from experiments.paths import path_of
 from experiments.pictures.units import duration_text, metric_text
 from experiments.planning.rows import fits_table
 from experiments.results import load_result
@@ -161,7 +162,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
     if options.name is not None and not options.add:
         raise Refused('--name is of the run that --add takes in')
     if options.add:
-        result = load_result(Path(local_path(options.add, '--add')))
+        result = load_result(path_of(run_path(options.add, '--add')))
         name = run_name(result) if options.name is None else options.name
         if not re.fullmatch(r'[^\W_][\w.-]{0,199}', name):
             raise Refused(

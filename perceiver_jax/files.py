@@ -2,6 +2,10 @@
 
 A file is replaced, or added to, as a whole or not at all, and is on disk then. An error of the
 system names the file that was asked for, whichever call met it.
+
+`whole`, `write_whole` and `read_json` also take a path of another kind than `pathlib`'s, such as
+`etils.epath` has for a bucket: what has `write_bytes` and `read_bytes`, and replaces an object as a
+whole.
 """
 
 import contextlib
@@ -10,6 +14,7 @@ import fcntl
 import json
 import os
 import re
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,12 +34,21 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
 
     Yields:
       Path of the temporary file, empty and in the same folder, to write to. It is renamed to `path`
-      if the block ends without an exception, and removed otherwise.
+      if the block ends without an exception, and removed otherwise. For an object of a bucket it is
+      a file of this machine, which becomes the object.
 
     Raises:
       OSError: The file cannot be written; it names `path`.
     """
-    path = Path(path)
+    opened = _opened(path)
+    if not isinstance(opened, Path):
+        with tempfile.TemporaryDirectory() as folder:
+            unfinished = Path(folder, opened.name)
+            unfinished.touch()
+            yield unfinished
+            opened.write_bytes(unfinished.read_bytes())
+        return
+    path = opened
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f'.{path.name}.{uuid.uuid4().hex}.tmp')
     try:
@@ -158,7 +172,7 @@ def read_json(path: str | os.PathLike, expected: str = '') -> dict[str, Any]:
       Refused: The file is not JSON, or holds something else; names it.
       OSError: The file cannot be read.
     """
-    encoded, place = Path(path).read_bytes(), f'{path} is not {expected}' if expected else path
+    encoded, place = _opened(path).read_bytes(), f'{path} is not {expected}' if expected else path
     try:
         content = json.loads(encoded.decode())
     except (ValueError, RecursionError) as error:  # not JSON, not text, or nested too deep
@@ -166,6 +180,11 @@ def read_json(path: str | os.PathLike, expected: str = '') -> dict[str, Any]:
     if not isinstance(content, dict):
         raise Refused(f'{place}: expected a JSON object, got {content!r:.80}')
     return content
+
+
+def _opened(path: str | os.PathLike) -> Any:
+    """Returns a path that reads and writes: as it was given, or else a `Path`."""
+    return path if hasattr(path, 'read_bytes') else Path(path)
 
 
 def _lock(descriptor: int) -> bool:

@@ -22,7 +22,7 @@ FLOORS = [
     ['training'],
     ['pictures'],
     ['command_line', 'keys', 'run_config'],
-    ['memory'],
+    ['memory', 'paths'],
 ]
 
 # What a reader may use of perceiver_jax: nothing that builds a model.

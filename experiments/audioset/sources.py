@@ -23,6 +23,7 @@ from experiments.data.hidden import is_hidden
 from experiments.data.pipeline import BrokenExample, Example, LabelledSource
 from experiments.data.prepared import TfdsRecords
 from experiments.data.tables import Row, read_table
+from experiments.paths import folder_of_data
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.media import not_sound
 
@@ -68,14 +69,12 @@ def open_source(
         if with_frames:
             raise Refused('generated sounds have no video')
         return Sounds(split, sample_rate)
-    if not path or not Path(path).expanduser().is_dir():
-        raise Refused(f'data source {kind!r} reads a folder, and there is none at {path!r}')
+    folder = folder_of_data(path, kind)
     if sample_rate != clip_files.SAMPLE_RATE:
         raise Refused(
             f'the sound of {kind!r} has {clip_files.SAMPLE_RATE} Hz, config.clip.sample_rate is '
             f'{sample_rate}'
         )
-    folder = Path(path).expanduser()
     if kind == 'tfds':
         return _open_records(folder, split, with_frames)
     keys = {field.name for field in dataclasses.fields(Table)}

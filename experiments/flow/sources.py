@@ -26,6 +26,7 @@ from experiments.data.pipeline import BrokenExample, Example, Source
 from experiments.data.tables import read_text
 from experiments.flow.files import read_flow, write_flo, write_kitti_flow
 from experiments.flow.scenes import MovingScenes
+from experiments.paths import folder_of_data
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.images import read_image
 
@@ -79,7 +80,7 @@ def open_source(
             '(config.data.train, config.data.evaluate)'
         )
     name, list_pairs = _KINDS[kind]
-    folder = Path(path).expanduser() / name
+    folder = folder_of_data(path, kind) / name
     if not folder.is_dir():
         raise Refused(f'flow data {kind!r} lies in {folder}, and there is no such folder')
     pairs = list_pairs(folder, split)

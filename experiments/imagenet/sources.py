@@ -24,6 +24,7 @@ from experiments.data.prepared import (
     version_folder,
 )
 from experiments.imagenet.digits import Digits
+from experiments.paths import folder_of_data
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import whole
 
@@ -64,9 +65,7 @@ def open_source(kind: str, path: str | None, split: str) -> LabelledSource:
     }
     if kind not in sources:
         raise Refused(f'config.data.source must be one of {[*sources, "digits"]}, got {kind!r}')
-    if not path or not Path(path).expanduser().is_dir():
-        raise Refused(f'data source {kind!r} reads a folder, and there is none at {path!r}')
-    return sources[kind](Path(path).expanduser(), split)
+    return sources[kind](folder_of_data(path, kind), split)
 
 
 def _open_records(path: Path, split: str) -> TfdsRecords:

@@ -1,11 +1,11 @@
 """Where ModelNet40's point clouds are read from: what our builder prepared, or generated shapes."""
 
-from pathlib import Path
 from typing import Any
 
 from experiments.data.pipeline import Example, LabelledSource
 from experiments.data.prepared import TfdsRecords, version_folder
 from experiments.modelnet40.shapes import Shapes
+from experiments.paths import folder_of_data
 from perceiver_jax.errors import Refused
 
 # Class -> official numbers of training and test shapes. The shapes of a class are numbered in
@@ -76,9 +76,7 @@ def open_source(kind: str, path: str | None, split: str) -> LabelledSource:
         return Shapes(split)
     if kind != 'tfds':
         raise Refused(f"config.data.source must be 'tfds' or 'shapes', got {kind!r}")
-    if not path or not Path(path).expanduser().is_dir():
-        raise Refused(f'data source {kind!r} reads a folder, and there is none at {path!r}')
-    folder = version_folder(Path(path).expanduser(), 'modelnet40')
+    folder = version_folder(folder_of_data(path, kind), 'modelnet40')
     return TfdsRecords(folder, split, _from_tfds, needs=('points', 'name'))
 
 

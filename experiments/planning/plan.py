@@ -30,7 +30,6 @@ from experiments.training.workdir import git_commit, now
 from perceiver_jax.chunks import compiling_for
 from perceiver_jax.errors import Refused
 
-DEFAULT_SHARE = 0.4  # of the peak; an H100 reached 0.38 on this code's first training step
 NUM_BATCHES = 2  # on the devices at a time: the loop puts one there ahead
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
@@ -81,7 +80,7 @@ def make_plan(
     *,
     largest_batch: bool = False,
     make_fit: bool = True,
-    share: float = DEFAULT_SHARE,
+    share: float = 0.4,
 ) -> dict[str, Any]:
     """Compiles a config for a target, and finds out how it fits.
 

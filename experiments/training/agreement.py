@@ -14,6 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import perceiver_jax
+from experiments.paths import in_bucket
 from experiments.training import parallel
 from experiments.training.checks import differences
 from perceiver_jax.errors import Refused
@@ -59,7 +60,7 @@ def agreement(config: ConfigDict, workdir: Path) -> Iterator[dict[str, int | str
         'code': code_digests(),
         'data': data,
         'newest_step': newest_step(workdir),
-        'workdir': str(workdir.absolute()),
+        'workdir': str(workdir if in_bucket(workdir) else workdir.absolute()),
     }
     problem = disagreement(parallel.exchange(facts))
     if refusal and str(refusal) in str(problem):

@@ -21,10 +21,24 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from experiments.paths import (
+    in_bucket,
+    is_of_client,
+    make_folder,
+    path_of,
+    store_errors,
+    store_problem,
+)
 from experiments.training import parallel
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import sync_file, sync_folder
 from perceiver_jax.weights.trees import check_shapes
+
+# Numbers of the system's errors that say nothing about what was to be read.
+_NOT_DAMAGED = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.EREMOTEIO)
+
+# What tensorstore calls the errors of a bucket that are not about what it holds.
+_OF_STORE = ('PERMISSION_DENIED', 'UNAUTHENTICATED', 'UNAVAILABLE', 'DEADLINE_EXCEEDED', 'ABORTED')
 
 Tree = Any  # nested dictionaries, tuples and NamedTuples of arrays
 
@@ -43,23 +57,28 @@ class Checkpoints:
         Raises:
           OSError: The folder cannot be read or, to write, not made; it names the folder.
         """
-        self._directory = Path(workdir).absolute() / 'checkpoints'
+        workdir = path_of(workdir)
+        self._in_bucket = in_bucket(workdir)
+        self._directory = (workdir if self._in_bucket else workdir.absolute()) / 'checkpoints'
         self._scores: dict[int, float] = {}  # step -> score when evaluated, greater is better
         self._saving = False  # whether a checkpoint is not known to be on disk
         self._failed = False  # whether the folder could not be written to
         self._writes = keep is not None and parallel.is_main_process()
         with self._system_errors():
             if self._writes:
-                self._directory.mkdir(parents=True, exist_ok=True)
+                make_folder(self._directory)
             if keep is not None:
                 parallel.barrier('checkpoints written before')
             self._manager = self._open(keep)
         for step in self._manager.all_steps():
-            with contextlib.suppress(Exception):  # a damaged checkpoint: restore() will report it
-                metadata = self._manager.metadata(step).custom_metadata
+            try:
+                metadata = self._metadata(step).custom_metadata
                 copied = metadata.get('step', step) != step  # and named for another step
                 if metadata['score'] is not None and not copied:
                     self._scores[step] = metadata['score']
+            except Exception as error:  # a damaged checkpoint: restore() will report it
+                if _system_error(error) == errno.EREMOTEIO:  # else the best might be removed
+                    raise _os_error(error, errno.EREMOTEIO, self._directory) from None
 
     def _open(self, keep: int | None) -> ocp.CheckpointManager:
         process = jax.process_index()
@@ -78,7 +97,7 @@ class Checkpoints:
                 # Else a thread waits five minutes for a folder that could not be made.
                 async_options=ocp.AsyncOptions(
                     create_directories_asynchronously=False,
-                    post_finalization_callback=self._sync,
+                    post_finalization_callback=None if self._in_bucket else self._sync,
                 ),
                 preservation_policy=_NewestAndBest(keep, self._scores),
             ),
@@ -203,7 +222,8 @@ class Checkpoints:
             self._saving = False
             with self._system_errors():
                 self._manager.wait_until_finished()
-                sync_folder(self._directory)
+                if not self._in_bucket:
+                    sync_folder(self._directory)
 
     @contextlib.contextmanager
     def _system_errors(self) -> Iterator[None]:
@@ -214,7 +234,7 @@ class Checkpoints:
             if (number := _system_error(error)) is None:
                 raise
             self._failed = True
-            raise OSError(number, os.strerror(number), str(self._directory)) from None
+            raise _os_error(error, number, self._directory) from None
 
     def _sync(self) -> None:
         """Waits until the files of the checkpoint that Orbax is about to rename are on disk."""
@@ -233,8 +253,8 @@ class Checkpoints:
                 raise
             except Exception as error:  # what Orbax raises depends on which file is damaged how
                 number = _system_error(error)
-                if number in (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE):  # nor this
-                    raise OSError(number, os.strerror(number), str(path)) from None
+                if number in _NOT_DAMAGED:  # nor this
+                    raise _os_error(error, number, path) from None
                 reason = f'{type(error).__name__}: {" ".join(str(error).split())[:100]}'
                 parallel.say(f'{path} is damaged, skipped: {reason}')
                 continue
@@ -246,7 +266,7 @@ class Checkpoints:
         )
 
     def _read(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        metadata = self._manager.metadata(step)
+        metadata = self._metadata(step)
         to_host = {
             name: ocp.RestoreArgs(restore_type=np.ndarray) for name in metadata.item_metadata.tree
         }
@@ -255,6 +275,14 @@ class Checkpoints:
         if found != expected:
             raise Refused(f'sha256 is {found}, {expected} was saved')
         return arrays, metadata.custom_metadata
+
+    def _metadata(self, step: int) -> Any:
+        """Reads what Orbax and `save` tell of a checkpoint."""
+        metadata = self._manager.metadata(step)
+        if self._in_bucket and not metadata.custom_metadata:
+            # Orbax only logs why it could not read them: reading again raises it.
+            (self._directory / str(step) / '_CHECKPOINT_METADATA').read_bytes()
+        return metadata
 
 
 def load_params(workdir: str | Path, best: bool = False) -> tuple[Tree, Tree, int]:
@@ -296,10 +324,16 @@ def last_good_named(workdir: str | Path) -> Iterator[None]:
       OSError: What was raised within, with the checkpoint in its `strerror` if there is one.
     """
     try:
-        yield
+        with store_errors(workdir):
+            yield
     except OSError as error:
-        whole = Path(workdir).glob('checkpoints/*/_CHECKPOINT_METADATA')
-        steps = [int(path.parent.name) for path in whole if path.parent.name.isdecimal()]
+        workdir = path_of(workdir)
+        # What Orbax writes last: in a bucket, where nothing is renamed, into the folder itself.
+        last = 'commit_success.txt' if in_bucket(workdir) else '_CHECKPOINT_METADATA'
+        steps = []
+        with contextlib.suppress(OSError), store_errors(workdir):  # it may not answer now
+            whole = workdir.glob(f'checkpoints/*/{last}')
+            steps = [int(path.parent.name) for path in whole if path.parent.name.isdecimal()]
         if steps and error.strerror:
             error.strerror += f'; the last good checkpoint is of step {max(steps)}'
         raise
@@ -354,6 +388,11 @@ def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
+def _os_error(error: Exception, number: int, path: Path) -> OSError:
+    """Returns an error of the system, or of a bucket, as an OSError that names a path."""
+    return OSError(number, store_problem(error) or os.strerror(number), str(path))
+
+
 def _system_error(error: BaseException | None) -> int | None:
     """Returns the number of the system's error that an exception came of; None if of none."""
     while error is not None:
@@ -363,5 +402,9 @@ def _system_error(error: BaseException | None) -> int | None:
             return int(found[1])
         if str(error).startswith('NOT_FOUND: '):  # the same, of what was removed meanwhile
             return errno.ENOENT
+        if isinstance(error, FileNotFoundError):  # and of gcsfs, without a number
+            return errno.ENOENT
+        if str(error).startswith(_OF_STORE) or is_of_client(error):
+            return errno.EREMOTEIO
         error = error.__cause__ or error.__context__
     return None

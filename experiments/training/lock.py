@@ -1,4 +1,7 @@
-"""One run at a time in a workdir: a lock that the kernel frees, and a record for other hosts."""
+"""One run at a time in a workdir: a lock that the kernel frees, and a record for other hosts.
+
+In a bucket there is the record alone.
+"""
 
 import contextlib
 import errno
@@ -12,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.paths import create, in_bucket, store_errors
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import read_json, write_whole
 
@@ -29,7 +33,9 @@ def lock(workdir: Path) -> Iterator[None]:
 
     `.lock` is locked by flock, which ends with the process, however that ends. Whether file systems
     that several hosts share pass such locks on differs: beside it `.lock.json` tells the host, the
-    process and the time, which a thread renews.
+    process and the time, which a thread renews. In a bucket nothing can be locked: of several that
+    write the record at once, the first has the folder, and the last of those that replace one that
+    no longer counts.
 
     Args:
       workdir: The run's folder, which exists.
@@ -41,6 +47,11 @@ def lock(workdir: Path) -> Iterator[None]:
       Refused: Another run writes there; the message names its host and process.
     """
     path = workdir / '.lock.json'
+    if in_bucket(workdir):
+        _take(path)
+        with _renewed(path):
+            yield
+        return
     with (workdir / '.lock').open('a') as file:
         free = _flock(file.fileno())
         owner = _read(path)
@@ -51,22 +62,49 @@ def lock(workdir: Path) -> Iterator[None]:
         alive = _age(owner) <= STALE_SECONDS
         elsewhere = owner.get('host', socket.gethostname()) != socket.gethostname()
         if alive if elsewhere or free is None else not free:
-            raise Refused(
-                f'{workdir}: another run writes there, process {owner.get("process", "unknown")} '
-                f'on host {owner.get("host", "unknown")}; choose another workdir, or wait until it '
-                f'has ended (on another host: for {STALE_SECONDS:.0f} s)'
-            )
+            raise _taken(workdir, owner)
         _write(path)
-        ended = threading.Event()
-        thread = threading.Thread(target=_renew, args=(path, ended), daemon=True)
-        thread.start()
-        try:
+        with _renewed(path):
             yield
-        finally:
-            ended.set()
-            thread.join()
+
+
+def _take(path: Path) -> None:
+    """Writes the record in a bucket, or raises Refused because another's is there."""
+    if create(path, _record()):
+        return
+    owner = _read(path)
+    # A container that was killed starts again on the same host, and with the same number.
+    if _age(owner) <= STALE_SECONDS and not _is_ours(path):
+        raise _taken(path.parent, owner)
+    _write(path)
+    time.sleep(_MOMENT)  # another may have found the same record, and replace it a little later
+    if not _is_ours(path):
+        raise _taken(path.parent, _read(path))
+
+
+@contextlib.contextmanager
+def _renewed(path: Path) -> Iterator[None]:
+    """Renews the record from time to time, and removes it at the end."""
+    ended = threading.Event()
+    thread = threading.Thread(target=_renew, args=(path, ended), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        with contextlib.suppress(OSError), store_errors(path):  # it soon counts no longer
             if _is_ours(path):
                 path.unlink(missing_ok=True)
+
+
+def _taken(workdir: Path, owner: dict[str, Any]) -> Refused:
+    where = 'or was killed' if in_bucket(workdir) else 'on another host'
+    return Refused(
+        f'{workdir}: another run writes there, process {owner.get("process", "unknown")} '
+        f'on host {owner.get("host", "unknown")}; choose another workdir, or wait until it '
+        f'has ended ({where}: for {STALE_SECONDS:.0f} s)'
+    )
 
 
 def _flock(file: int) -> bool | None:
@@ -101,12 +139,19 @@ def _is_ours(path: Path) -> bool:
 
 
 def _write(path: Path) -> None:
+    write_whole(path, _record())
+
+
+def _record() -> bytes:
     owner = {'host': socket.gethostname(), 'process': os.getpid(), 'time': time.time()}
-    write_whole(path, json.dumps(owner) + '\n')
+    return f'{json.dumps(owner)}\n'.encode()
 
 
 def _renew(path: Path, ended: threading.Event) -> None:
-    # If this host stood still for a minute, another one's run may have taken the folder.
-    while not ended.wait(RENEW_SECONDS) and _is_ours(path):
-        with contextlib.suppress(OSError):  # a full disk: the run itself will meet it
+    while not ended.wait(RENEW_SECONDS):
+        # A full disk, or a bucket that does not answer: the run itself will meet it.
+        with contextlib.suppress(OSError), store_errors(path):
+            # If this host stood still for a minute, another one's run may have taken the folder.
+            if not _is_ours(path):
+                return
             _write(path)

@@ -15,6 +15,7 @@ import optax
 from ml_collections import ConfigDict
 
 from experiments.memory import check_state
+from experiments.paths import make_folder, path_of
 from experiments.training import parallel, watch
 from experiments.training.agreement import agreement
 from experiments.training.checks import check_resumable, check_sizes, count_steps
@@ -48,7 +49,8 @@ def train(
     Args:
       config: The run's configuration.
       task: An `experiments.tasks.Task` made from the config.
-      workdir: The folder for checkpoints, `metrics.jsonl`, `result.json` and `report.png`.
+      workdir: The folder for checkpoints, `metrics.jsonl`, `result.json` and `report.png`, which
+        can be in a bucket: 'gs://bucket/run'.
       config_name: What was asked for, such as 'configs/imagenet.py:demo', followed by the keys that
         the command line set; stands in the result.
       profile_steps: Updates to trace into the folder `profile`; their kernels are printed.
@@ -89,7 +91,7 @@ def _train(
     from experiments.training.checkpointing import Checkpoints, digest, flatten
 
     start = time.monotonic()
-    workdir, settings, batch_size = Path(workdir), config.train, config.train.batch_size
+    workdir, settings, batch_size = path_of(workdir), config.train, config.train.batch_size
     writes = parallel.is_main_process()
     parallel.say_who_takes_part()
     with agreement(config, workdir) as data:
@@ -103,7 +105,7 @@ def _train(
         check_fits(profile_steps, settings.evaluate_every_steps)
         host_state = jax.device_get(asked.unless_stopped(init, config.seed, task, optimizer))
         if writes:
-            workdir.mkdir(parents=True, exist_ok=True)
+            make_folder(workdir)
             held.enter_context(lock(workdir))
             remove_unfinished(workdir)
 

@@ -4,6 +4,7 @@ import bisect
 import collections
 import contextlib
 import re
+import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from experiments.paths import copy_files, in_bucket
 from experiments.training import parallel
 from perceiver_jax.errors import Refused
 
@@ -160,6 +162,8 @@ class UpdatesProfile:
         self._first = first if num_steps <= rest else first + rest
         self._last = min(self._first + num_steps - 1, total_steps)
         self._folder = folder
+        # The profiler writes files: those for a bucket go into a temporary folder first.
+        self._temporary: tempfile.TemporaryDirectory | None = None
         self._num_steps = num_steps if parallel.is_main_process() else 0
         self._trace = contextlib.ExitStack()
         self._steps = -1  # updates that were traced; -1 before the trace
@@ -173,7 +177,9 @@ class UpdatesProfile:
         """
         if self._num_steps and step == self._first:
             jax.block_until_ready(train_state)
-            self._trace.enter_context(traced(self._folder))
+            if in_bucket(self._folder):
+                self._temporary = tempfile.TemporaryDirectory()
+            self._trace.enter_context(traced(self._local()))
             self._steps = 0
 
     def end(self, step: int, train_state: Any) -> float:
@@ -207,9 +213,16 @@ class UpdatesProfile:
         if not made:
             print(f'No update was profiled{short}.', flush=True)
             return
-        table = kernel_table(read_profile(self._folder), made)
+        table = kernel_table(read_profile(self._local()), made)
+        if self._temporary is not None:
+            copy_files(self._local(), self._folder)
+            self._temporary.cleanup()
         updates = f'{made} update' + ('s' if made > 1 else '')
         print(f'\n{table}\nThe trace of {updates} is in {self._folder}{short}.', flush=True)
+
+    def _local(self) -> Path:
+        """Where the profiler writes to."""
+        return self._folder if self._temporary is None else Path(self._temporary.name)
 
 
 def _kernel_events(data: jax.profiler.ProfileData) -> Iterator[tuple[Any, str, float]]:

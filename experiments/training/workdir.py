@@ -1,5 +1,6 @@
 """What a run writes into its folder beside the checkpoints, and the progress line."""
 
+import contextlib
 import datetime
 import json
 import socket
@@ -7,14 +8,16 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.paths import in_bucket, store_errors
 from experiments.training import parallel
 from perceiver_jax.files import append, naming, write_whole
 
 _QUIET_SECONDS = 60.0  # between training lines that go to a file or a pipe
+_REWRITE_SECONDS = 30.0  # between two writes of an object that grows
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -69,7 +72,9 @@ class Metrics:
         self._quiet_until = 0.0  # on time.monotonic's clock
         self._writes = parallel.is_main_process()
         if self._writes:
-            write_whole(self._path, ''.join(json.dumps(row) + '\n' for row in self.rows))
+            lines = ''.join(json.dumps(row) + '\n' for row in self.rows).encode()
+            write_whole(self._path, lines)
+            self._file = _GrowingFile(self._path, lines)
             self._events = _Events(workdir, first_step=step + 1)
 
     def write(
@@ -87,15 +92,19 @@ class Metrics:
         self.rows.append(row)
         if not self._writes:
             return
-        append(self._path, f'{json.dumps(row)}\n'.encode(), sync)
+        self._file.append(f'{json.dumps(row)}\n'.encode(), sync)
         self._events.write(step, split, numbers)
         with naming('standard output'):
             self._print(row)
 
     def close(self) -> None:
-        """Ends the progress line."""
-        if self._writes and sys.stdout.isatty():
+        """Writes what is not written yet, and ends the progress line."""
+        if not self._writes:
+            return
+        if sys.stdout.isatty():
             print()
+        self._events.close()
+        self._file.close()
 
     def _print(self, row: Mapping[str, Any]) -> None:
         place = f'{row["step"]:,}/{self._total_steps:,}'
@@ -122,6 +131,45 @@ class Metrics:
             self._quiet_until = time.monotonic() + _QUIET_SECONDS
 
 
+class _GrowingFile:
+    """A file that content is added to.
+
+    An object of a bucket can only be replaced: it is written anew every half minute, and when it
+    must not be lost; what a killed run has not written is that of less than this time.
+    """
+
+    def __init__(self, path: Path, content: bytes = b''):
+        """Takes a file up.
+
+        Args:
+          path: The file.
+          content: What it holds.
+        """
+        self._path = path
+        self._content = bytearray(content) if in_bucket(path) else None
+        self._is_written = True  # of an object
+        self._next = time.monotonic() + _REWRITE_SECONDS
+
+    def append(self, content: bytes, sync: bool = False) -> None:
+        """Adds content; `sync` waits until all of it is written."""
+        if self._content is None:
+            append(self._path, content, sync)
+            return
+        self._content += content
+        self._is_written = False
+        if sync or time.monotonic() >= self._next:
+            self.close()
+
+    def close(self) -> None:
+        """Writes what is not written yet; more can be added."""
+        if self._content is None or self._is_written:
+            return
+        with store_errors(self._path):
+            write_whole(self._path, self._content)
+        self._is_written = True
+        self._next = time.monotonic() + _REWRITE_SECONDS
+
+
 class _Events:
     """Writes TensorBoard events in the calling thread, so that a full disk cannot block a queue."""
 
@@ -137,7 +185,8 @@ class _Events:
         self._summary = tensorboardX.summary.scalar
         self._crc = tensorboardX.record_writer.masked_crc32c
         self._event = tensorboardX.proto.event_pb2.Event
-        self._path = workdir / f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}'
+        path = workdir / f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}'
+        self._file = _GrowingFile(path)
         self._warned = False
         start = tensorboardX.proto.event_pb2.SessionLog(status='START')
         self._append({'file_version': 'brain.Event:2'}, {'step': first_step, 'session_log': start})
@@ -154,8 +203,18 @@ class _Events:
     def _append(self, *events: Mapping[str, Any]) -> None:
         """Adds events, given by their fields; warns the first time that they cannot be written."""
         records = [self._record(event) for event in events]
+        with self._warning():
+            self._file.append(b''.join(records))
+
+    def close(self) -> None:
+        """Writes what is not written yet."""
+        with self._warning():
+            self._file.close()
+
+    @contextlib.contextmanager
+    def _warning(self) -> Iterator[None]:
         try:
-            append(self._path, b''.join(records))
+            yield
         except OSError as error:
             if not self._warned:
                 self._warned = True

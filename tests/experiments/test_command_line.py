@@ -117,27 +117,31 @@ COMMANDS = {  # arguments, with one that holds {} for a path, and what its messa
 }
 
 
+RUNS = ('MODEL', 'source', 'RUN', '--add')  # what may be the folder of a run, or its result
+
+
 @pytest.mark.parametrize(
     ('command', 'name', 'arguments'),
     [(command, *case) for command, cases in COMMANDS.items() for case in cases],
 )
-def test_every_path_of_every_command_is_a_local_path(
+def test_every_path_of_every_command_is_a_local_path_or_that_of_a_run(
     monkeypatch, capsys, tmp_path, command, name, arguments
 ):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(f'experiments.{command}')
     run = module.parse if command == 'predict' else module.main
     seen = []
-    local_path = command_line.local_path
     owner = command_line if command == 'audioset.builder' else module
+    door = 'run_path' if name in RUNS else 'local_path'
+    opened = getattr(command_line, door)
     monkeypatch.setattr(
-        owner, 'local_path', lambda path, name: seen.append((path, name)) or local_path(path, name)
+        owner, door, lambda path, name: seen.append((path, name)) or opened(path, name)
     )
     with pytest.raises(SystemExit) as ended, command_line.one_line_errors():
-        run([x.format('gs://b/x') for x in arguments])
+        run([x.format('s3://b/x') for x in arguments])
     assert ended.value.code == 2
-    assert seen[-1] == ('gs://b/x', name)
-    assert capsys.readouterr().err.startswith(f'error: {name}: gs://b/x is an address')
+    assert seen[-1] == ('s3://b/x', name)
+    assert capsys.readouterr().err.startswith(f'error: {name}: s3://b/x is an address')
     assert not os.listdir(tmp_path)
 
 
@@ -154,10 +158,10 @@ def test_mistakes_of_every_command_get_one_line(capsys, command):
 
 
 @pytest.mark.parametrize('name', ['config', 'workdir'])
-def test_paths_of_launch_are_local_paths(tmp_path, name):
+def test_paths_of_launch_are_local_paths_or_in_a_bucket(tmp_path, name):
     paths = dict(config='configs/imagenet.py:demo', workdir=str(tmp_path / 'x'))
     for path, message in (
-        ('gs://b/x', f'error: --{name}: gs://b/x is an address'),
+        ('s3://b/x', f'error: --{name}: s3://b/x is an address'),
         ('~/nowhere.py', f'{tmp_path}/nowhere.py'),
     ):
         command = [sys.executable, '-m', 'experiments.launch', '--config.train.batch_size=0']

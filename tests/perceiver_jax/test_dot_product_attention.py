@@ -296,7 +296,7 @@ def test_nothing_that_asks_gives_nothing(implementation, batch, rows, keys):
         np.testing.assert_array_equal(gradient, np.zeros_like(x))
 
 
-@pytest.mark.parametrize('implementation', ['auto', 'plain', 'chunked', 'fused', 'pallas'])
+@pytest.mark.parametrize('implementation', ['auto', 'plain', 'chunked', 'fused', 'pallas', 'splash'])
 @pytest.mark.parametrize('integer', ['query', 'key', 'value'])
 def test_integers_are_refused(implementation, integer):
     arrays = {name: np.ones((B, S, H, F), np.float32) for name in ('query', 'key', 'value')}

@@ -3,7 +3,7 @@
 PYTHON ?= python3 python3.13 python3.12 python3.11
 FLAGS ?= -n 2
 
-.PHONY: help test test-gpu faults sweep demo table bench bench-gpu
+.PHONY: help test test-gpu test-tpu faults sweep demo table bench bench-gpu
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
 
@@ -16,6 +16,12 @@ test: .venv/installed ## lint, check formatting and types, run the tests
 test-gpu: .venv/installed ## run the tests that are marked for it on a GPU that jax sees
 	@JAX_PLATFORMS=cuda,cpu .venv/bin/python -m pytest -q -m gpu -n 4 \
 	  $$(grep -rl --include='test_*.py' 'mark\.gpu' tests)
+
+# Only these tests see libtpu: where it is installed, jax looks for a TPU at every start.
+test-tpu: .venv/installed .venv/libtpu ## compile attention for TPUs that are not there: installs libtpu, a few minutes
+	@PYTHONPATH=.venv/libtpu TPU_SKIP_MDS_QUERY=1 ALLOW_MULTIPLE_LIBTPU_LOAD=1 \
+	  .venv/bin/python -m pytest -q -m tpu \
+	  $$(grep -rl --include='test_*.py' 'mark\.tpu' tests)
 
 faults: .venv/installed ## damage files of every kind, kill runs, fill their disks: refused or resumed; 15 minutes
 	@.venv/bin/python -m tests.faults
@@ -36,6 +42,11 @@ bench: .venv/installed ## measure speed and memory on the CPU, beside plain code
 
 bench-gpu: .venv/installed ## the same on a GPU that jax sees: hours, or as long as SECONDS=240 says
 	@.venv/bin/python -m benchmarks gpu $(if $(SECONDS),--seconds $(SECONDS))
+
+# In the version that pyproject.toml names.
+.venv/libtpu: pyproject.toml | .venv/installed
+	@rm -rf $@ $@.part && .venv/bin/python -m pip install -q --disable-pip-version-check \
+	  --target $@.part $$(grep -o 'libtpu==[0-9.]*' pyproject.toml) && mv $@.part $@ && touch $@
 
 # Touched last: an interrupted installation is started again.
 .venv/installed: requirements.txt

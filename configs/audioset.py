@@ -145,7 +145,7 @@ def get_config(variant: str = 'raw_audio_video') -> ml_collections.ConfigDict:
             remat_blocks=False,
         ),
         dtype='float32',  # of the computation; or 'bfloat16'
-        implementation='auto',  # of attention; or 'plain', 'chunked'
+        implementation='auto',  # of attention; or 'plain', 'chunked', 'splash' on TPUs
     )
     # The optimizer, its schedule and the batch are our choice: those of ImageNet, for 100 epochs,
     # but for the rate. 527 outputs that start at zero all move down first, and at ImageNet's 4e-3

@@ -147,7 +147,7 @@ def get_config(variant: str = 'main') -> ml_collections.ConfigDict:
         output_divisor=100.0,
         flow_scale=20.0,
         dtype='float32',  # of the computation; or 'bfloat16'
-        implementation='auto',  # of attention; or 'plain', 'chunked', 'pallas' on NVIDIA's GPUs
+        implementation='auto',  # or 'plain', 'chunked', 'pallas' on NVIDIA's GPUs, 'splash' on TPUs
     )
     config.optimizer = common.lamb(
         learning_rate=4e-4, schedule=dict(kind='cosine', warmup_steps=0)

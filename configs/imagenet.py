@@ -149,7 +149,7 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
             remat_blocks=False,
         ),
         dtype='float32',  # of the computation; or 'bfloat16'
-        implementation='auto',  # of attention; or 'plain', 'chunked', 'pallas' on NVIDIA's GPUs
+        implementation='auto',  # or 'plain', 'chunked', 'pallas' on NVIDIA's GPUs, 'splash' on TPUs
     )
     config.train = dict(
         batch_size=1024,  # our choice for the ICML model; IO's recipe

@@ -69,7 +69,7 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
             remat_blocks=False,
         ),
         dtype='float32',  # of the computation; or 'bfloat16'
-        implementation='auto',  # of attention; or 'plain', 'chunked'
+        implementation='auto',  # of attention; or 'plain', 'chunked', 'splash' on TPUs
     )
     # Weight decay, clipping and LAMB's constants are our choice: the paper names none.
     config.optimizer = common.lamb(learning_rate=1e-3, schedule=dict(kind='constant'))

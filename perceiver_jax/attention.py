@@ -15,6 +15,7 @@ Source: Perceiver (arXiv 2103.03206), section 3.1 and appendix C; Perceiver IO
 """
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +42,7 @@ from perceiver_jax.layers import (
     project,
 )
 from perceiver_jax.recording import is_recorded, record
+from perceiver_jax.splash_attention import why_not
 
 
 @dataclasses.dataclass
@@ -57,8 +59,9 @@ class Attention(Module):
       v_channels: Channels of values, all heads together.
       output_channels: Channels of the result.
       dropout_rate: Dropout of the result, in training, before a residual is added.
-      implementation: Implementation of `attend`: 'auto', 'chunked', 'fused', 'pallas', or 'plain',
-        which moves no projection either; forward-mode differentiation needs 'plain'.
+      implementation: Implementation of `attend`: 'auto', 'chunked', 'fused', 'pallas', 'splash', or
+        'plain', which moves no projection either; forward-mode differentiation needs 'plain'. What
+        'splash' does not take goes the 'auto' way, with a warning.
       name: Name of the module.
     """
 
@@ -186,7 +189,13 @@ class Attention(Module):
         self, query: Array, key: Array, value: Array | None, mask: Array | None, **how: Any
     ) -> Array:
         record(self.module_name, query, key, mask, **how)
-        return attend(query, key, value, mask, **how, implementation=self.implementation)
+        implementation = self.implementation
+        if implementation == 'splash':
+            missing = why_not(query, key, value, how.get('key_bias'), mask)
+            if missing is not None:  # Python shows a text once
+                implementation = 'auto'
+                warnings.warn(f"'splash' takes {missing}: 'auto' serves such attends", stacklevel=2)
+        return attend(query, key, value, mask, **how, implementation=implementation)
 
     def _attend_with_one_head(
         self,
@@ -243,8 +252,8 @@ class CrossAttend(Module):
       widening_factor: Width of the MLP's hidden layer as a multiple of its input's.
       use_query_residual: Whether the queries are added to what was attended to.
       dropout_rate: Dropout behind the attention and behind the MLP, in training.
-      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked', 'fused', 'pallas';
-        forward-mode differentiation needs 'plain'.
+      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked', 'fused', 'pallas',
+        'splash'; forward-mode differentiation needs 'plain'.
       name: Name of the module.
     """
 
@@ -325,8 +334,8 @@ class SelfAttend(Module):
       v_channels: Channels of values, all heads together; None: `qk_channels`.
       widening_factor: Width of the MLP's hidden layer as a multiple of its input's.
       dropout_rate: Dropout behind the attention and behind the MLP, in training.
-      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked', 'fused', 'pallas';
-        forward-mode differentiation needs 'plain'.
+      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked', 'fused', 'pallas',
+        'splash'; forward-mode differentiation needs 'plain'.
       name: Name of the module.
     """
 

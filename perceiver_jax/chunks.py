@@ -28,16 +28,18 @@ _Carry = TypeVar('_Carry')
 
 
 _platform = jax.make_user_context()
+_device_kind = jax.make_user_context()
 
 
 @contextlib.contextmanager
-def compiling_for(platform: str) -> Iterator[None]:
+def compiling_for(platform: str, device_kind: str | None = None) -> Iterator[None]:
     """Lets what is traced inside have the tiles and kernels of a platform that need not be there.
 
     Functions that are compiled with `jax.jit` are traced again where the platform is another one.
 
     Args:
       platform: 'cpu', 'gpu' or 'tpu'.
+      device_kind: What jax calls the device, such as 'TPU v4'; None: not known.
 
     Yields:
       None.
@@ -47,13 +49,18 @@ def compiling_for(platform: str) -> Iterator[None]:
     """
     if platform not in TILE_BYTES:
         raise Refused(f'platform must be one of {(*TILE_BYTES,)}, not {platform!r}.')
-    with _platform(platform):
+    with _platform(platform), _device_kind(device_kind):
         yield
 
 
 def platform() -> str:
     """Returns the platform that is compiled for: 'cpu', 'gpu' or 'tpu'."""
     return _platform.value or jax.default_backend()
+
+
+def device_kind() -> str | None:
+    """Returns what jax calls the devices that are compiled for; None: it is not known."""
+    return _device_kind.value if _platform.value else jax.devices()[0].device_kind
 
 
 def tile_elements() -> int:

@@ -70,8 +70,8 @@ class QueryDecoder(Module):
         `qk_channels` (None: channels of the latents), `v_channels` (None: `qk_channels`),
         `widening_factor` (1), `use_query_residual` (True), `dropout_rate` (0).
       zero_init_output: Whether the Linear starts at zero.
-      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked', 'fused', 'pallas';
-        forward-mode differentiation needs 'plain'.
+      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked', 'fused', 'pallas',
+        'splash'; forward-mode differentiation needs 'plain'.
       name: Name of the module.
     """
 
@@ -143,8 +143,8 @@ class ClassQueryDecoder(Module):
       cross_attend: Fields of `CrossAttend`, but `implementation` and `name`: `num_heads` (1),
         `qk_channels` (None: channels of the latents), `v_channels` (None: `qk_channels`),
         `widening_factor` (1), `use_query_residual` (True), `dropout_rate` (0).
-      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked', 'fused', 'pallas';
-        forward-mode differentiation needs 'plain'.
+      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked', 'fused', 'pallas',
+        'splash'; forward-mode differentiation needs 'plain'.
       name: Name of the module.
     """
 

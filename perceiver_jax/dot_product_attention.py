@@ -28,8 +28,9 @@ from perceiver_jax.chunks import only_reverse_mode, platform
 from perceiver_jax.errors import Refused
 from perceiver_jax.layers import check_floating
 from perceiver_jax.sharding import laid_out_alike
+from perceiver_jax.splash_attention import attend_by_splash, why_not
 
-IMPLEMENTATIONS = ('auto', 'plain', 'chunked', 'fused', 'pallas')
+IMPLEMENTATIONS = ('auto', 'plain', 'chunked', 'fused', 'pallas', 'splash')
 FUSED_CHANNELS = 128  # the most per head that cuDNN's kernel takes on every GPU it runs on
 
 
@@ -91,10 +92,14 @@ def attend(
         chunks and keeps, for the gradient, its output and the logarithm of each row's sum alone:
         memory O((T + S) F), not O(T S). It computes logits and sums in float32 also in bfloat16.
       'fused' is cuDNN's kernel on NVIDIA's GPUs: bfloat16 or float16, up to 128 channels a head.
+      'splash' is jax's kernel for TPUs: bfloat16, or float32, and masks of keys or of queries. Its
+        numbers have been compared in the interpreter alone, and no TPU has timed it.
       'auto' is 'fused' where that runs and 'chunked' elsewhere, in one chunk if that is small.
+        Until a TPU has timed it, never 'splash'.
       'pallas' is 'auto' here; modules that read a grid on NVIDIA's GPUs use a kernel of ours.
     Forward-mode differentiation (`jax.jvp`, `jax.jacfwd`, the gradient of a jvp) needs 'plain'.
-    Forward over reverse (`jax.hessian`, the jvp of a gradient) runs with all but 'fused'.
+    Forward over reverse (`jax.hessian`, the jvp of a gradient) runs with all but 'fused' and
+    'splash'.
 
     Args:
       query: `[B, T, H, F]`.
@@ -110,7 +115,7 @@ def attend(
         nothing.
       prepare_key: Function that is applied to the keys first, chunk by chunk: one of the channels
         of each key alone, without arrays of its own; None: nothing.
-      implementation: 'auto', 'plain', 'chunked', 'fused', 'pallas';
+      implementation: 'auto', 'plain', 'chunked', 'fused', 'pallas', 'splash';
         forward-mode differentiation needs 'plain'.
       chunk_size: Keys of a chunk where S is larger than T, else rows; None: from the shapes.
 
@@ -157,15 +162,32 @@ def attend(
         value = key if value is None else value
         return jax.nn.dot_product_attention(query, key, value, scale=scale, implementation='cudnn')
 
+    def splash(query: Array, key: Array, value: Array | None) -> Array:
+        with only_reverse_mode():
+            return attend_by_splash(
+                query,
+                key,
+                value,
+                key_bias,
+                mask,
+                scale=scale,
+                prepare_query=prepare_query,
+                prepare_key=prepare_key,
+            )
+
     if implementation == 'plain':
         return plain(query, key, value)
     reason = _not_fusable(query, key if value is None else value, mask, key_bias)
     if implementation == 'fused' and reason:
         raise Refused(f"implementation 'fused' takes {reason}.")
+    if implementation == 'splash' and (missing := why_not(query, key, value, key_bias, mask)):
+        raise Refused(f"implementation 'splash' takes {missing}.")
     if 0 in (*query.shape, *key.shape):  # nothing to walk: the definition takes no memory either
         return plain(query, key, value)
     if implementation == 'fused':
         return fused(query, key, value)
+    if implementation == 'splash':
+        return splash(query, key, value)
     if implementation == 'auto' and not reason and platform() == 'gpu':
         # A program that is exported for several platforms holds both.
         return jax.lax.platform_dependent(query, key, value, cuda=fused, default=chunked)

@@ -185,8 +185,8 @@ class Block(Module):
     Attributes:
       num_self_attends: Number of layers.
       self_attend: Fields of `SelfAttend` that all layers have, but `implementation` and `name`.
-      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked', 'fused', 'pallas';
-        forward-mode differentiation needs 'plain'.
+      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked', 'fused', 'pallas',
+        'splash'; forward-mode differentiation needs 'plain'.
       name: Name of the module.
     """
 
@@ -254,8 +254,8 @@ class Encoder(Module):
         `qk_channels` (None: `latent_channels`), `v_channels` (None: `qk_channels`),
         `widening_factor` (1), `dropout_rate` (0).
       latent_init_std: Standard deviation of the initial latents, truncated at two of them.
-      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked', 'fused', 'pallas';
-        forward-mode differentiation needs 'plain'.
+      implementation: Implementation of `attend`: 'auto', 'plain', 'chunked', 'fused', 'pallas',
+        'splash'; forward-mode differentiation needs 'plain'.
       scan: Whether steps that repeat are compiled once, as a loop; otherwise they are written out.
         None: as a loop, but written out on GPUs, where a loop copies all that it keeps for the
         gradient, once to write it and once to read it.

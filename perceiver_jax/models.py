@@ -66,7 +66,8 @@ def image_classifier(
       decoder: Fields of `ClassQueryDecoder` (Perceiver IO); None averages the latents (ICML).
       dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
       implementation: Implementation of `attend`, everywhere: 'auto', 'chunked', 'fused',
-        'pallas', or 'plain', the readable definition, which forward-mode differentiation needs.
+        'pallas', 'splash', or 'plain', the readable definition, which forward-mode differentiation
+        needs.
       batch_norm_axis: Name of the axis mapped by `jax.pmap` that batch statistics are averaged
         across; None: only over the batch at hand.
 
@@ -119,7 +120,7 @@ def point_classifier(
       dtype: Precision of the computation, 'float32' or 'bfloat16'; positions and parameters are
         float32.
       implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused',
-        'pallas'; forward-mode differentiation needs 'plain'.
+        'pallas', 'splash'; forward-mode differentiation needs 'plain'.
 
     Returns:
       Logits `[B, num_classes]` float32.
@@ -197,7 +198,7 @@ def optical_flow(
       flow_scale: Pixels of one unit of the divided output; 20: training targets are flow / 20.
       dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
       implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused',
-        'pallas'; forward-mode differentiation needs 'plain'.
+        'pallas', 'splash'; forward-mode differentiation needs 'plain'.
       batch_norm_axis: Name of the axis mapped by `jax.pmap` that batch statistics are averaged
         across; None: only over the batch at hand.
 
@@ -275,7 +276,7 @@ def masked_language_model(
       decoder: Fields of `QueryDecoder`.
       dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
       implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused',
-        'pallas'; forward-mode differentiation needs 'plain'.
+        'pallas', 'splash'; forward-mode differentiation needs 'plain'.
 
     Returns:
       Logits `[B, M, vocabulary]` float32.
@@ -355,7 +356,7 @@ def video_autoencoder(
       chunk_size: Output queries decoded at a time; None: all at once.
       dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
       implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused',
-        'pallas'; forward-mode differentiation needs 'plain'.
+        'pallas', 'splash'; forward-mode differentiation needs 'plain'.
 
     Returns:
       `video` `[B, frames, height, width, 3]` and `audio` `[B, samples, 1]`, or `[B, O, 3]` and
@@ -478,7 +479,7 @@ def audio_visual_classifier(
       decoder: Fields of `ClassQueryDecoder` (Perceiver IO); None averages the latents (ICML).
       dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
       implementation: Implementation of `attend`, everywhere: 'auto', 'plain', 'chunked', 'fused',
-        'pallas'; forward-mode differentiation needs 'plain'.
+        'pallas', 'splash'; forward-mode differentiation needs 'plain'.
 
     Returns:
       Logits `[B, num_classes]` float32; where a clip can have several labels, as on AudioSet, they

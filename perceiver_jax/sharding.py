@@ -47,11 +47,16 @@ def varying_like(x: Array, data: Array) -> Array:
     Returns:
       `x`. Its gradient is the sum over the devices that it was not varying along.
     """
-    missing = _varying_axes(data) - _varying_axes(x)
+    missing = varying_axes(data) - varying_axes(x)
     return jax.lax.pcast(x, tuple(sorted(missing)), to='varying') if missing else x
 
 
-def _varying_axes(x: Array) -> frozenset[str]:
+def varying_axes(x: Array) -> frozenset[str]:
+    """Returns the axes of `jax.shard_map` that an array is known to vary along.
+
+    Args:
+      x: Any array.
+    """
     return jax.typeof(x).manual_axis_type.varying
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from perceiver_jax import dot_product_attention
 from perceiver_jax.chunks import compiling_for
 from perceiver_jax.dot_product_attention import attend, attention_weights
 from perceiver_jax.errors import Refused
@@ -296,7 +297,7 @@ def test_nothing_that_asks_gives_nothing(implementation, batch, rows, keys):
         np.testing.assert_array_equal(gradient, np.zeros_like(x))
 
 
-@pytest.mark.parametrize('implementation', ['auto', 'plain', 'chunked', 'fused', 'pallas'])
+@pytest.mark.parametrize('implementation', dot_product_attention.IMPLEMENTATIONS)
 @pytest.mark.parametrize('integer', ['query', 'key', 'value'])
 def test_integers_are_refused(implementation, integer):
     arrays = {name: np.ones((B, S, H, F), np.float32) for name in ('query', 'key', 'value')}

@@ -1,3 +1,5 @@
+import functools
+
 import haiku as hk
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from perceiver_jax.models import (
     point_classifier,
     video_autoencoder,
 )
+from tests.toys import small_models
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
 
@@ -562,3 +565,20 @@ def test_integer_clouds_are_cast_as_integer_images_are():
     params = with_random_head(model.init(jax.random.key(0), corners.astype(np.float32)))
     outputs = [model.apply(params, None, corners.astype(dtype)) for dtype in (int, np.float32)]
     np.testing.assert_array_equal(*outputs)
+
+
+@pytest.mark.parametrize('name', small_models.MODELS)
+def test_every_model_is_lowered_for_all_platforms(name):
+    function, inputs = small_models.MODELS[name]
+    fields = dict(encoder=small_models.ENCODER, is_training=False)
+    model = hk.transform_with_state(functools.partial(function, **fields))
+    params, state = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    platforms = ['cpu', 'cuda', 'tpu']
+
+    def apply(params, state, inputs):
+        return model.apply(params, state, None, inputs)[0]
+
+    program = jax.export.export(jax.jit(apply), platforms=platforms)(params, state, inputs)
+    assert program.platforms == (*platforms,)
+    outputs = jax.eval_shape(apply, params, state, inputs)
+    assert [x.shape for x in program.out_avals] == [x.shape for x in jax.tree.leaves(outputs)]

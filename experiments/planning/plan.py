@@ -156,7 +156,9 @@ def _measure(config: ConfigDict, target: Target, devices: parallel.Jit) -> dict[
     train_batch, eval_batch = batch_shapes(config)
     total_steps, steps_per_epoch = count_steps(config, 2**20)  # of which no size depends
     optimizer, _ = make_optimizer(total_steps, steps_per_epoch, **config.optimizer)
-    state = jax.eval_shape(functools.partial(loop.initial_state, config.seed, task, optimizer))
+    kind = target.platform, devices.replicated.mesh.devices.flat[0].device_kind
+    with compiling_for(*kind):
+        state = jax.eval_shape(functools.partial(loop.initial_state, config.seed, task, optimizer))
     state = _laid_out(state, devices.replicated)
     parts = config.train.accumulate_steps
     train_batch = {
@@ -174,13 +176,13 @@ def _measure(config: ConfigDict, target: Target, devices: parallel.Jit) -> dict[
     try:
         update = _compile(
             loop.compile_update(config, task, optimizer, devices),
-            target,
+            *kind,
             (state, _laid_out(train_batch, devices.micro_batches)),
             num_states=1,
         )
         predict = _compile(
             compile_predict(task, devices),
-            target,
+            *kind,
             (state.params, state.state, _laid_out(eval_batch, devices.examples)),
             num_states=2,
         )
@@ -230,13 +232,15 @@ def batch_shapes(config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
     return shapes[0], shapes[1]
 
 
-def _compile(function: Any, target: Target, arguments: tuple[Any, ...], num_states: int) -> Program:
+def _compile(
+    function: Any, platform: str, device_kind: str, arguments: tuple[Any, ...], num_states: int
+) -> Program:
     """Compiles a step; `num_states` of the arguments are on the devices anyway, the rest a batch.
 
     Raises TooLarge.
     """
     start = time.monotonic()
-    with compiling_for(target.platform):
+    with compiling_for(platform, device_kind):
         traced = function.trace(*arguments)
         lowered = traced.lower()
     try:
@@ -272,23 +276,37 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
       hlo: The text of the program, for one device.
 
     Returns:
-      `{kind: {'count': ..., 'bytes': ...}}`, bytes of the results; those of loops and branches,
-      which may run more than once, are called `{kind} in loops`.
+      `{kind: {'count': ..., 'bytes': ...}}`, bytes of the results; those that a loop repeats are
+      called `{kind} in loops`, and counted once.
     """
-    found: dict[str, collections.Counter] = {}
-    in_entry = False
+    calls: dict[str, set[str]] = collections.defaultdict(set)  # by the computation that calls
+    repeated: set[str] = set()
+    sent: dict[tuple[str, str], collections.Counter] = {}  # by computation and kind
     operation = re.compile(rf'\s+(?:ROOT )?\S+ = (.*?) ({"|".join(_COLLECTIVES)})(?:-start)?\(')
+    computation = ''
     for line in hlo.splitlines():
         if line and not line[0].isspace():
-            in_entry = line.startswith('ENTRY')
-        elif match := operation.match(line):
-            kind = match[2] if in_entry else f'{match[2]} in loops'
+            computation = line.removeprefix('ENTRY ').split(' ')[0]
+            continue
+        repeated |= set(re.findall(r'body=(%[\w.-]+)', line))
+        calls[computation] |= set(
+            re.findall(r'[=,{ ](%[\w.-]+)(?=[,} ]|$)', line.partition('), ')[2])
+        )
+        if match := operation.match(line):
             arrays = re.findall(r'(\w+)\[([\d,]*)\]', match[1])
             size = sum(
                 _ITEM_BYTES.get(dtype, 4) * math.prod(int(n) for n in shape.split(',') if n)
                 for dtype, shape in arrays
             )
-            found.setdefault(kind, collections.Counter()).update(count=1, bytes=size)
+            counter = sent.setdefault((computation, match[2]), collections.Counter())
+            counter.update(count=1, bytes=size)
+    reached = list(repeated)
+    for name in reached:  # what a body calls repeats with it
+        reached += calls[name].difference(reached)
+    found: dict[str, collections.Counter] = {}
+    for (computation, kind), counter in sent.items():
+        name = f'{kind} in loops' if computation in reached else kind
+        found.setdefault(name, collections.Counter()).update(counter)
     return {kind: dict(counter) for kind, counter in sorted(found.items())}
 
 

@@ -61,8 +61,9 @@ def count_flops(function: Callable[..., Any], *args: Any) -> int:
       *args: Arguments of the function, arrays or shapes.
 
     Returns:
-      The count; the body of a `scan` counts once for each of its iterations, and of the branches
-      of a `cond` that with the most counts.
+      The count; the body of a `scan` counts once for each of its iterations, a kernel of Pallas
+      once for each place of its grid, that of `jax.shard_map` once for each of its devices, and of
+      the branches of a `cond` that with the most counts.
     """
     return count_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
 
@@ -90,7 +91,14 @@ def count_jaxpr(jaxpr: core.Jaxpr) -> int:
         else:
             inner = [count_jaxpr(jaxpr) for jaxpr in _jaxprs(tuple(params.values()))]
             assert operation != 'while' or not any(inner), 'how often it runs is not known'
-            repeats = params['length'] if operation == 'scan' else 1
+            repeats = 1
+            if operation == 'scan':
+                repeats = params['length']
+            elif operation == 'pallas_call':
+                repeats = math.prod(params['grid_mapping'].grid)
+            elif operation == 'shard_map':
+                sizes = params['mesh'].shape
+                repeats = math.prod(sizes[axis] for axis in params['newly_manual_axes'])
             total += max(inner) if operation == 'cond' else repeats * sum(inner)
     return total
 

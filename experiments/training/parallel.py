@@ -76,11 +76,22 @@ class Jit:
 
     def compile_update(self, update: Callable) -> Callable:
         """Compiles `update(state, batch) -> (state, metrics)`; the state passed in is donated."""
-        return jax.jit(update, donate_argnums=0, out_shardings=self.replicated)
+        return jax.jit(self._in_mesh(update), donate_argnums=0, out_shardings=self.replicated)
 
     def compile_predict(self, predict: Callable) -> Callable:
         """Compiles `predict(params, state, batch) -> {name: [examples, ...]}`."""
-        return jax.jit(predict, out_shardings=self.examples)
+        return jax.jit(self._in_mesh(predict), out_shardings=self.examples)
+
+    def _in_mesh(self, function: Callable) -> Callable:
+        """Tells what is traced of the mesh: compilers divide no kernel, splash attention itself."""
+        mesh = self.replicated.mesh.abstract_mesh
+
+        def traced(*arguments: Any) -> Any:
+            with jax.sharding.use_abstract_mesh(mesh):
+                return function(*arguments)
+
+        traced.__name__ = getattr(function, 'func', function).__name__  # of the compiled program
+        return traced
 
     def replicate(self, tree: Tree) -> Tree:
         """Puts host arrays, equal in all processes, on every device."""

@@ -55,6 +55,20 @@ def run(*arguments):
             [DEMO, '--mode=describe', '--profile=2'],
             '--profile=2 is of updates: it goes with --mode=train alone',
         ),
+        ([DEMO, '--mode=compile'], '--mode=compile and --target go together, got --mode=compile'),
+        (
+            [DEMO, '--mode=describe', '--target=v3-8'],
+            '--mode=compile and --target go together, got --mode=describe',
+        ),
+        (
+            [DEMO, '--mode=describe', '--target_batch=max'],
+            '--target_batch goes with --mode=compile alone',
+        ),
+        (
+            [DEMO, '--mode=compile', '--target=h1000'],
+            '--target=h1000 names no hardware that is known. Did you mean h100 or h200 or b200? '
+            'TPU slices are called like v3-64, and GPUs like h100 and h100x8',
+        ),
         (['--mode=eval'], '--mode=eval needs --workdir'),
         (
             ['--mode=eval', '--workdir=no run'],

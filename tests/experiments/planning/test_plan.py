@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -199,13 +201,27 @@ def test_out_of_memory_is_an_answer(message, needs):
 def test_collectives_are_counted_by_kind():
     hlo = """HloModule jit_update_step
 
+%add (x: f32[], y: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%x, %y)
+}
+
+%inner (p: f32[8]) -> f32[8] {
+  ROOT %all-reduce.1 = f32[8]{0} all-reduce(%p), channel_id=1, to_apply=%add
+}
+
 %body (p: (f32[8])) -> (f32[8]) {
-  %all-reduce.1 = f32[8]{0} all-reduce(%p), channel_id=1
+  %called = f32[8]{0} call(%p), to_apply=%inner
+}
+
+%once (p: f32[4]) -> f32[4] {
+  ROOT %all-reduce.9 = f32[4]{0} all-reduce(%p), channel_id=9, to_apply=%add
 }
 
 ENTRY %main (p: f32[8]) -> f32[8] {
   %all-reduce.2 = (f32[3,5]{1,0:T(8,128)}, bf16[7]{0}) all-reduce(%a, %b), channel_id=2
   %get-tuple-element = f32[3,5] get-tuple-element(%all-reduce.2), index=0
+  %while.1 = (f32[8]) while(%e), condition=%less, body=%body, metadata={op_name="x"}
+  %either = f32[4]{0} conditional(%f, %a, %b), branch_computations={%once, %other}
   %start = f32[]{:T(128)} all-reduce-start(%c), channel_id=3
   %done = f32[] all-reduce-done(%start)
   ROOT %all-gather.1 = f32[16]{0} all-gather(%d), dimensions={0}
@@ -213,6 +229,33 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 """
     assert plan.collectives(hlo) == {
         'all-gather': {'count': 1, 'bytes': 64},
-        'all-reduce': {'count': 2, 'bytes': 78},
+        'all-reduce': {'count': 3, 'bytes': 94},
         'all-reduce in loops': {'count': 1, 'bytes': 32},
     }
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize(
+    'target, num_devices', [('v3-8', 8), ('v4-8', 4), ('v5e-4', 4), ('v6e-1', 1)]
+)
+def test_a_run_is_compiled_for_tpus_that_are_not_there(target, num_devices):
+    command = [sys.executable, '-m', 'experiments.launch', f'--config={NAME}', '--mode=compile']
+    command += [f'--target={target}', '--json']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    compiled = json.loads(done.stdout)
+    assert (compiled['num_devices'], compiled['fits']) == (num_devices, True)
+    assert compiled['temporaries'] > 2**20
+    assert ('all-reduce' in compiled['collectives']) == (num_devices > 1)
+
+
+@pytest.mark.tpu
+def test_too_little_memory_for_the_compiler_is_an_answer():
+    command = [sys.executable, '-m', 'experiments.launch', '--mode=compile', '--target=v5e-1']
+    command += [f'--config={NAME}', '--config.train.batch_size=1048576', '--json']
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    compiled = json.loads(done.stdout)
+    assert not compiled['as_written']['fits']
+    assert compiled['as_written']['sum'] > compiled['has']
+    assert compiled['fits'] and compiled['remedy'].startswith('--config.train.accumulate_steps=')

@@ -4,6 +4,7 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas as pl
 
 from configs import audioset, flow, imagenet, modelnet40
 from experiments.tasks import make_task
@@ -230,3 +231,18 @@ def test_a_model_without_an_encoder_is_described_without_its_sizes():
     lines = describe_table({**sizes, 'paper': paper}).splitlines()
     names = ['here', 'parameters', 'forward', 'computed', 'top1']
     assert [line.split()[0] for line in lines] == names
+
+
+def test_flops_of_what_each_device_runs():
+    mesh = jax.make_mesh((4,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec('x')
+    multiply = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=spec, out_specs=spec)
+    assert count_flops(multiply, jnp.ones((8, 3))) == 4 * 2 * (2 * 2 * 3)
+
+
+def test_flops_of_a_kernel_are_those_of_its_whole_grid():
+    def square(x, out):
+        out[...] = x[...] @ x[...]
+
+    kernel = pl.pallas_call(square, jax.ShapeDtypeStruct((3, 3), jnp.float32), grid=(5, 2))
+    assert count_flops(kernel, jnp.ones((3, 3))) == 5 * 2 * 2 * 3**3

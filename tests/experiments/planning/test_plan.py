@@ -252,7 +252,7 @@ def test_a_run_is_compiled_for_tpus_that_are_not_there(target, num_devices):
 @pytest.mark.tpu
 def test_too_little_memory_for_the_compiler_is_an_answer():
     command = [sys.executable, '-m', 'experiments.launch', '--mode=compile', '--target=v5e-1']
-    command += [f'--config={NAME}', '--config.train.batch_size=1048576', '--json']
+    command += [f'--config={NAME}', '--config.train.batch_size=131072', '--json']
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     compiled = json.loads(done.stdout)

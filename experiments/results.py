@@ -1,7 +1,9 @@
 """What `result.json` holds, which every finished run leaves in its folder."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from experiments.pictures.units import metric_text
 from perceiver_jax.errors import Refused
@@ -46,15 +48,10 @@ def load_result(path: Path) -> dict:
       Refused: The file is incomplete, or holds something else; the message names file and key.
     """
     result = read_json(path)
-    if missing := FIELDS.keys() - result:
-        raise Refused(f'{path}: keys missing: {", ".join(sorted(missing))}')
-    for key, value in result.items():
-        kind = (FIELDS | OPTIONAL_FIELDS).get(key)
-        if kind is None:
-            raise Refused(f'{path}: unknown key {key!r:.80}')
-        if not isinstance(value, kind):
-            expected = getattr(kind, '__name__', kind)
-            raise Refused(f'{path}: {key!r} is {value!r:.80}, expected {expected}')
+    check_types(path, result, FIELDS)
+    if unknown := result.keys() - FIELDS.keys() - OPTIONAL_FIELDS.keys():
+        raise Refused(f'{path}: unknown key {min(unknown)!r:.80}')
+    check_types(path, result, {k: x for k, x in OPTIONAL_FIELDS.items() if k in result})
     is_fraction = metric_text(result['metric'], 0).endswith('%')
     for key in ('value', 'paper_value'):
         number = result[key]
@@ -63,3 +60,22 @@ def load_result(path: Path) -> dict:
         expected = 'a fraction in 0..1' if is_fraction else 'a finite number'
         raise Refused(f'{path}: {key!r} is {number}, expected {expected}')
     return result
+
+
+def check_types(path: Path, content: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+    """Checks that keys are there, with values of their types.
+
+    Args:
+      path: The file, for the message.
+      content: What the file holds.
+      fields: The type of each key.
+
+    Raises:
+      Refused: Keys are missing, or a value is of another type; names the key.
+    """
+    if missing := fields.keys() - content:
+        raise Refused(f'{path}: keys missing: {", ".join(sorted(missing))}')
+    for key, kind in fields.items():
+        if not isinstance(content[key], kind):
+            expected = getattr(kind, '__name__', kind)
+            raise Refused(f'{path}: {key!r} is {content[key]!r:.80}, expected {expected}')

@@ -10,6 +10,7 @@ file is there; `make table` shows them. About two hours on two CPU cores.
 
 import importlib
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from experiments.command_line import Parser, one_line_errors, quiet_libraries
 from experiments.data.hidden import visible
 from experiments.planning import targets
 from experiments.planning.sizes import size_text
+from experiments.results import check_types
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / 'results' / 'compiled'
@@ -28,10 +30,18 @@ COLUMNS = (
     'Config', 'Batch', 'Fits in', 'A device needs', 'Evaluation', 'Exchanged', 'An update', 'With'
 )  # fmt: skip
 
-_NEEDED = (
-    *('config', 'target', 'num_devices', 'batch_size', 'remedy', 'sum', 'has'),
-    *('evaluation', 'collectives', 'seconds_per_step'),
-)
+_FIELDS = {
+    'config': str,
+    'target': str,
+    'num_devices': int,
+    'batch_size': int,
+    'remedy': str | None,
+    'sum': int | float,
+    'has': int | float,
+    'evaluation': int | float,
+    'collectives': dict,
+    'seconds_per_step': int | float,
+}
 
 # Config and variants, in the order of the papers' tables.
 ROWS = {
@@ -182,9 +192,16 @@ def load_plan(path: Path) -> dict[str, Any]:
     from perceiver_jax.files import read_json
 
     plan = read_json(path, 'what --mode=compile --json prints')
-    if missing := [key for key in _NEEDED if key not in plan]:
-        raise Refused(f'{path}: no plan of what fits: keys missing: {", ".join(missing)}')
+    check_types(path, plan, _FIELDS)
+    sizes = [plan[key] for key in ('sum', 'has', 'evaluation', 'seconds_per_step')]
+    sizes += [kind.get('bytes') for kind in plan['collectives'].values() if isinstance(kind, dict)]
+    if len(sizes) != 4 + len(plan['collectives']) or not all(map(_is_size, sizes)):
+        raise Refused(f'{path}: expected sizes and times that are numbers, from 0 on')
     return plan
+
+
+def _is_size(number: Any) -> bool:
+    return isinstance(number, int | float) and 0 <= number < math.inf
 
 
 def rows(names: Sequence[str]) -> Iterator[tuple[str, str]]:

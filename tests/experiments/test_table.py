@@ -139,7 +139,7 @@ def test_what_was_compiled_stands_on_its_own_page(root):
     with pytest.raises(Refused, match='docs/hardware.md and results/ differ; run: make table'):
         table.main(['--check'], root)
     write(folder / 'a.json', {'config': 'x'})
-    with pytest.raises(Refused, match='a.json: no plan of what fits: keys missing: target'):
+    with pytest.raises(Refused, match='a.json: keys missing: batch_size, coll'):
         table.main([], root)
 
 

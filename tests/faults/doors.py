@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import struct
 import tempfile
 import zipfile
@@ -36,6 +37,7 @@ WITHOUT_FILES = {
     'experiments.modelnet40.shapes.Shapes': 'generated',
     'experiments.data.pipeline.Source': 'a protocol',
     'experiments.data.pipeline.LabelledSource': 'a protocol',
+    'experiments.data.reading.Blank': 'holds one example',
     'experiments.data.pipeline._TrainItems': "passes a source's examples on",
     'experiments.data.pipeline._EvalItems': "passes a source's examples on",
 }
@@ -776,6 +778,15 @@ def folder_of_results(folder):
 
     _write_run(folder, but=['checkpoints', 'config.json', 'metrics.jsonl'])
     return Sample(folder / 'result.json', lambda: render(read_results(folder)), 'json')
+
+
+@door('experiments.planning.rows.load_plan')
+def folder_of_plans(folder):
+    from experiments.planning.rows import FOLDER, fits_table
+
+    file = folder / 'imagenet_perceiver_v3.json'
+    shutil.copy(FOLDER / file.name, file)
+    return Sample(file, lambda: fits_table(folder), 'json')
 
 
 @door('experiments.compare.read_runs', 'perceiver_jax.files.read_json')

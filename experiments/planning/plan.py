@@ -23,6 +23,7 @@ from experiments.planning.targets import GPU_SHARE, Target
 from experiments.tasks import make_task
 from experiments.training import loop, parallel
 from experiments.training.checks import check_sizes, count_steps
+from experiments.training.config_values import MAX_BATCH
 from experiments.training.describe import count_jaxpr, short
 from experiments.training.evaluate import compile_predict
 from experiments.training.optimizer import make_optimizer
@@ -64,10 +65,10 @@ class TooLarge(Exception):
     """The compiler did not find room for a program.
 
     Attributes:
-      needs: Bytes on a device that would have been enough.
+      needs: Bytes on a device that would have been enough; None: the compiler did not tell.
     """
 
-    def __init__(self, needs: float):
+    def __init__(self, needs: float | None):
         """Makes the exception."""
         self.needs = needs
         super().__init__(f'needs {size_text(needs)} a device')
@@ -115,7 +116,7 @@ def make_plan(
     remedy: dict[str, Any] | None = None
     as_written = needs
     if make_fit and not needs['fits']:
-        for changes, changed in _remedies(config, target.num_devices, needs['sum'] / needs['has']):
+        for changes, changed in _remedies(config, target.num_devices, needs):
             _say(f'{_of(needs)}: tried with {_flags(changes)}')
             needs = _measure(changed, target, devices)
             if needs['fits']:
@@ -246,9 +247,9 @@ def _compile(
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        if (needs := _needs(str(error))) is None:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
-        raise TooLarge(needs) from None
+        raise TooLarge(_needs(str(error))) from None
     sizes = compiled.memory_analysis()
     state = sum(_bytes(x) for x in arguments[:num_states])
     return Program(
@@ -262,11 +263,9 @@ def _compile(
 
 
 def _needs(message: str) -> float | None:
-    """Reads from an error of XLA how many bytes a program needs; None from other errors."""
-    if 'RESOURCE_EXHAUSTED' not in message:
-        return None
+    """Reads from an error of XLA how many bytes a program needs; None: it does not tell."""
     found = re.search(r'(?:Used |HLO temporaries \()([\d.]+)([KMGT]?)', message)
-    return float(found[1]) * _UNITS[found[2]] if found else math.inf
+    return float(found[1]) * _UNITS[found[2]] if found else None
 
 
 def collectives(hlo: str) -> dict[str, dict[str, int]]:
@@ -311,7 +310,7 @@ def collectives(hlo: str) -> dict[str, dict[str, int]]:
 
 
 def _remedies(
-    config: ConfigDict, num_devices: int, excess: float
+    config: ConfigDict, num_devices: int, needs: Mapping[str, Any]
 ) -> Iterator[tuple[dict[str, Any], ConfigDict]]:
     """Yields what may make a config fit, `{key: value}`, and the config with it."""
     changes: dict[str, Any] = {}
@@ -325,7 +324,9 @@ def _remedies(
     parts = config.train.accumulate_steps
     most = config.train.batch_size // num_devices
     more = [n for n in range(parts + 1, most + 1) if most % n == 0]
-    for n in [n for n in more if n >= parts * min(excess, 4)] or more[-1:]:
+    # No more parts than are needed, but where parts hardly matter, few tries.
+    least = 0.0 if needs['sum'] is None else parts * min(needs['sum'] / needs['has'], 4)
+    for n in [n for n in more if n >= least] or more[-1:]:
         changes['train.accumulate_steps'] = n
         yield changed()
     encoder = config.model.get('encoder', {})
@@ -353,7 +354,7 @@ def _largest(
             other.train.batch_size = size * per_example
         check_sizes(other, target.num_devices)
         needs = _measure(other, target, devices)
-        sums[size] = needs['sum']
+        sums[size] = needs['sum'] or 2 * needs['has']
         if needs['fits']:
             fitting[size] = other, needs
         else:
@@ -362,13 +363,14 @@ def _largest(
         _say(f'{size} examples a device {word}: {_of(needs)}')
         low = max(fitting, default=0)
         step = max(low // 16, 1)
-        if high is not None and high - low <= step:
+        most = 4 * size if high is None else high - 1
+        most = min(most, MAX_BATCH // per_example)
+        if most < low + step:
             break
         # Along the line through the smallest and the largest that were tried.
         small, large = (min(sums) if len(sums) > 1 else 0), max(sums)
         slope = (sums[large] - sums.get(small, 0)) / (large - small)
         guess = small + (needs['has'] - sums.get(small, 0)) / slope if slope > 0 else 0
-        most = 4 * size if high is None else high - 1
         size = min(max(int(min(guess, most)), low + step), most)
     if not low:
         raise Refused(

@@ -13,6 +13,7 @@ from perceiver_jax.dot_product_attention import IMPLEMENTATIONS
 from perceiver_jax.errors import Refused
 
 MAX_STEPS = 2**31 - 1  # steps are int32
+MAX_BATCH = 2**17
 
 
 class Allowed(NamedTuple):
@@ -101,7 +102,7 @@ SHARE = number(0, 1)
 CHANNELS = whole(1, 2**16)
 LAYERS = whole(1, 1000)
 PIXELS = whole(1, 2**14)
-BATCH = whole(1, 2**17)
+BATCH = whole(1, MAX_BATCH)
 ANGLE = number(0, 360)  # degrees
 DEVIATION = number(0, 1e6)  # of an initialiser
 ALPHA = number(0, 1000)  # of a Beta distribution

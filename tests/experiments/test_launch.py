@@ -66,7 +66,7 @@ def run(*arguments):
         ),
         (
             [DEMO, '--mode=compile', '--target=h1000'],
-            '--target=h1000 names no hardware that is known. Did you mean h100 or h200 or b200? '
+            '--target=h1000 names no hardware that is known. Did you mean h100 or h200 or a100? '
             'TPU slices are called like v3-64, and GPUs like h100 and h100x8',
         ),
         (['--mode=eval'], '--mode=eval needs --workdir'),

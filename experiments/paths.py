@@ -168,7 +168,9 @@ def store_errors(path: str | os.PathLike) -> Iterator[None]:
 
 def store_problem(error: BaseException | None) -> str | None:
     """Returns what a bucket's client says in an exception, or in one that it came of; else None."""
-    while error is not None:
+    seen: set[int] = set()  # Grain raises an error that comes of itself
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
         if is_of_client(error):
             text = ' '.join(str(error).split())[:300]
             return f'not found: {text}' if isinstance(error, FileNotFoundError) else text

@@ -99,3 +99,9 @@ def test_data_is_read_from_folders_of_this_machine(tmp_path):
     for path in ('', None, str(tmp_path / 'none')):
         with pytest.raises(Refused, match="'tfds' reads a folder, and there is none at"):
             paths.folder_of_data(path, 'tfds')
+
+
+def test_an_error_that_comes_of_itself_is_of_no_bucket():
+    first, second = ValueError('one'), ValueError('two')
+    first.__cause__, second.__cause__ = second, first
+    assert paths.store_problem(first) is None

@@ -37,6 +37,7 @@ from experiments.command_line import (
     refuse,
     run_path,
 )
+from experiments.planning import targets
 
 # Grain's workers import this file again, and no mode needs what the others import: what is slow to
 # import, jax and perceiver_jax too, is imported where it is used.
@@ -55,9 +56,12 @@ TARGET = flags.DEFINE_string(
 TARGET_BATCH = flags.DEFINE_enum(
     'target_batch', None, ['max'], 'max: look for the largest batch that fits the target.'
 )
-# An H100 reached 0.38 with the first training step of this code.
 SHARE = flags.DEFINE_float(
-    'share', 0.4, "Share of the target's peak at which time is estimated.", 0.01, 1
+    'share',
+    targets.SHARE_OF_PEAK,
+    "Share of the target's peak at which time is estimated.",
+    0.01,
+    1,
 )
 PROFILE = flags.DEFINE_integer(
     'profile', None, 'Updates to trace into WORKDIR/profile; prints the costliest kernels.', 1
@@ -153,8 +157,6 @@ def list_keys(config: ConfigDict, path: str) -> None:
 
 def compile_for_target(config: ConfigDict, name: str) -> None:
     """Compiles the run for devices that need not be here, and prints what it needs there."""
-    from experiments.planning import targets
-
     target = targets.find(str(TARGET.value))
     targets.prepare(target)
 

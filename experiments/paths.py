@@ -166,17 +166,28 @@ def store_errors(path: str | os.PathLike) -> Iterator[None]:
         raise OSError(errno.EREMOTEIO, problem, os.fspath(path)) from error
 
 
-def store_problem(error: BaseException | None) -> str | None:
+def store_problem(error: BaseException) -> str | None:
     """Returns what a bucket's client says in an exception, or in one that it came of; else None."""
-    seen: set[int] = set()  # Grain raises an error that comes of itself
+    for origin in origins(error):
+        if is_of_client(origin):
+            text = ' '.join(str(origin).split())[:300]
+            return f'not found: {text}' if isinstance(origin, FileNotFoundError) else text
+    return None
+
+
+def origins(error: BaseException | None, hidden: bool = False) -> Iterator[BaseException]:
+    """Yields an exception, that which it came of, and so on; each once.
+
+    Args:
+      error: The exception. It may have been raised `from` itself.
+      hidden: Whether to go on where one was raised `from None`.
+    """
+    seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if is_of_client(error):
-            text = ' '.join(str(error).split())[:300]
-            return f'not found: {text}' if isinstance(error, FileNotFoundError) else text
-        hidden = error.__suppress_context__
-        error = error.__cause__ or (None if hidden else error.__context__)
-    return None
+        yield error
+        told = hidden or not error.__suppress_context__
+        error = error.__cause__ or (error.__context__ if told else None)
 
 
 def is_of_client(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""How metrics and times are written for people: which are percentages, which are pixels."""
+"""How metrics, times and sizes are written for people: what is a percentage, what is in pixels."""
 
 PERCENT_METRICS = ('top1', 'top5', 'accuracy', 'map', 'fl')  # fractions, shown as percentages
 PIXEL_METRICS = ('epe',)  # end-point errors; also 'epe_clean' and the like
@@ -44,3 +44,10 @@ def unit_of(metric: str) -> str:
       metric: Name of the metric.
     """
     return metric_text(metric, 0.0).partition(' ')[2]
+
+
+def size_text(count: float | None) -> str:
+    """Writes a number of bytes: 9_224_437_760 -> '8.59 GiB', 2_062_000 -> '1.97 MiB'."""
+    if count is None:
+        return 'more than there is'
+    return f'{count / 2**30:,.2f} GiB' if count >= 2**30 else f'{count / 2**20:,.2f} MiB'

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from experiments.planning.sizes import size_text
-from experiments.planning.targets import GPU_SHARE, Target
+from experiments.pictures.units import size_text
+from experiments.planning.targets import GPU_SHARE, SHARE_OF_PEAK, Target
 from experiments.tasks import make_task
 from experiments.training import loop, parallel
 from experiments.training.checks import check_sizes, count_steps
@@ -81,7 +81,7 @@ def make_plan(
     *,
     largest_batch: bool = False,
     make_fit: bool = True,
-    share: float = 0.4,
+    share: float = SHARE_OF_PEAK,
 ) -> dict[str, Any]:
     """Compiles a config for a target, and finds out how it fits.
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from experiments.command_line import Parser, one_line_errors, quiet_libraries
 from experiments.data.hidden import visible
+from experiments.pictures.units import size_text
 from experiments.planning import targets
-from experiments.planning.sizes import size_text
 from experiments.results import check_types
 
 ROOT = Path(__file__).resolve().parent.parent.parent

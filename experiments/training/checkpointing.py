@@ -25,6 +25,7 @@ from experiments.paths import (
     in_bucket,
     is_of_client,
     make_folder,
+    origins,
     path_of,
     store_errors,
     store_problem,
@@ -393,18 +394,18 @@ def _os_error(error: Exception, number: int, path: Path) -> OSError:
     return OSError(number, store_problem(error) or os.strerror(number), str(path))
 
 
-def _system_error(error: BaseException | None) -> int | None:
+def _system_error(error: BaseException) -> int | None:
     """Returns the number of the system's error that an exception came of; None if of none."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            return error.errno
-        if found := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore, in a ValueError
+    for origin in origins(error, hidden=True):
+        text = str(origin)
+        if isinstance(origin, OSError) and origin.errno is not None:
+            return origin.errno
+        if found := re.search(r"os_error_code='(\d+)'", text):  # tensorstore, in a ValueError
             return int(found[1])
-        if str(error).startswith('NOT_FOUND: '):  # the same, of what was removed meanwhile
+        if text.startswith('NOT_FOUND: '):  # the same, of what was removed meanwhile
             return errno.ENOENT
-        if isinstance(error, FileNotFoundError):  # and of gcsfs, without a number
+        if isinstance(origin, FileNotFoundError):  # and of gcsfs, without a number
             return errno.ENOENT
-        if str(error).startswith(_OF_STORE) or is_of_client(error):
+        if text.startswith(_OF_STORE) or is_of_client(origin):
             return errno.EREMOTEIO
-        error = error.__cause__ or error.__context__
     return None

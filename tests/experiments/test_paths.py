@@ -102,6 +102,15 @@ def test_data_is_read_from_folders_of_this_machine(tmp_path):
 
 
 def test_an_error_that_comes_of_itself_is_of_no_bucket():
-    first, second = ValueError('one'), ValueError('two')
-    first.__cause__, second.__cause__ = second, first
-    assert paths.store_problem(first) is None
+    error = ValueError('raised from itself')
+    error.__cause__ = error
+    assert paths.store_problem(error) is None
+
+
+def test_what_an_error_came_of_is_found_unless_it_is_hidden():
+    first, second, third = ValueError('one'), ValueError('two'), ValueError('three')
+    third.__context__, second.__cause__ = second, first
+    assert list(paths.origins(third)) == [third, second, first]
+    third.__suppress_context__ = True
+    assert list(paths.origins(third)) == [third]
+    assert list(paths.origins(third, hidden=True)) == [third, second, first]

@@ -29,3 +29,16 @@ def test_a_difference_too_small_to_show_is_not_minus_zero():
 )
 def test_duration(seconds, text):
     assert units.duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    'count, text',
+    [
+        (None, 'more than there is'),
+        (2_062_000, '1.97 MiB'),
+        (9_224_437_760, '8.59 GiB'),
+        (2**42, '4,096.00 GiB'),
+    ],
+)
+def test_size(count, text):
+    assert units.size_text(count) == text

@@ -188,7 +188,7 @@ def evaluate(config: ConfigDict, task: Any, name: str) -> None:
 def train(config: ConfigDict, task: Any, name: str) -> None:
     """Trains to the end or until SIGTERM, and prints the headline metric."""
     from experiments.results import load_result
-    from experiments.training import loop, parallel
+    from experiments.training import loop, parallel, stopping
     from experiments.training.compiling import keep_programs
 
     if (before := workdir() / 'result.json').exists():
@@ -196,7 +196,7 @@ def train(config: ConfigDict, task: Any, name: str) -> None:
     keep_programs(COMPILATION_CACHE.value, WORKDIR.value)
     try:
         result = loop.train(config, task, WORKDIR.value, name, PROFILE.value or 0)
-    except parallel.StoppedEarly as stopped:
+    except stopping.StoppedEarly as stopped:
         if stopped.by_ctrl_c:
             raise
         parallel.say(f'{stopped}.')

@@ -179,7 +179,7 @@ def origins(error: BaseException | None, hidden: bool = False) -> Iterator[BaseE
     """Yields an exception, that which it came of, and so on; each once.
 
     Args:
-      error: The exception. It may have been raised `from` itself.
+      error: The exception, which may have been raised `from` itself.
       hidden: Whether to go on where one was raised `from None`.
     """
     seen: set[int] = set()

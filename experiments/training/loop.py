@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from experiments.memory import check_state
 from experiments.paths import make_folder, path_of
-from experiments.training import parallel, watch
+from experiments.training import parallel, stopping, watch
 from experiments.training.agreement import agreement
 from experiments.training.checks import check_resumable, check_sizes, count_steps
 from experiments.training.compiling import tried_twice
@@ -64,14 +64,14 @@ def train(
       FloatingPointError: The loss, the gradients or the parameters are no longer finite.
       OSError: A file of the run cannot be written; it names the file and the last checkpoint.
       KeyboardInterrupt: Ctrl-C stopped the run, after a checkpoint; or a second Ctrl-C, without.
-      parallel.StoppedEarly: SIGTERM or Ctrl-C stopped the run before its first update was made.
+      stopping.StoppedEarly: SIGTERM or Ctrl-C stopped the run before its first update was made.
     """
     from experiments.training.checkpointing import last_good_named  # slow to import
 
     with (
         contextlib.ExitStack() as held,
         watch.others_first(),
-        parallel.preemption() as asked,  # from here on SIGTERM and Ctrl-C end with a checkpoint
+        stopping.preemption() as asked,  # from here on SIGTERM and Ctrl-C end with a checkpoint
         last_good_named(workdir),
     ):
         return _train(config, task, workdir, config_name, profile_steps, asked, held)
@@ -83,7 +83,7 @@ def _train(
     workdir: str | Path,
     config_name: str,
     profile_steps: int,
-    asked: parallel.Preemption,
+    asked: stopping.Preemption,
     held: contextlib.ExitStack,
 ) -> dict[str, Any] | None:
     # Orbax and matplotlib are slow to import.

@@ -3,19 +3,13 @@
 A step calls `average` where the devices must agree. `Jit` compiles it for the whole global batch,
 which the compiler cuts over the devices: there is nothing to average. `Pmap` runs it on each
 device's part of the batch and averages over the axis `AXIS`. Beside them: joining the processes of
-a run, what a process asks about the others, and stopping together.
+a run, and what a process asks about the others.
 """
 
 import collections
-import concurrent.futures
-import contextlib
-import dataclasses
-import itertools
 import json
 import logging
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -37,12 +31,6 @@ _FOUND_SECONDS = 300  # in which the first worker's name must be known to the ot
 
 # What helps where jax does not find the processes.
 _TELL = 'tell each of them --coordinator=host:port, --num_processes and --process_id'
-
-_ASK_SECONDS = 0.1  # between two looks whether the run was asked to stop
-
-# Not the step: jax has all stop at the number after the largest that it has heard, which is 1 where
-# the signal comes before the first update, and a run that resumes does not come to step 1.
-_TIMES_ASKED = itertools.count(1)
 
 Tree = Any  # nested dictionaries, tuples and NamedTuples of arrays
 
@@ -326,138 +314,6 @@ def num_devices() -> int:
 def device_name() -> str:
     """Returns the devices of the run, as 'NVIDIA H100 80GB HBM3 x8'."""
     return f'{jax.devices()[0].device_kind} x{jax.device_count()}'
-
-
-class StoppedEarly(KeyboardInterrupt):
-    """A run was asked to stop when it had made nothing that could be lost.
-
-    XLA may still be at work in a thread: the process must end by `command_line.end_at_once`.
-    """
-
-    def __init__(self, by_ctrl_c: bool):
-        """Makes the exception.
-
-        Args:
-          by_ctrl_c: Whether it was asked by Ctrl-C, not by SIGTERM.
-        """
-        self.by_ctrl_c = by_ctrl_c
-        how = 'interrupted' if by_ctrl_c else 'Stopped by SIGTERM'
-        super().__init__(
-            f'{how} before the first update of this start: it has saved nothing, and the same '
-            'command begins where it began'
-        )
-
-
-@dataclasses.dataclass
-class Preemption:
-    """Whether the run was asked to stop.
-
-    Attributes:
-      noticed: Whether this process was asked.
-      by_ctrl_c: Whether it was by Ctrl-C, not by SIGTERM.
-      leaves: Whether what the run does now will be left when it is asked.
-    """
-
-    noticed: bool = False
-    by_ctrl_c: bool = False
-    leaves: bool = False
-
-    def should_stop(self) -> bool:
-        """Returns whether to stop after this step; all processes ask, and have the same answer."""
-        if jax.process_count() > 1:  # jax's own handler of SIGTERM finds the common step
-            asked = next(_TIMES_ASKED)
-            watch.WATCH.together = multihost_utils.reached_preemption_sync_point(asked)
-            return watch.WATCH.together
-        return self.noticed
-
-    def unless_stopped(self, function: Callable, *arguments: Any) -> Any:
-        """Calls what takes long and leaves nothing behind, until this process is asked to stop.
-
-        Python runs handlers of signals in the main thread, between two of its instructions, and all
-        of a compilation is one: the function is called in another thread. Several processes, which
-        stop after a common step, wait for the end of it.
-
-        Args:
-          function: A function, such as one that compiles at its first call.
-          *arguments: Its arguments.
-
-        Returns:
-          What the function returned, computed by the devices.
-
-        Raises:
-          StoppedEarly: This process was asked to stop; the function may still be at work.
-          Exception: What the function raised.
-        """
-
-        def work() -> Any:
-            return jax.block_until_ready(function(*arguments))
-
-        if jax.process_count() > 1:
-            return work()
-        done: concurrent.futures.Future = concurrent.futures.Future()
-
-        def run() -> None:
-            try:
-                done.set_result(work())
-            except BaseException as error:
-                done.set_exception(error)
-
-        self.leaves = True
-        try:
-            threading.Thread(target=run, daemon=True).start()
-            while not self.noticed:
-                if concurrent.futures.wait([done], timeout=_ASK_SECONDS).done:
-                    return done.result()
-            raise StoppedEarly(self.by_ctrl_c)
-        finally:
-            self.leaves = False
-
-
-@contextlib.contextmanager
-def preemption() -> Iterator[Preemption]:
-    """Turns SIGTERM and the first Ctrl-C into a question that the loop asks after every step.
-
-    A second Ctrl-C ends at once. In several processes the first one is passed on as SIGTERM, of
-    which jax tells the others.
-
-    Yields:
-      What was asked for so far.
-    """
-    asked = Preemption()
-    several = jax.process_count() > 1
-
-    def stop(*_: Any) -> None:
-        asked.noticed = True
-
-    def end_now(*_: Any) -> None:
-        watch.WATCH.together = False
-        logging.disable()  # what is interrupted, such as Orbax, would log it
-        raise KeyboardInterrupt
-
-    def interrupt(*_: Any) -> None:
-        signal.signal(signal.SIGINT, end_now)
-        asked.noticed = asked.by_ctrl_c = True
-        if not asked.leaves:
-            # Not `print`, which must not be called in the middle of another `print`.
-            os.write(
-                2, b'\nStopping after this step, with a checkpoint; Ctrl-C again ends at once.\n'
-            )
-        if several:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    handlers: dict[signal.Signals, Callable] = {}
-    if threading.current_thread() is threading.main_thread():  # it alone may set handlers
-        if not several:
-            handlers[signal.SIGTERM] = stop
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as
-            handlers[signal.SIGINT] = interrupt  # in the background of a script
-    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-        logging.disable(logging.NOTSET)
 
 
 def _found() -> tuple[str | None, int | None, int | None]:

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from experiments import command_line, launch
-from experiments.training import compiling, loop, parallel
+from experiments.training import compiling, loop, stopping
 from perceiver_jax.errors import Refused
 from tests.toys.demo_run import write_demo_run
 
@@ -133,7 +133,7 @@ def test_a_damaged_result_is_refused_or_passed_over(tmp_path, monkeypatch):
 @pytest.mark.parametrize('by_ctrl_c', [False, True])
 def test_a_run_that_is_left_early_is_told_so(tmp_path, monkeypatch, capsys, by_ctrl_c):
     def train(*_):
-        raise parallel.StoppedEarly(by_ctrl_c)
+        raise stopping.StoppedEarly(by_ctrl_c)
 
     def end_at_once(code):
         raise SystemExit(code)

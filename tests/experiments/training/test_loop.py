@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from experiments.results import load_result
-from experiments.training import loop, parallel
+from experiments.training import loop, parallel, stopping
 from experiments.training.checkpointing import load_params
 from experiments.training.optimizer import make_optimizer
 from tests.toys.full_disk import full_disk
@@ -202,7 +202,7 @@ def test_before_its_first_update_a_run_is_left_at_once(left_alone, tmp_path, cap
     def start(how):
         task = ToyTask(get_config())
         task.loss = functools.partial(traced_for_ever, how)
-        with pytest.raises(parallel.StoppedEarly) as stopped:
+        with pytest.raises(stopping.StoppedEarly) as stopped:
             loop.train(task.config, task, tmp_path, 'toy', profile_steps=2)
         assert stopped.value.by_ctrl_c == (how == signal.SIGINT)
         assert not list(tmp_path.rglob('.*.tmp')) + list(tmp_path.rglob('.lock.json'))

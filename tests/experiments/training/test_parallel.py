@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 import jax
@@ -126,33 +125,6 @@ def test_devices_can_be_chosen(kind):
     assert outputs['y'].devices() == set(chosen)
     np.testing.assert_array_equal(devices.gather(outputs)['y'], 3 * batch)
     np.testing.assert_array_equal(devices.fetch(weights), 3)
-
-
-def test_no_step_at_which_several_processes_can_stop_comes_twice_or_is_left_out(monkeypatch):
-    asked = []
-    monkeypatch.setattr(jax, 'process_count', lambda: 2)
-    monkeypatch.setattr(
-        parallel.multihost_utils, 'reached_preemption_sync_point', lambda n: asked.append(n) or True
-    )
-    monkeypatch.setattr(watch.WATCH, 'together', False)
-    for run in (parallel.Preemption(), parallel.Preemption()):
-        assert run.should_stop() and run.should_stop()
-    assert asked == list(range(asked[0], asked[0] + 4))
-
-
-def test_work_is_left_when_the_run_is_asked_to_stop():
-    released, before = threading.Event(), signal.getsignal(signal.SIGTERM)
-    with parallel.preemption() as asked:
-        assert asked.unless_stopped(max, 3, 5) == 5
-        with pytest.raises(ZeroDivisionError):
-            asked.unless_stopped(lambda: 1 / 0)
-        signalled = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))
-        signalled.start()
-        with pytest.raises(parallel.StoppedEarly, match='Stopped by SIGTERM before the first'):
-            asked.unless_stopped(released.wait)
-    released.set()
-    signalled.join()
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_unknown_kind():

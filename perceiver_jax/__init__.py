@@ -15,7 +15,7 @@ from perceiver_jax.decoder import (
     QueryDecoder,
     decode_in_chunks,
 )
-from perceiver_jax.dot_product_attention import attend, attention_weights
+from perceiver_jax.dot_product_attention import attend, attention_logits, attention_weights
 from perceiver_jax.encoder import Encoder, schedule
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.spectrogram import log_mel
@@ -58,6 +58,7 @@ __all__ = [
     # Attention
     'attend',
     'attention_weights',
+    'attention_logits',
     'record_attention',
     'compiling_for',
     'Attention',

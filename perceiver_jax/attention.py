@@ -110,6 +110,8 @@ class Attention(Module):
         key = Linear(self.qk_channels, LECUN_NORMAL, name='key')
         value = Linear(self.v_channels, LECUN_NORMAL, name='value')
         output = Linear(self.output_channels, LECUN_NORMAL, name='output')
+        if is_recorded(self.module_name):
+            self._record(inputs_q, inputs_kv, mask, norm_q, norm_kv, query, key)
         if not (self._knows_grids(norm_q) and can_be_queries(inputs_q, mask)):
             inputs_q = written_out(inputs_q)
         if not (self._knows_grids(norm_kv) and can_be_keys(inputs_kv, mask)):
@@ -129,8 +131,7 @@ class Attention(Module):
             )
             return dropout(output(average), self.dropout_rate, is_training)
         inputs_kv = written_out(inputs_kv)
-        if mask is not None:  # as in `without_unused_keys`: also the projections' gradients
-            inputs_kv = jnp.where(mask.astype(bool).any(1)[..., None], inputs_kv, 0)
+        inputs_kv = _without_unused(inputs_kv, mask)
         if fold == 'queries':
             result = folding.attend_with_folded_queries(
                 inputs_q,
@@ -160,6 +161,23 @@ class Attention(Module):
         (result,) = project(average, self._join_heads, output)
         return dropout(result, self.dropout_rate, is_training)
 
+    def _record(
+        self,
+        inputs_q: Array | FourierGrid,
+        inputs_kv: Array | FourierGrid,
+        mask: Array | None,
+        norm_q: LayerNorm | None,
+        norm_kv: LayerNorm | None,
+        query: Linear,
+        key: Linear,
+    ) -> None:
+        """Records what the definition gives, with both sides projected."""
+        # A folded projection leaves out of the logits what a softmax does not see.
+        rows, keys = written_out(inputs_q), _without_unused(written_out(inputs_kv), mask)
+        (queries,) = project(rows, normalisation(norm_q, rows.shape[-1]), query)
+        (keys,) = project(keys, normalisation(norm_kv, keys.shape[-1]), key)
+        record(self.module_name, self._split_heads(queries), self._split_heads(keys), mask)
+
     def _knows_grids(self, norm: LayerNorm | None) -> bool:
         of_grids = ('auto', 'chunked', 'pallas')
         return norm is not None and self.num_heads == 1 and self.implementation in of_grids
@@ -188,7 +206,6 @@ class Attention(Module):
     def _attend(
         self, query: Array, key: Array, value: Array | None, mask: Array | None, **how: Any
     ) -> Array:
-        record(self.module_name, query, key, mask, **how)
         implementation = self.implementation
         if implementation == 'splash':
             missing = why_not(query, key, value, how.get('key_bias'), mask)
@@ -208,16 +225,13 @@ class Attention(Module):
         key_bias: Array | None = None,
         **prepare: Prepare | None,
     ) -> Array:
-        bias = None if key_bias is None else key_bias[:, :, None]
         if isinstance(query, FourierGrid) or isinstance(key, FourierGrid):
-            if is_recorded(self.module_name):
-                rows, keys = (written_out(x)[:, :, None] for x in (query, key))
-                record(self.module_name, rows, keys, mask, scale=scale, key_bias=bias, **prepare)
             if isinstance(key, FourierGrid):
                 kernel = 'compiled' if self.implementation == 'pallas' else None
                 return attend_to_grid(written_out(query), key, mask, scale=scale, kernel=kernel)
             assert isinstance(query, FourierGrid) and value is not None and key_bias is not None
             return attend_from_grid(query, key, value, key_bias, scale=scale)
+        bias = None if key_bias is None else key_bias[:, :, None]
         values = None if value is None else value[:, :, None]
         return self._attend(
             query[:, :, None],
@@ -228,6 +242,11 @@ class Attention(Module):
             key_bias=bias,
             **prepare,
         )[:, :, 0]
+
+
+def _without_unused(inputs: Array, mask: Array | None) -> Array:
+    """Zeros what no query attends to, as `without_unused_keys`: also for projections' gradients."""
+    return inputs if mask is None else jnp.where(mask.astype(bool).any(1)[..., None], inputs, 0)
 
 
 @dataclasses.dataclass

@@ -1,8 +1,8 @@
 """Attention as pure functions: the plain definition, and the choice of how to compute it.
 
-`attend` is multi-head attention, `attention_weights` the matrix it averages by. The way that never
-builds this matrix is in `perceiver_jax.chunked_attention`; the glossary of shapes is in
-`perceiver_jax.attention`.
+`attend` is multi-head attention, `attention_weights` the matrix it averages by, the softmax of
+`attention_logits`. The way that never builds this matrix is in `perceiver_jax.chunked_attention`;
+the glossary of shapes is in `perceiver_jax.attention`.
 
 Source: Perceiver IO (arXiv 2107.14795), appendix E (equations 1-3).
 """
@@ -32,6 +32,43 @@ from perceiver_jax.splash_attention import attend_by_splash, why_not
 
 IMPLEMENTATIONS = ('auto', 'plain', 'chunked', 'fused', 'pallas', 'splash')
 FUSED_CHANNELS = 128  # the most per head that cuDNN's kernel takes on every GPU it runs on
+
+
+def attention_logits(
+    query: Array,
+    key: Array,
+    mask: Array | None = None,
+    *,
+    scale: float | None = None,
+    key_bias: Array | None = None,
+    prepare_query: Prepare | None = None,
+    prepare_key: Prepare | None = None,
+) -> Array:
+    """Computes the scaled dot products of queries and keys, of which attention takes the softmax.
+
+    Args:
+      query: As of `attention_weights`.
+      key: As of `attention_weights`.
+      mask: As of `attention_weights`.
+      scale: As of `attention_weights`.
+      key_bias: As of `attention_weights`.
+      prepare_query: As of `attention_weights`.
+      prepare_key: As of `attention_weights`.
+
+    Returns:
+      `[B, H, T, S]` float32; where masked, the lowest finite float32, -3.4e38, so that the softmax
+      over S gives the weights, but for fully masked queries.
+
+    Raises:
+      Refused: The shapes do not fit together, or an array is not of a floating-point dtype.
+
+    Source: Perceiver IO, equation 3; shown as pictures in Perceiver, figure 3 and appendix E.
+    """
+    _check_operands(query, key, None, mask, key_bias)
+    scale = _scale(scale, query)
+    query, key, mask, key_bias = laid_out_alike(query, key, mask, key_bias)
+    operands = without_unused_keys(heads_first(query, key, None, key_bias, mask))
+    return _logits(_prepared_operands(operands, prepare_query, prepare_key), scale)
 
 
 def attention_weights(
@@ -202,9 +239,13 @@ def _prepared_operands(
     )
 
 
-def _weights(operands: Operands, scale: float) -> Array:
+def _logits(operands: Operands, scale: float) -> Array:
     query, key, _, bias, mask = operands
-    weights = jax.nn.softmax(masked_logits(query, key, bias=bias, mask=mask, scale=scale))
+    return masked_logits(query, key, bias=bias, mask=mask, scale=scale)
+
+
+def _weights(operands: Operands, scale: float) -> Array:
+    weights, mask = jax.nn.softmax(_logits(operands, scale)), operands.mask
     return weights if mask is None else jnp.where(mask.any(-1, keepdims=True), weights, 0)
 
 

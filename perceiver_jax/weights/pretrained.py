@@ -98,8 +98,10 @@ class Pretrained:
         """
         return self._apply(*self._weights, *_as_arrays(inputs, named))
 
-    def attention(self, module_name: str, *inputs: Any, call: int = 0, **named: Any) -> Array:
-        """Computes the attention weights of one module, which a call does not keep.
+    def attention(
+        self, module_name: str, *inputs: Any, call: int = 0, logits: bool = False, **named: Any
+    ) -> Array:
+        """Computes the attention weights of one module, or its logits, which a call does not keep.
 
         Args:
           module_name: A module that attends, such as 'encoder/cross_attend_1', or
@@ -107,6 +109,9 @@ class Pretrained:
           *inputs: Arrays, as the function takes them.
           call: Which of its applications, where the model applies a module more than once. Queries
             that are decoded in several chunks do not count.
+          logits: Whether to compute what is before the softmax, as the papers draw it: products of
+            queries and keys, biases included, times 1 / sqrt(F). Where a mask hides a key they are
+            the lowest finite float32, -3.4e38.
           **named: Further arrays by the names of the function's arguments, such as `input_mask`.
 
         Returns:
@@ -115,9 +120,10 @@ class Pretrained:
         Raises:
           Refused: There is no such module, or it is not applied that often.
 
-        Source: Perceiver, figure 3 and appendix E show them as pictures.
+        Source: Perceiver, figure 3 and appendix E show the logits as pictures.
         """
-        return self._attention(*self._weights, *_as_arrays(inputs, named), module_name, call)
+        arrays = _as_arrays(inputs, named)
+        return self._attention(*self._weights, *arrays, module_name, call, bool(logits))
 
     def example(self, batch: int | Any = 1) -> tuple[Any, ...]:
         """Returns shapes and dtypes of what the model is called with.
@@ -250,8 +256,8 @@ class Pretrained:
 
     @functools.cached_property
     def _attention(self):
-        def attention(params, state, inputs, named, module_name, call):
-            with record_attention(module_name) as recorded:
+        def attention(params, state, inputs, named, module_name, call, logits):
+            with record_attention(module_name, logits=logits) as recorded:
                 self._forward(params, state, inputs, named)
             if not recorded:
                 known = sorted(
@@ -266,7 +272,7 @@ class Pretrained:
                 )
             return recorded[call]
 
-        return jax.jit(attention, static_argnums=(4, 5))
+        return jax.jit(attention, static_argnums=(4, 5, 6))
 
 
 def _audio_visual_example(x):

@@ -102,6 +102,8 @@ def test_attention_of_any_cross_attend(model):
     first = model.attention('encoder/cross_attend_1', IMAGES)
     assert first.shape == (2, 1, 7, 36)
     np.testing.assert_allclose(first.sum(-1), 1, rtol=1e-5)
+    logits = model.attention('encoder/cross_attend_1', IMAGES, logits=True)
+    np.testing.assert_allclose(jax.nn.softmax(logits), first, rtol=1e-5)
     # The second and the third cross-attend are one module, called twice.
     second = model.attention('encoder/cross_attend_2', IMAGES)
     third = model.attention('encoder/cross_attend_2', IMAGES, call=1)

@@ -2,8 +2,9 @@
 
 import argparse
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from perceiver_jax.errors import Refused
 from perceiver_jax.weights.pretrained import Pretrained
 
 NUM_BEST = 5  # classes
+MOST_DRAWN = 512  # latents in a picture
 
 
 def some_inputs(paths: Sequence[str], what: str) -> Sequence[str]:
@@ -168,6 +170,70 @@ def best_classes(chances: np.ndarray, names: Sequence[str]) -> list[dict]:
     """
     order = np.argsort(-chances, kind='stable')[:NUM_BEST].tolist()
     return [{'label': names[i], 'probability': float(chances[i])} for i in order]
+
+
+class Shown(NamedTuple):
+    """What a picture shows of attention.
+
+    Attributes:
+      logits: Whether what is before the softmax, and not the weights.
+      latents: The latents that are drawn; None: some, as the picture chooses.
+    """
+
+    logits: bool = False
+    latents: Sequence[int] | None = None
+
+    @property
+    def one_head(self) -> bool:
+        """Whether the first head is shown, and not the mean of all."""
+        return self.logits or self.latents is not None
+
+
+DEFAULT = Shown()
+
+
+def shown_attention(model: Pretrained, arguments: argparse.Namespace) -> Shown:
+    """Returns what the command line asks to see of attention.
+
+    Args:
+      model: A model with an encoder.
+      arguments: The command line: `attention` and `latents`, ranges of latents.
+
+    Raises:
+      Refused: The encoder has no such latents, or they are too many for a picture.
+    """
+    logits = arguments.attention == 'logits'
+    if arguments.latents is None:
+        return Shown(logits)
+    count = len(model.params['encoder']['latents'])
+    for some in arguments.latents:
+        if some.stop > count:
+            raise Refused(f'--latents: expected 0 to {count - 1}, got {some.stop - 1}')
+    latents = list(dict.fromkeys(i for some in arguments.latents for i in some))
+    if len(latents) > MOST_DRAWN:
+        raise Refused(f'--latents: expected up to {MOST_DRAWN}, got {len(latents)} latents')
+    return Shown(logits, latents)
+
+
+def attention_maps(model: Pretrained, inputs: np.ndarray, shown: Shown) -> Mapping[str, np.ndarray]:
+    """Computes what an encoder's first cross-attends attend to, for one example.
+
+    Args:
+      model: A model with an encoder.
+      inputs: What it is called with, a batch of one.
+      shown: What to show.
+
+    Returns:
+      Title of each cross-attend -> `[N, M]`, a row for each latent.
+    """
+    maps = {}
+    for module in cross_attends(model):
+        heads = np.asarray(model.attention(module, inputs, logits=shown.logits)[0])  # [H, N, M]
+        title = title_of(module)
+        if shown.one_head and len(heads) > 1:
+            title += f', head 1 of {len(heads)}'
+        maps[title] = heads[0] if shown.one_head else heads.mean(0)
+    return maps
 
 
 def cross_attends(model: Pretrained) -> list[str]:

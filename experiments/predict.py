@@ -5,6 +5,7 @@
     python -m experiments.predict language_perceiver_io_bytes.pickle --text 'in [MASK*6], France'
     python -m experiments.predict video_autoencoding_checkpoint.pystate clip.mp4 --start 2.5
     python -m experiments.predict runs/io_fourier cat.jpg
+    python -m experiments.predict runs/perceiver cat.jpg --attention=logits --latents=64-127
     python -m experiments.predict runs/modelnet40 chair.off
     python -m experiments.predict runs/mel_video dog.mp4
 
@@ -58,7 +59,8 @@ TASKS = {  # function of `perceiver_jax.models` -> the task whose predict.py run
     'video_autoencoder': 'kinetics',
     'audio_visual_classifier': 'audioset',
 }
-OF_SOME_TASKS = ('classes', 'text', 'tiles', 'ground_truth', 'start')  # see their OPTIONS
+# See their OPTIONS.
+OF_SOME_TASKS = ('classes', 'attention', 'latents', 'text', 'tiles', 'ground_truth', 'start')
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -137,6 +139,19 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='names of the classes: one a line, a .csv with a header and a column `name`, or '
         "AudioSet's class_labels_indices.csv",
     )
+    add(
+        '--attention',
+        choices=['weights', 'logits'],
+        help='of images and shapes: draw what each latent attends to (default), or the logits '
+        "before the softmax as in the Perceiver paper's figure 3",
+    )
+    add(
+        '--latents',
+        metavar='LIST',
+        type=_ranges,
+        help='draw these latents, such as 0,5,17 or 64-127 (of images 64 with --attention=logits; '
+        'else some)',
+    )
     add('--text', help='text to fill in, instead of INPUT')
     add(
         '--tiles',
@@ -170,6 +185,18 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if out.exists() and not out.is_dir():
         parser.exit(2, f'error: --out: {out} is no folder\n')
     return arguments
+
+
+def _ranges(text: str) -> list[range]:
+    """Returns the ranges of a list such as '0,5,64-127', which includes both ends of each."""
+    ranges = []
+    for part in text.split(','):
+        ends = re.fullmatch(r'([0-9]{1,9})(?:-([0-9]{1,9}))?', part.strip())
+        if ends is None or int(ends[2] or ends[1]) < int(ends[1]):
+            expected = 'expected latents from 0, such as 0,5,17 or 64-127'
+            raise argparse.ArgumentTypeError(f'{expected}, got {text!r:.80}')
+        ranges.append(range(int(ends[1]), int(ends[2] or ends[1]) + 1))
+    return ranges
 
 
 def files_of(path: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Predictions for images: their classes, and what the model attends to."""
 
 import argparse
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,23 +9,28 @@ from pathlib import Path
 import numpy as np
 
 from experiments.classes import (
+    DEFAULT,
+    Shown,
+    attention_maps,
     best_classes,
     classify_each,
-    cross_attends,
     probabilities,
-    title_of,
+    shown_attention,
 )
 from perceiver_jax.weights.pretrained import Pretrained
 
-OPTIONS = ('classes',)  # of the command line
+OPTIONS = ('classes', 'attention', 'latents')  # of the command line
 
 
 def predict(model: Pretrained, arguments: argparse.Namespace) -> Iterator[dict]:
     """Classifies each input; see `classify_each` and `classify`."""
-    return classify_each(classify, model, arguments, 'images')
+    shown = shown_attention(model, arguments)
+    return classify_each(functools.partial(classify, shown=shown), model, arguments, 'images')
 
 
-def classify(model: Pretrained, path: str, out: str, names: Sequence[str]) -> dict:
+def classify(
+    model: Pretrained, path: str, out: str, names: Sequence[str], shown: Shown = DEFAULT
+) -> dict:
     """Classifies one image, and draws what the first cross-attends attend to.
 
     Args:
@@ -32,6 +38,7 @@ def classify(model: Pretrained, path: str, out: str, names: Sequence[str]) -> di
       path: An image file.
       out: Folder that the picture is written to.
       names: Names of the classes.
+      shown: What the picture shows: logits, or chosen latents, are drawn as tiles.
 
     Returns:
       `input`, the `best` classes with their probabilities, and the `files` written.
@@ -40,7 +47,7 @@ def classify(model: Pretrained, path: str, out: str, names: Sequence[str]) -> di
       Refused: The file is no image.
     """
     from experiments.imagenet.transforms import is_coloured
-    from experiments.pictures.predictions import write_attention
+    from experiments.pictures.predictions import write_attention, write_attention_tiles
     from perceiver_jax.front_ends import prepare_image, read_image
     from perceiver_jax.inputs import as_images
 
@@ -51,15 +58,20 @@ def classify(model: Pretrained, path: str, out: str, names: Sequence[str]) -> di
     Path(out).mkdir(parents=True, exist_ok=True)  # before the work, which may take long
     best = best_classes(probabilities(model(image[None])[0], 'softmax'), names)
     seed = model.arguments['inputs'].get('permutation_seed')
-    attention = {}
-    for module in cross_attends(model):
-        weights = np.asarray(model.attention(module, image[None])[0])  # [heads, latents, pixels]
-        attention[title_of(module)] = as_images(weights.mean(0), seed)
+    attention = {
+        name: as_images(maps, seed)
+        for name, maps in attention_maps(model, image[None], shown).items()
+    }
     seen = np.clip(image * front_end['std'] + front_end['mean'], 0, 1)
     if seen.shape[-1] == 1:
         seen = seen[..., 0]
     picture = Path(out, f'{Path(path).stem}_attention.png')
     answer = f'{best[0]["label"]}, {100 * best[0]["probability"]:.1f} %'
     title = f'{Path(path).name}: {answer}'
-    write_attention(picture, seen, attention, title)
+    if shown.one_head:
+        write_attention_tiles(
+            picture, seen, attention, title, logits=shown.logits, latents=shown.latents
+        )
+    else:
+        write_attention(picture, seen, attention, title)
     return {'input': path, 'best': best, 'files': [str(picture)]}

@@ -1,30 +1,36 @@
 """Predictions for shapes: their classes, and what the model attends to."""
 
 import argparse
+import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from experiments.classes import (
+    DEFAULT,
+    Shown,
+    attention_maps,
     best_classes,
     classify_each,
-    cross_attends,
     probabilities,
-    title_of,
+    shown_attention,
 )
 from perceiver_jax.errors import Refused
 from perceiver_jax.weights.pretrained import Pretrained
 
-OPTIONS = ('classes',)  # of the command line
+OPTIONS = ('classes', 'attention', 'latents')  # of the command line
 
 
 def predict(model: Pretrained, arguments: argparse.Namespace) -> Iterator[dict]:
     """Classifies each input; see `classify_each` and `classify_shape`."""
-    return classify_each(classify_shape, model, arguments, 'shapes')
+    shown = shown_attention(model, arguments)
+    return classify_each(functools.partial(classify_shape, shown=shown), model, arguments, 'shapes')
 
 
-def classify_shape(model: Pretrained, path: str, out: str, names: Sequence[str]) -> dict:
+def classify_shape(
+    model: Pretrained, path: str, out: str, names: Sequence[str], shown: Shown = DEFAULT
+) -> dict:
     """Classifies one shape, and draws what the first cross-attends attend to.
 
     Args:
@@ -32,6 +38,7 @@ def classify_shape(model: Pretrained, path: str, out: str, names: Sequence[str])
       path: A file of a mesh, on whose surface points are sampled, or of points.
       out: Folder that the picture is written to.
       names: Names of the classes.
+      shown: What the picture shows.
 
     Returns:
       `input`, the `best` classes with their probabilities, and the `files` written.
@@ -52,12 +59,10 @@ def classify_shape(model: Pretrained, path: str, out: str, names: Sequence[str])
         raise Refused(f'{path}: {error}') from error
     Path(out).mkdir(parents=True, exist_ok=True)
     best = best_classes(probabilities(model(points[None])[0], 'softmax'), names)
-    attention = {}
-    for module in cross_attends(model):
-        weights = np.asarray(model.attention(module, points[None])[0])  # [heads, latents, points]
-        attention[title_of(module)] = weights.mean(0)
+    attention = attention_maps(model, points[None], shown)
     picture = Path(out, f'{Path(path).stem}_attention.png')
     answer = f'{best[0]["label"]}, {100 * best[0]["probability"]:.1f} %'
     title = f'{Path(path).name}: {answer}'
-    write_cloud_attention(picture, points, attention, title)
+    what = 'logits' if shown.logits else 'attention'
+    write_cloud_attention(picture, points, attention, title, what=what, latents=shown.latents)
     return {'input': path, 'best': best, 'files': [str(picture)]}

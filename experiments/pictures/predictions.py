@@ -4,7 +4,7 @@ Each is written as PNG, atomically. The picture of a run: `experiments.pictures.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -26,7 +26,9 @@ from experiments.pictures.style import BLUE, INK, ORANGE, saved_figure
 from perceiver_jax.files import write_whole
 
 NUM_LATENTS_DRAWN = 6
+NUM_TILES = 64  # latents drawn as tiles, as many as in the figures of the Perceiver paper
 NUM_FRAMES_DRAWN = 8
+TILES_WIDTH = 8.1  # inches
 
 
 def write_picture(path: str | os.PathLike, picture: np.ndarray) -> None:
@@ -90,8 +92,122 @@ def write_attention(
                 cell.set_title(f'{name}, latent {latent}', fontsize=8, loc='center', pad=3)
 
 
+def write_attention_tiles(
+    path: str | os.PathLike,
+    image: np.ndarray,
+    attention: Mapping[str, np.ndarray],
+    title: str,
+    *,
+    logits: bool,
+    latents: Sequence[int] | None = None,
+) -> None:
+    """Draws the map of each latent as a tile, as the Perceiver paper does, beside their mean.
+
+    Each tile has colours of its own, and what they end at is written over it: from the lowest to
+    the highest logit (zero means nothing: a constant added to a latent's logits changes no
+    weight), or from zero to the highest weight, in multiples of an even share.
+
+    Args:
+      path: The file to write.
+      image: The image `[height, width, 3]`, or grey `[height, width]`, in 0..1.
+      attention: Maps `[N, h, w]`, one for each latent, by the name of the cross-attend.
+      title: One line over the picture.
+      logits: Whether the maps are logits, and not weights.
+      latents: The latents to draw; None: the first `NUM_TILES`.
+
+    Source: Perceiver, figure 3 and appendix E.
+    """
+    aspect = image.shape[0] / image.shape[1]
+    extent = (0, 1, aspect, 0)
+    pixels = 'nearest' if max(image.shape[:2]) <= 64 else 'antialiased'
+    colours, what, low = ('viridis', 'logits', 'lowest') if logits else ('magma', 'weights', '0')
+    units = 'logit' if logits else 'multiples of an even share'
+    ends = 'each from lowest to highest' if logits else f'each with its highest, in {units}'
+    most = max(map(len, attention.values()))
+    most = min(most, NUM_TILES) if latents is None else len(latents)
+    left_height = 2 * 2.5 * aspect + 1.1  # inches
+    columns, rows, line, tiles_height = _tile_layout(most, aspect, left_height)
+    gap = 0.05  # in widths of a tile, as `line`
+    height = max(tiles_height, left_height) + 0.4
+    with saved_figure(path, title, height=height * len(attention) + 0.5) as figure:
+        parts = figure.subfigures(len(attention), 1, squeeze=False)[:, 0]
+        for part, (name, maps) in zip(parts, attention.items(), strict=True):
+            drawn = range(min(len(maps), most)) if latents is None else latents
+            values, zero = (maps, None) if logits else (maps * maps[0].size, 0)
+            heading = f'{name}: {what} of {_count(len(drawn), len(maps))}, {ends}'
+            room = headed(part, heading, Scale(low, 'highest of each', colours))
+            sides = room.subfigures(1, 2, squeeze=False, width_ratios=(2.5, TILES_WIDTH))
+            left, right = sides[0]
+            ratios = (2.5 * aspect, 2.5 * aspect + 0.3, height - left_height)
+            grid = left.add_gridspec(3, 1, height_ratios=ratios)
+            seen, mean = (left.add_subplot(grid[i]) for i in (0, 1))
+            seen.imshow(image, cmap='gray', vmin=0, vmax=1, extent=extent, interpolation=pixels)
+            seen.set_title('The image as the model sees it', fontsize=8.5)
+            shown = mean.imshow(
+                values.mean(0), cmap=colours, vmin=zero, extent=extent, interpolation='nearest'
+            )
+            mean.set_title(f'Mean of all {len(maps)} latents', fontsize=8.5)
+            bar = mean.inset_axes((0, -0.09, 1, 0.045))
+            figure.colorbar(shown, cax=bar, orientation='horizontal', label=units)
+            cells = right.subplots()
+            for axes in (seen, mean, cells):
+                axes.set_axis_off()
+                axes.set_anchor('N')
+            for place, latent in enumerate(drawn):
+                row, column = divmod(place, columns)
+                x, y = column * (1 + gap), row * (aspect + line)
+                tile = values[latent]
+                cells.imshow(
+                    tile,
+                    cmap=colours,
+                    vmin=zero,
+                    extent=(x, x + 1, y + aspect, y),
+                    interpolation='nearest',
+                )
+                lowest = f'{_short(tile.min())} to ' if logits else ''
+                label = f'{latent}:  {lowest}{_short(tile.max())}'
+                cells.text(x, y - 0.03, label, fontsize=6, va='bottom')
+            cells.set_xlim(0, columns * (1 + gap))
+            cells.set_ylim(rows * (aspect + line), -line)
+
+
+def _tile_layout(count: int, aspect: float, least: float) -> tuple[int, int, float, float]:
+    """Arranges tiles as large as they can be where they need no more height than there is anyway.
+
+    Args:
+      count: Number of tiles.
+      aspect: Height / width of a tile.
+      least: The height that there is, in inches.
+
+    Returns:
+      Columns, rows, the height of the line over a tile in widths of a tile, and that of all tiles
+      in inches.
+    """
+
+    def height(columns: int) -> float:
+        return TILES_WIDTH / columns * -(-count // columns) * (aspect + 0.024 * columns)
+
+    columns = next((n for n in range(2, 8) if height(n) <= least), 8)  # 8 as in the paper
+    return columns, -(-count // columns), 0.024 * columns, height(columns)
+
+
+def _short(value: float) -> str:
+    """Returns a number of three digits, with a minus sign of the font's."""
+    return f'{value:.3g}'.replace('-', '\N{MINUS SIGN}')
+
+
+def _count(drawn: int, count: int) -> str:
+    return f'all {count} latents' if drawn == count else f'{drawn} of {count} latents'
+
+
 def write_cloud_attention(
-    path: str | os.PathLike, points: np.ndarray, attention: Mapping[str, np.ndarray], title: str
+    path: str | os.PathLike,
+    points: np.ndarray,
+    attention: Mapping[str, np.ndarray],
+    title: str,
+    *,
+    what: str = 'attention',
+    latents: Sequence[int] | None = None,
 ) -> None:
     """Draws a point cloud in the colours of attention: on average, and by single latents.
 
@@ -101,16 +217,19 @@ def write_cloud_attention(
       attention: Attention `[N, P]`, a row for each latent, by the name of the cross-attend. Their
         mean is drawn, and some latents, at equal distances.
       title: One line over the picture.
+      what: What is drawn: 'attention', or 'logits'.
+      latents: The latents to draw instead; None: `NUM_LATENTS_DRAWN` of them.
     """
     titles, heat = [], []
     for name, rows in attention.items():
-        latents = _spread(len(rows), NUM_LATENTS_DRAWN)
-        titles += [f'{name}, mean', *(f'latent {i}' for i in latents)]
-        heat += [rows.mean(0), *rows[latents]]
+        drawn = list(_spread(len(rows), NUM_LATENTS_DRAWN) if latents is None else latents)
+        titles += [f'{name}, mean', *(f'latent {i}' for i in drawn)]
+        heat += [rows.mean(0), *rows[drawn]]
     clouds = np.broadcast_to(points, (len(heat), *points.shape))
-    with saved_figure(path, title, height=1.75 * len(attention) + 0.9) as figure:
+    lines = -(-len(heat) // (1 + NUM_LATENTS_DRAWN))
+    with saved_figure(path, title, height=1.75 * lines + 0.9) as figure:
         cells = figure.subfigures(squeeze=False)[0, 0]
-        cloud_grid(cells, clouds, titles, None, np.stack(heat), 'attention')
+        cloud_grid(cells, clouds, titles, None, np.stack(heat), what)
 
 
 def write_flow_comparison(

@@ -1,5 +1,7 @@
 """What predictions of several classifiers share."""
 
+import argparse
+
 import numpy as np
 import pytest
 
@@ -106,3 +108,27 @@ def test_without_a_file_the_model_names_its_classes():
     assert classes.class_names(model, None) == ['class 0', 'class 1']
     model.classes = ['cat']  # weights of a run with fewer classes than logits
     assert classes.class_names(model, None) == ['cat', 'class 1']
+
+
+def asked(attention=None, latents=None):
+    model = KnownModel(None, {}, params={'encoder': {'latents': np.zeros((600, 4))}})
+    ranges = None if latents is None else [range(*ends) for ends in latents]
+    return classes.shown_attention(model, argparse.Namespace(attention=attention, latents=ranges))
+
+
+def test_what_a_picture_shows_of_attention():
+    assert asked() == asked('weights') == classes.Shown(False, None) and not asked().one_head
+    assert asked('logits') == classes.Shown(True, None) and asked('logits').one_head
+    assert asked('weights', [(5, 6), (0, 2), (4, 7)]).latents == [5, 0, 1, 4, 6]
+
+
+@pytest.mark.parametrize(
+    'latents, message',
+    [
+        ([(0, 1), (599, 601)], '--latents: expected 0 to 599, got 600'),
+        ([(0, 600)], '--latents: expected up to 512, got 600 latents'),
+    ],
+)
+def test_latents_that_cannot_be_drawn_are_refused(latents, message):
+    with pytest.raises(Refused, match=f'^{message}$'):
+        asked(latents=latents)

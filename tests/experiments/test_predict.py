@@ -102,6 +102,7 @@ def tiny_model(function):
     'function, inputs, options, outputs',
     [
         ('image_classifier', ['1.png', '2.png'], [], ['1_attention.png', '2_attention.png']),
+        ('image_classifier', ['1.png'], ['--attention=logits'], ['1_attention.png']),
         (
             'optical_flow',
             ['1.png', '2.png'],
@@ -156,6 +157,10 @@ def test_mistakes_get_one_line(tmp_path, monkeypatch, capsys):
     for arguments, message in [
         ([], 'the following arguments are required: MODEL, INPUT; --help explains'),
         (['a.png', 'a.png', '--tiles', 'odd'], "argument --tiles: invalid choice: 'odd' .*"),
+        (
+            ['a.png', 'a.png', '--latents', '5-3'],
+            "argument --latents: expected latents from 0, such as 0,5,17 or 64-127, got '5-3'; .*",
+        ),
         (['a.png', 'none.txt'], 'none.txt: there is no such file'),
         (['a.png', 'a.png', '--classes', '.'], '.: there is no such file'),
         (['a.png', 'a.png', '--out', 'a.png'], '--out: a.png is no folder'),
@@ -231,7 +236,7 @@ def test_a_bad_file_is_told_and_the_others_follow(
     vars(arguments).update(given)
 
     def run(*answers):
-        def answer(*_):
+        def answer(*_, **__):
             found = next(answers)
             if isinstance(found, Exception):
                 raise found

@@ -22,8 +22,8 @@ def test_a_shape_is_classified_by_points_of_its_surface(tmp_path):
         assert (points[..., 2] == 0).all() and np.ptp(points[..., 0]) > 0.5
         return np.log([[3.0, 1.0]])
 
-    def attention(module, points):
-        assert module == 'encoder/cross_attend_1'
+    def attention(module, points, logits):
+        assert not logits and module == 'encoder/cross_attend_1'
         return RNG.random((1, 1, 3, 29))
 
     model = KnownModel(logits, {'num_points': 29}, attention=attention)
@@ -41,7 +41,7 @@ def test_a_shape_in_map_coordinates_is_the_one_at_the_origin(tmp_path, ending):
         seen.append(points)
         return np.zeros((1, 2))
 
-    def attention(module, points):
+    def attention(module, points, logits):
         return RNG.random((1, 1, 3, points.shape[1]))
 
     for offset in (np.zeros(3), np.array([700_000, 4_800_000, 200])):

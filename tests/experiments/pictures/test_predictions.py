@@ -49,6 +49,15 @@ def test_the_attention_picture_of_a_cloud_colours_its_points(tmp_path, drawn):
         np.testing.assert_array_equal(values, np.sort(row))
 
 
+def test_chosen_latents_of_a_cloud_are_drawn(tmp_path, drawn):
+    points, logits = RNG.uniform(-1, 1, (31, 3)), {'Cross-attend 1': RNG.random((11, 31))}
+    predictions.write_cloud_attention(
+        tmp_path / 'a.png', points, logits, 'cup', what='logits', latents=[9, 3]
+    )
+    titles = [axes.get_title() for axes in drawn[0].axes if axes.collections]
+    assert titles == ['Cross-attend 1, mean', 'latent 9', 'latent 3']
+
+
 def test_the_attention_picture_shows_means_over_the_image_and_single_latents(tmp_path, drawn):
     image = RNG.random((13, 13, 3))
     maps = {'Cross-attend 1': RNG.random((11, 13, 13)), 'Cross-attend 2': RNG.random((3, 5, 5))}
@@ -74,6 +83,27 @@ def test_the_attention_picture_shows_means_over_the_image_and_single_latents(tmp
         ends = np.percentile(weights.mean(0), (5, 99.5)) * weights[0].size
         np.testing.assert_allclose(bar.get_xlim(), ends)
         assert bar.get_xlabel() == 'attention, in multiples of an even share'
+
+
+@pytest.mark.parametrize('logits', [True, False])
+@pytest.mark.parametrize('latents', [None, [4, 70]])
+def test_tiles_show_single_latents_beside_their_mean(tmp_path, drawn, logits, latents):
+    maps = RNG.random((71, 5, 5)) - (3 if logits else 0)
+    how = dict(logits=logits, latents=latents)
+    predictions.write_attention_tiles(
+        tmp_path / 'a.png', RNG.random((9, 9)), {'Cross-attend 1': maps}, 'cat', **how
+    )
+    values = maps if logits else 25 * maps  # in multiples of an even share
+    _, mean, cells = [axes for axes in drawn[0].axes if axes.images]
+    np.testing.assert_allclose(mean.images[0].get_array(), values.mean(0))
+    expected = range(64) if latents is None else latents
+    for tile, text, latent in zip(cells.images, cells.texts, expected, strict=True):
+        np.testing.assert_allclose(tile.get_array(), values[latent])
+        assert tile.get_clim() == (values[latent].min() if logits else 0, values[latent].max())
+        highest = f'{values[latent].max():.3g}'.replace('-', '−')
+        assert text.get_text().startswith(f'{latent}:') and text.get_text().endswith(highest)
+    places = {image.get_extent()[:3:2] for image in cells.images}  # none over another
+    assert len(places) == len(expected)
 
 
 def test_a_grey_image_is_drawn_too(tmp_path, drawn):

@@ -13,7 +13,9 @@ MODEL is a file of DeepMind's (.pystate, .pickle), of Hugging Face's (.safetenso
 folder), a folder that `Pretrained.save` wrote, or the workdir of a run. What it is a model for
 decides what is done with each INPUT, printed, and written to --out:
 
-  images       the five likeliest classes; <stem>_attention.png, what is attended to
+  images       the five likeliest classes; <stem>_attention.png, what is attended to: the mean of
+               the latents over the image, and some of them; with --attention=logits or --latents
+               a tile for each latent, as in the Perceiver paper's figure 3 and appendix E
   shapes       the same for a mesh (.off) or points (.npy, .txt), z upwards
   sounds       the five likeliest classes of a sound, or of a video with sound
   flow         from the first image to the second: <stem>_flow.flo (Middlebury),

@@ -2,29 +2,37 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 
+import haiku as hk
 import jax
 import numpy as np
+import optax
 import pytest
 
 from perceiver_jax.errors import Refused
 from perceiver_jax.models import MODELS
 from perceiver_jax.position_encoding import resample_positions
 from perceiver_jax.weights import transfer as module
-from perceiver_jax.weights.pretrained import Pretrained
+from perceiver_jax.weights.labels import parameter_labels
+from perceiver_jax.weights.pretrained import Pretrained, initialise
 from perceiver_jax.weights.released import RELEASED
 from perceiver_jax.weights.transfer import compare_arguments, transfer
 
 ENCODER = dict(num_latents=3, latent_channels=4, num_blocks=1, num_self_attends_per_block=1)
-CONV = dict(contents='conv7x7', contents_channels=3)
-LEARNED = dict(positions='learned', position_channels=5, position_init_std=0.02)
+LEARNED = dict(
+    contents='conv7x7',
+    contents_channels=3,
+    positions='learned',
+    position_channels=5,
+    position_init_std=0.02,
+)
 
 
 def image_model(
-    seed, num_classes=5, *, size=8, decoder=None, contents=CONV, classes=None, channels=4, **fields
+    seed, num_classes=5, *, size=8, decoder=None, inputs=LEARNED, classes=None, channels=4, **fields
 ):
     """A model whose arrays are random numbers, also those that start as zeros or are counts."""
     encoder = {**ENCODER, 'latent_channels': channels, 'self_attend': dict(num_heads=2)}
-    arguments = dict(num_classes=num_classes, inputs={**contents, **LEARNED}, encoder=encoder)
+    arguments = dict(num_classes=num_classes, inputs=inputs, encoder=encoder)
     if decoder is not None:
         arguments['decoder'] = decoder
     front_end = dict(size=size, mean=[0.5] * 3)
@@ -102,6 +110,13 @@ def test_learned_positions_are_resampled_to_the_size_of_the_target():
         resample_positions(positions, grid=(2, 2), new_grid=(4, 4)),  # of a quarter of the side
     )
     assert result.counts['resampled'] == 16 * 5
+
+
+def test_fourier_positions_need_nothing_for_another_size():
+    fourier = dict(num_bands=2, max_resolution=[8, 8])
+    source, target = (image_model(i, size=8 + i, inputs=fourier) for i in (0, 1))
+    result = transfer(source, target)
+    assert result.resampled == result.new == () and result.taken
 
 
 def test_what_does_not_fit_is_listed_in_one_error():
@@ -193,3 +208,79 @@ def test_the_defaults_of_every_mapping_are_known(function):
     for key, owner in built.items():
         inner = [k for k, v in module._defaults(owner).items() if isinstance(v, Mapping)]
         assert {f'{key}.{name}' for name in inner} <= built.keys()
+
+
+# How a user fine-tunes without the launcher, with optax.
+
+
+def train(model, optimizer, images, labels, steps=3):
+    """Returns the parameters after a few updates on one batch, and the loss before and after."""
+
+    def loss(params):
+        forward = hk.transform_with_state(
+            lambda x: MODELS[model.function](x, is_training=True, **model.arguments)
+        )
+        logits, _ = forward.apply(params, model.state, jax.random.key(0), images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    @jax.jit
+    def update(params, optimizer_state):
+        before, gradients = jax.value_and_grad(loss)(params)
+        updates, optimizer_state = optimizer.update(gradients, optimizer_state, params)
+        return optax.apply_updates(params, updates), optimizer_state, before
+
+    params, optimizer_state, losses = model.params, optimizer.init(model.params), []
+    for _ in range(steps):
+        params, optimizer_state, before = update(params, optimizer_state)
+        losses.append(float(before))
+    return params, losses
+
+
+@pytest.fixture(scope='module')
+def pretrained():
+    arguments = dict(
+        num_classes=5,
+        inputs=dict(num_bands=2, max_resolution=[8, 8]),
+        encoder={**ENCODER, 'self_attend': dict(num_heads=2)},
+    )
+    return initialise('image_classifier', arguments, dict(size=8, mean=[0.5] * 3))
+
+
+IMAGES = np.random.default_rng(0).normal(size=(6, 8, 8, 3)).astype(np.float32)
+LABELS = np.array([0, 1, 0, 1, 0, 1])
+
+
+def test_a_linear_probe(pretrained):
+    model = pretrained.with_classes(['cat', 'dog'])
+    labels = parameter_labels(model.params, {'decoder/output': 'train'}, default='freeze')
+    optimizer = optax.multi_transform(
+        {'train': optax.adam(0.1), 'freeze': optax.set_to_zero()}, labels
+    )
+    params, losses = train(model, optimizer, IMAGES, LABELS)
+    assert losses[-1] < losses[0]
+    for module_name, values in params.items():
+        for name, value in values.items():
+            same = np.array_equal(value, pretrained.params[module_name][name])
+            assert same == (module_name != 'decoder/output'), f'{module_name}:{name}'
+    probe = dataclasses.replace(model, params=params)
+    np.testing.assert_array_equal(probe.features(IMAGES), pretrained.features(IMAGES))
+
+
+def test_fine_tuning_with_a_smaller_rate_for_what_was_loaded(pretrained):
+    model = pretrained.with_classes(['cat', 'dog'])
+    patterns = {'encoder:latents': 'freeze', 'encoder': 'loaded'}
+    labels = parameter_labels(model.params, patterns, default='new')
+    # The output layer starts at zero, so the encoder has no gradient in the first update.
+    optimizer = optax.multi_transform(
+        {'new': optax.sgd(0.1), 'loaded': optax.sgd(0.01), 'freeze': optax.set_to_zero()}, labels
+    )
+    params, losses = train(model, optimizer, IMAGES, LABELS)
+    assert losses[-1] < losses[0]
+    np.testing.assert_array_equal(
+        params['encoder']['latents'], pretrained.params['encoder']['latents']
+    )
+    head = 'decoder/output'
+    assert np.abs(params[head]['w'] - model.params[head]['w']).max() > 1e-3
+    loaded = 'encoder/cross_attend_1/attention/value'
+    moved = np.abs(params[loaded]['w'] - model.params[loaded]['w']).max()
+    assert 0 < moved < 1e-2

@@ -49,8 +49,10 @@ from perceiver_jax.position_encoding import (
     resample_positions,
 )
 from perceiver_jax.recording import record_attention
+from perceiver_jax.weights.labels import parameter_labels
 from perceiver_jax.weights.pretrained import Pretrained, initialise, load
 from perceiver_jax.weights.released import RELEASED
+from perceiver_jax.weights.transfer import compare_arguments, transfer
 
 __version__ = '0.1.0'  # pyproject.toml reads it here
 
@@ -105,6 +107,10 @@ __all__ = [
     'initialise',
     'Pretrained',
     'RELEASED',
+    # Weights that go on to another model, or that training leaves as they are
+    'transfer',
+    'compare_arguments',
+    'parameter_labels',
     # What is raised where an argument, a file or a configuration cannot be used
     'Refused',
     # From files to models

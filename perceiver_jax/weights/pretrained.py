@@ -29,6 +29,7 @@ from perceiver_jax.position_encoding import resample_positions
 from perceiver_jax.recording import record_attention
 from perceiver_jax.weights import foreign_files, translation
 from perceiver_jax.weights.released import LICENCE, RELEASED
+from perceiver_jax.weights.transfer import HEADS
 from perceiver_jax.weights.trees import Arrays, Tree, check_fit, flatten
 from perceiver_jax.weights.upgrade import upgrade_arguments
 
@@ -141,6 +142,50 @@ class Pretrained:
         )
         return tuple(shapes)
 
+    def features(self, *inputs: Any, **named: Any) -> Array:
+        """Computes what the output layer of a classifier makes logits of.
+
+        Args:
+          *inputs: Arrays, as the function takes them.
+          **named: Further arrays by the names of the function's arguments, such as `input_mask`.
+
+        Returns:
+          Float32: the mean of the latents `[B, D]`; with `ClassQueryDecoder`, what its query
+          decodes, `[B, query_channels]`.
+
+        Raises:
+          Refused: The model is no classifier, or the inputs are not those of a call.
+        """
+        self._head()
+        return self._features(*self._weights, *_as_arrays(inputs, named))
+
+    def with_classes(self, names: Sequence[str], seed: int = 0) -> 'Pretrained':
+        """Returns a classifier of other classes: its output layer is new, all else stays.
+
+        Args:
+          names: Names of the classes, one for each logit.
+          seed: Seed of the new output layer's random weights.
+
+        Returns:
+          A model without a description, since it has learned nothing of these classes yet. It has
+          the same arrays but for the output layer's.
+
+        Raises:
+          Refused: The model is no classifier, or the names are no list of different texts.
+        """
+        head = self._head()
+        is_list = isinstance(names, Sequence) and not isinstance(names, str)
+        if not is_list or not all(isinstance(name, str) for name in names):
+            raise Refused(f'classes are a list of names, not {names!r:.80}')
+        if not names or len({*names}) < len(names):
+            raise Refused(f'classes are different names, at least one, not {names!r:.80}')
+        arguments = {**self.arguments, 'num_classes': len(names)}
+        model = dataclasses.replace(
+            self, arguments=arguments, classes=[*names], description='', params={}, state={}
+        )
+        new = jax.jit(lambda rng: {head: model.init(rng)[0][head]})(jax.random.key(seed))
+        return dataclasses.replace(model, params={**self.params, **_to_host(new)}, state=self.state)
+
     def at_size(self, size: int) -> 'Pretrained':
         """Returns an image classifier for square images of another size.
 
@@ -244,6 +289,32 @@ class Pretrained:
     @functools.cached_property
     def _apply(self):
         return jax.jit(self._forward)
+
+    def _head(self) -> str:
+        """The module that makes the logits of a classifier."""
+        heads = [head for head in HEADS.get(self.function, ()) if head in self.params]
+        if not heads:
+            raise Refused(f'{self.function} is no classifier; these are: {", ".join(HEADS)}.')
+        return heads[0]
+
+    @functools.cached_property
+    def _features(self):
+        head = self._head()
+
+        def features(params, state, inputs, named):
+            met = []
+
+            def look(next_method, args, kwargs, context):
+                if context.method_name == '__call__' and context.module.module_name == head:
+                    met.append(args[0])
+                return next_method(*args, **kwargs)
+
+            with hk.intercept_methods(look):
+                self._forward(params, state, inputs, named)
+            (x,) = met  # [B, D], or [B, 1, E] of a query
+            return x.reshape(len(x), -1)
+
+        return jax.jit(features)
 
     def _forward(self, params, state, inputs, named):
         return self._transformed(inputs, named).apply(params, state, None)[0]

@@ -339,6 +339,81 @@ def test_other_image_sizes(model, learned):
         flow.at_size(12)
 
 
+def test_the_features_of_a_classifier_are_what_its_output_layer_takes(model, learned):
+    for classifier, head, width in (
+        (model, 'decoder/output', 12),
+        (learned, 'decoder/query_decoder/output', 9),
+    ):
+        features = classifier.features(IMAGES)
+        assert features.shape == (2, width) and features.dtype == np.float32
+        output = classifier.params[head]
+        logits = np.asarray(features) @ output['w'] + output['b'][None]
+        np.testing.assert_allclose(classifier(IMAGES), logits, atol=1e-5)
+
+
+def test_with_other_classes_only_the_output_layer_is_new(model, learned):
+    for classifier, head in (
+        (model, 'decoder/output'),
+        (learned, 'decoder/query_decoder/output'),
+    ):
+        classifier = dataclasses.replace(classifier, description='of five', licence='CC BY 4.0')
+        other = classifier.with_classes(['cat', 'dog', 'owl'])
+        assert other.classes == ['cat', 'dog', 'owl'] and other.arguments['num_classes'] == 3
+        assert (other.description, other.licence) == ('', 'CC BY 4.0')
+        assert other(IMAGES).shape == (2, 3)
+        np.testing.assert_array_equal(other.features(IMAGES), classifier.features(IMAGES))
+        new = {m for m in other.params if other.params[m] is not classifier.params[m]}
+        assert new == {head} and classifier.arguments['num_classes'] == 5
+    again = [learned.with_classes(['a', 'b'], seed).params[head]['w'] for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(again[0], again[1])
+    assert not np.allclose(again[0], again[2])
+
+
+def test_only_classifiers_have_features_and_other_classes(model):
+    other = dataclasses.replace(model, function='optical_flow')
+    for ask in (lambda: other.with_classes(['a']), lambda: other.features(IMAGES)):
+        with pytest.raises(ValueError, match='optical_flow is no classifier; these are: image'):
+            ask()
+    for names, message in (
+        ('cat', "classes are a list of names, not 'cat'"),
+        ([1, 2], 'classes are a list of names'),
+        (3, 'classes are a list of names, not 3'),
+        ([], 'at least one'),
+        (['a', 'a'], 'different names'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.with_classes(names)
+
+
+@pytest.mark.parametrize(
+    'function, inputs, front_end',
+    [
+        ('point_classifier', dict(num_bands=1, max_resolution=[3] * 3), dict(num_points=2)),
+        (
+            'audio_visual_classifier',
+            dict(audio=dict(samples_per_patch=2, num_bands=1, max_resolution=[3]), min_padding=1),
+            dict(
+                modalities=['audio'],
+                num_frames=1,
+                sample_rate=4,
+                frames_per_second=1,
+                size=2,
+                log_mel=None,
+            ),
+        ),
+    ],
+)
+def test_classifiers_of_points_and_sound_have_features_and_other_classes(
+    function, inputs, front_end
+):
+    arguments = dict(num_classes=5, inputs=inputs, encoder=RELEASED_ENCODER)
+    model = initialise(function, arguments, front_end)
+    other = model.with_classes(['a', 'b'])
+    example = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), other.example(3))
+    assert other.params['decoder/output']['w'].shape == (12, 2)
+    assert other.features(*example).shape == (3, 12)
+
+
 def language_model():
     return initialise(
         'masked_language_model',

@@ -34,7 +34,7 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
     config.parallel = 'jit'  # or 'pmap'
 
     config.data = dict(
-        source='tfds',  # or 'shapes'; see experiments/modelnet40/sources.py
+        source='tfds',  # or 'folder', 'shapes'; see experiments/modelnet40/sources.py
         path='~/tensorflow_datasets',
         train_split='train+validation',  # together the 9,843 official training shapes
         eval_split='test',

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure  # slow to import, and needed to draw alone
 
 PAPER_EXAMPLES = (9_843, 2_468)  # official training and test shapes
+DATA_NAMES = {'tfds': 'ModelNet40', 'folder': 'own shapes', 'shapes': 'generated shapes'}
 NUM_DRAWN = 12
 
 
@@ -76,7 +77,7 @@ class ModelNet40:
         points = f'{self.config.points.num_points:,} points'
         if self._is_the_papers_data:
             return f'ModelNet40, {points}'
-        name = {'tfds': 'ModelNet40', 'shapes': 'generated shapes'}[self.config.data.source]
+        name = DATA_NAMES[self.config.data.source]
         split = self.config.data.eval_split
         sizes = f'{len(self.train_source):,} training, {len(self.eval_source):,} {split} shapes'
         return f'{name}, {points} ({sizes})'

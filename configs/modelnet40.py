@@ -38,6 +38,9 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
         path='~/tensorflow_datasets',
         train_split='train+validation',  # together the 9,843 official training shapes
         eval_split='test',
+        # File of the names of a folder's classes in the order of the labels: one a line, or the
+        # column `name` of a .csv. '': the folders in train/; where there is none, of the split.
+        classes='',
         on_broken='stop',  # a cloud without extent: 'stop', or 'skip' and count
         num_workers=4,  # processes that read and augment; 0: a thread of this one
     )

@@ -1,7 +1,7 @@
-"""Files that lie in folders of their classes, as in val/<class>/*; which classes there are."""
+"""Files that lie in folders of their classes, as in val/<class>/*, and labels for them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +9,9 @@ import numpy as np
 from configs.common import near_misses
 from experiments.data.hidden import is_hidden
 from perceiver_jax.errors import Refused
+
+# Where names of classes come from that a source is given.
+GIVEN = 'the list that is given (config.data.classes, else the classes of the weights)'
 
 
 class ClassFolders:
@@ -52,36 +55,25 @@ class ClassFolders:
                 raise Refused(f'{path / part} is missing: expected {layout}')
         found = {part: _folders(path / part) for part in parts}
         if classes is not None:
-            origin = f'the list of {len(classes):,} classes'
+            origin = GIVEN
         elif (path / 'train').is_dir():
             origin, classes = str(path / 'train'), _folders(path / 'train')
         else:
             origin, classes = self._text, sorted({name for some in found.values() for name in some})
         self.classes = list(classes)
+        numbers = number_classes(self.classes)
         names, labels = [], []
         for part, folders in found.items():
-            self._check(path / part, folders, origin)
-            present = set(folders)
-            for label, name in enumerate(self.classes):
-                if name not in present:
-                    continue
+            label = {name: label_of(name, numbers, str(path / part), origin) for name in folders}
+            for name in sorted(folders, key=label.__getitem__):
                 for file in sorted(os.listdir(path / part / name)):
                     if file.lower().endswith(tuple(endings)) and not is_hidden(file):
                         names.append(os.fsencode(f'{part}/{name}/{file}'))
-                        labels.append(label)
+                        labels.append(label[name])
         if not names:
             raise Refused(f'{self._text} has no files <class>/*{tuple(endings)}')
         # Arrays: a million Python strings would take long to send to each worker.
         self._names, self._labels = np.array(names), np.array(labels, np.int32)
-
-    def _check(self, part: Path, folders: Sequence[str], origin: str) -> None:
-        """Refuses folders that are no class, or the name of several."""
-        if unknown := sorted(set(folders) - set(self.classes)):
-            meant = near_misses(unknown[0], self.classes)
-            raise Refused(f'{part} has classes that {origin} lacks: {unknown[:5]}. {meant:.300}')
-        for name in folders:
-            if self.classes.count(name) > 1:
-                raise Refused(f'{part / name} may be several classes: {origin} has it twice')
 
     def __repr__(self) -> str:
         return self._text
@@ -92,6 +84,39 @@ class ClassFolders:
     def __getitem__(self, index: int) -> tuple[Path, int]:
         """Returns the path of a file and its label."""
         return self._path / os.fsdecode(self._names[index]), int(self._labels[index])
+
+
+def number_classes(classes: Sequence[str]) -> dict[str, int]:
+    """Returns the label of each name; -1 where several classes have one name.
+
+    Args:
+      classes: Names of the classes, in the order of their labels.
+    """
+    numbers: dict[str, int] = {}
+    for label, name in enumerate(classes):
+        numbers[name] = -1 if name in numbers else label
+    return numbers
+
+
+def label_of(name: str, numbers: Mapping[str, int], place: str, origin: str) -> int:
+    """Returns the label of a class that the data has.
+
+    Args:
+      name: Name of the class.
+      numbers: What `number_classes` returned.
+      place: Where the data has it, for the message.
+      origin: Where the classes are known from, for the message.
+
+    Raises:
+      Refused: It is no class, or several; the message names near misses.
+    """
+    label = numbers.get(name)
+    if label is None:
+        meant = near_misses(name, numbers.keys())
+        raise Refused(f'{place}: {name!r:.80} is no class of {origin}. {meant:.300}')
+    if label < 0:
+        raise Refused(f'{place}: {name!r:.80} may be several classes of {origin}')
+    return label
 
 
 def _folders(path: Path) -> list[str]:

@@ -729,7 +729,7 @@ def table_csv(folder):
     return Sample(file, lambda: read_table(file, ['name', 'kind']), 'text')
 
 
-@door('experiments.classes.class_names')
+@door('experiments.classes.class_names', 'experiments.data.tables.read_names')
 def names_of_classes(folder):
     from experiments.classes import class_names
 

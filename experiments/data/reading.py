@@ -166,7 +166,7 @@ def check_classes(config: ml_collections.ConfigDict, classes: Sequence[str]) -> 
         raise Refused(
             f'the {config.data.source} data has {len(classes)} classes, and '
             f'config.model.num_classes is {num_logits}; 0 takes the number from the data'
-            + (', and config.data.classes names all of them' if is_folder else '')
+            + (', and config.data.classes can name all of them' if is_folder else '')
         )
 
 

@@ -110,7 +110,7 @@ def test_a_folder_of_some_of_the_models_classes_is_evaluated_without_train(tmp_p
         cv2.imwrite(str(tmp_path / 'val' / name / 'a.png'), np.zeros((8, 8, 3), np.uint8))
     config = folder_config(tmp_path, 'stop')
     config.model.num_classes = 10
-    with pytest.raises(ValueError, match='has 2 classes, .* is 10; .*data.classes names all of'):
+    with pytest.raises(ValueError, match='has 2 classes, .* is 10; .*data.classes can name all'):
         assert ImageNet(config).eval_source
     names = [f'n{i:02}' for i in range(10)]
     task = ImageNet(config)

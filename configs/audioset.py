@@ -81,6 +81,9 @@ def get_config(variant: str = 'raw_audio_video') -> ml_collections.ConfigDict:
     config.data = dict(
         source='tfds',  # or 'folder', 'sounds'; see experiments/audioset/sources.py
         path='~/tensorflow_datasets',
+        # File of the names of a folder's labels in their order: one a line, or the column `name`
+        # of a .csv. '': those in the table, sorted.
+        classes='',
         on_broken='stop',  # an unreadable clip: 'stop', or 'skip' and count
         num_workers=8,  # processes that read and augment; 0: a thread of this one
         table=dict(  # of a folder: ESC-50's, see `sources.Table`

@@ -101,6 +101,9 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
     config.data = dict(
         source='tfds',  # or 'tfrecord', 'folder', 'digits'; see experiments/imagenet/sources.py
         path='~/tensorflow_datasets',
+        # File of all folders' names in the order of the labels: one a line, or the column `name` of
+        # a .csv. '': the folders in train/; where there is no train/, as for evaluation, in val/.
+        classes='',
         on_broken='stop',  # an unreadable image: 'stop', or 'skip' and count
         num_workers=8,  # processes that read and augment; 0: a thread of this one
     )

@@ -34,10 +34,13 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
     config.parallel = 'jit'  # or 'pmap'
 
     config.data = dict(
-        source='tfds',  # or 'shapes'; see experiments/modelnet40/sources.py
+        source='tfds',  # or 'folder', 'shapes'; see experiments/modelnet40/sources.py
         path='~/tensorflow_datasets',
         train_split='train+validation',  # together the 9,843 official training shapes
         eval_split='test',
+        # File of the names of a folder's classes in the order of the labels: one a line, or the
+        # column `name` of a .csv. '': the folders in train/; where there is none, of the split.
+        classes='',
         on_broken='stop',  # a cloud without extent: 'stop', or 'skip' and count
         num_workers=4,  # processes that read and augment; 0: a thread of this one
     )

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments.data.tables import read_table, read_text
+from experiments.data.tables import read_names
 from perceiver_jax.errors import Refused
 from perceiver_jax.weights.pretrained import Pretrained
 
@@ -107,28 +107,10 @@ def class_names(model: Pretrained, path: str | None) -> list[str]:
     if path is None:
         known = list(model.classes or [])  # of fewer classes than logits, in weights of before
         return known + [f'class {i}' for i in range(len(known), count)]
-    names = _read_names(Path(path))
+    names = read_names(Path(path))
     if len(names) != count:
         raise Refused(f'{path}: expected the names of {count} classes, got {len(names)}')
     return names
-
-
-def _read_names(path: Path) -> list[str]:
-    if path.suffix.lower() != '.csv':
-        return [line for line in read_text(path).split('\n') if line.strip()]
-    rows = read_table(path, ())
-    column = next((x for x in ('name', 'display_name') if x in rows[0]), None)
-    if column is None:
-        raise Refused(
-            f'{path}: expected a column `name`, or `index` and `display_name` as in AudioSet, '
-            f'got {list(rows[0])!r:.300}'
-        )
-    for number, row in enumerate(rows):
-        if column == 'display_name' and row.get('index') != str(number):
-            raise Refused(f'{row.place}: expected index {number}, got {row.get("index")!r:.80}')
-        if not row[column]:
-            raise Refused(f'{row.place}: there is no name')
-    return [row[column] for row in rows]
 
 
 def probabilities(logits: jax.Array | np.ndarray, activation: str | None) -> np.ndarray:

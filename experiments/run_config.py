@@ -4,6 +4,7 @@
 of a run's config are set on the command line as those of any other.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from perceiver_jax.errors import Refused
 from perceiver_jax.files import read_json
 from perceiver_jax.weights.upgrade import upgrade_arguments
 
+LABELLED = ('audioset', 'imagenet', 'modelnet40')  # tasks whose data has classes
 SECTIONS = ('task', 'seed', 'parallel', 'data', 'model', 'optimizer', 'train', 'evaluation')
 
 
@@ -42,11 +44,28 @@ def get_config(workdir: str | Path) -> ConfigDict:
     for key in SECTIONS[3:]:
         if not isinstance(saved[key], dict):
             raise Refused(f'{path} is not the config of a run: {key} is {saved[key]!r:.80}')
-    config = _from_json({**saved, 'model': upgrade_arguments(saved['model'])})
+    config = _from_json(upgrade(saved))
     for key, kind in (('steps', int), ('epochs', float)):  # one of them is null in every run
         if saved['train'].get(key) is None:
             config['train'][key] = config_dict.placeholder(kind)
     return ConfigDict(config)
+
+
+def upgrade(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts the saved config of a run into the words of today.
+
+    Args:
+      saved: What `config.json` holds; a section that is none is left as it is.
+
+    Returns:
+      The config, where keys that came after the run have the value that it was made with.
+    """
+    upgraded = dict(saved)
+    if isinstance(saved.get('model'), dict):
+        upgraded['model'] = upgrade_arguments(saved['model'])
+    if saved.get('task') in LABELLED and isinstance(saved.get('data'), dict):
+        upgraded['data'] = {'classes': '', **saved['data']}
+    return upgraded
 
 
 def _from_json(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """What the loop needs to know of a task, and which tasks there are."""
 
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import haiku as hk
@@ -32,6 +33,9 @@ class Task(Protocol):
     metric: str  # the headline metric, a key of what `summarise` returns
     higher_is_better: bool
     loss_unit: str  # of the loss, for its curve
+    # Names that the labels of a folder number where no file does: those of weights to evaluate,
+    # set before data is opened; None where train/ or the data itself tells.
+    known_classes: Sequence[str] | None
 
     def __init__(self, config: ml_collections.ConfigDict): ...
 
@@ -46,6 +50,14 @@ class Task(Protocol):
     @property
     def data_name(self) -> str:
         """What the model is trained and evaluated on, for result.json and README's tables."""
+
+    @property
+    def eval_data_name(self) -> str:
+        """What a model is evaluated on, whatever it was trained on; opens no training data."""
+
+    @property
+    def paper_eval_data(self) -> bool:
+        """Whether the headline metric is that of the paper's evaluation data; opens no other."""
 
     @property
     def paper_value(self) -> float | None:

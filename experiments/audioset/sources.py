@@ -19,6 +19,7 @@ import numpy as np
 
 from experiments.audioset.sounds import Sounds
 from experiments.data import clip_files
+from experiments.data.class_folders import GIVEN, label_of, number_classes
 from experiments.data.hidden import is_hidden
 from experiments.data.pipeline import BrokenExample, Example, LabelledSource
 from experiments.data.prepared import TfdsRecords
@@ -41,6 +42,7 @@ def open_source(
     with_frames: bool,
     sample_rate: int,
     table: Mapping[str, str],
+    classes: Sequence[str] | None = None,
 ) -> LabelledSource:
     """Opens one split of a data set of clips.
 
@@ -54,6 +56,8 @@ def open_source(
       with_frames: Whether frames are read.
       sample_rate: Sample rate of the sound in Hz; 48,000 for every kind but 'sounds'.
       table: Fields of `Table` by name; used for 'folder' only.
+      classes: Names of all labels in their order, for 'folder', also of those that no row has;
+        None: the table tells.
 
     Returns:
       A source of clips, with the attribute `classes`.
@@ -83,7 +87,7 @@ def open_source(
             f'config.data.table needs the keys {sorted(keys)}: missing are '
             f'{sorted(keys - set(table))}, unknown are {sorted(set(table) - keys)}'
         )
-    return LabelledFolder(folder, split, with_frames, Table(**table))
+    return LabelledFolder(folder, split, with_frames, Table(**table), classes)
 
 
 def data_folder(out: Path, kind: str) -> Path:
@@ -209,10 +213,18 @@ class LabelledFolder:
     so on.
 
     Attributes:
-      classes: Names of the labels, sorted: those of all rows, whatever the split.
+      classes: Names of the labels: those that are given, or sorted those of all rows, whatever the
+        split.
     """
 
-    def __init__(self, path: Path, split: str, with_frames: bool, table: Table):
+    def __init__(
+        self,
+        path: Path,
+        split: str,
+        with_frames: bool,
+        table: Table,
+        classes: Sequence[str] | None = None,
+    ):
         """Reads the table, and finds the files of the split.
 
         Args:
@@ -220,10 +232,12 @@ class LabelledFolder:
           split: 'train' or 'validation'.
           with_frames: Whether frames are read.
           table: The table, and what its columns mean.
+          classes: Names of the labels in their order; None: the table tells. So a table of clips
+            to evaluate alone need not have a row of every class.
 
         Raises:
           Refused: The table, a column, the folder of media or a file of the split is missing, a row
-            is damaged or means several files, or the split is empty.
+            is damaged, means several files or has a label that is no class, or the split is empty.
         """
         csv_file, media = path / table.csv_file, path / table.media
         self._name = f'{csv_file}, split {split}'
@@ -231,8 +245,11 @@ class LabelledFolder:
         self._kept: dict[int, np.ndarray] = {}  # index -> sound, as long as there is room
         self._kept_bytes = 0
         rows = table.read(path)
-        self.classes = sorted({label for row in rows for label in table.labels(row)})
-        number_of = {label: number for number, label in enumerate(self.classes)}
+        origin = str(csv_file) if classes is None else GIVEN
+        if classes is None:
+            classes = sorted({label for row in rows for label in table.labels(row)})
+        self.classes = list(classes)
+        numbers = number_classes(self.classes)
         parts = table.parts(split)
         files = _MediaFiles(media)
         self._clips: list[tuple[str, list[int]]] = []  # file, labels
@@ -243,7 +260,8 @@ class LabelledFolder:
             if not labels and not table.label_separator:
                 raise Refused(f'{row.place}: {table.label_column!r} is empty')
             file = files.find(row[table.file_column].strip(), row.place)
-            self._clips.append((file, [number_of[label] for label in labels]))
+            numbered = [label_of(label, numbers, row.place, origin) for label in labels]
+            self._clips.append((file, numbered))
         if not self._clips:
             known = sorted({row[table.split_column] for row in rows})
             raise Refused(

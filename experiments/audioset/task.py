@@ -47,6 +47,7 @@ class AudioSet:
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.config = config
+        self.known_classes: Sequence[str] | None = None
         self.metric = config.evaluation.metric
         self.modalities = sorted(set(config.model.inputs) - {'min_padding'})
         self.has_video = 'video' in self.modalities
@@ -123,6 +124,7 @@ class AudioSet:
             with_frames=self.has_video,
             sample_rate=self.config.clip.sample_rate,
             table=data.table,
+            classes=reading.given_classes(self.config) or self.known_classes,
         )
         # A logit without a class would never have positives: the numbers must be equal.
         reading.check_classes(self.config, source.classes)
@@ -138,19 +140,29 @@ class AudioSet:
 
     @property
     def data_name(self) -> str:
-        name = {'tfds': 'AudioSet', 'sounds': 'generated sounds'}.get(self.config.data.source)
-        name = name or self.config.data.table.csv_file
         sizes = f'{len(self.train_source):,} training, {len(self.eval_source):,} evaluation clips'
-        return f'{name} ({sizes})'
+        return f'{self._name_of_data} ({sizes})'
+
+    @property
+    def eval_data_name(self) -> str:
+        return f'{self._name_of_data} ({len(self.eval_source):,} evaluation clips)'
+
+    @property
+    def _name_of_data(self) -> str:
+        name = {'tfds': 'AudioSet', 'sounds': 'generated sounds'}.get(self.config.data.source)
+        return name or self.config.data.table.csv_file
+
+    @property
+    def paper_eval_data(self) -> bool:
+        return (
+            self.config.data.source == 'tfds'
+            and len(self.eval_source.classes) == PAPER_CLASSES
+            and len(self.eval_source) >= PAPER_EXAMPLES[1]
+        )
 
     @property
     def paper_value(self) -> float | None:
-        sizes = len(self.train_source), len(self.eval_source)
-        is_the_papers = (
-            self.config.data.source == 'tfds'
-            and len(self.eval_source.classes) == PAPER_CLASSES
-            and all(size >= least for size, least in zip(sizes, PAPER_EXAMPLES, strict=True))
-        )
+        is_the_papers = self.paper_eval_data and len(self.train_source) >= PAPER_EXAMPLES[0]
         return self.config.paper.value if is_the_papers else None
 
     def without_data(self) -> None:

@@ -6,6 +6,7 @@ stands among the others, and what `config.data` and `config.train` say, is read 
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 
 from experiments.data import pipeline
 from experiments.data.pipeline import Batches, Example, Item, LabelledSource, Source
+from experiments.data.tables import read_names
 from perceiver_jax.errors import Refused
 
 
@@ -116,6 +118,38 @@ def count_classes(
         config.model.num_classes = len(classes)
 
 
+def given_classes(config: ml_collections.ConfigDict) -> list[str] | None:
+    """Returns the names of the classes in the file that `config.data.classes` names.
+
+    The labels of a folder number them in this order, so that a folder may have some of the classes
+    of a model, and evaluation needs no train/. To be read with the data only: a model can be used
+    without either.
+
+    Args:
+      config: The configuration of the run.
+
+    Returns:
+      The names, see `read_names`; None where no file is named.
+
+    Raises:
+      Refused: There is no such file, or the data knows its classes.
+    """
+    file, kind = config.data.classes, config.data.source
+    if not file:
+        return None
+    if kind != 'folder':
+        raise Refused(
+            f"config.data.classes is {file!r}: it is for source 'folder', and {kind!r} data knows "
+            'its classes'
+        )
+    try:
+        return read_names(Path(file).expanduser())
+    except OSError as error:
+        raise Refused(f'config.data.classes is {file!r}: {error.strerror}') from error
+    except Refused as error:
+        raise Refused(f'config.data.classes: {error}') from error
+
+
 def check_classes(config: ml_collections.ConfigDict, classes: Sequence[str]) -> None:
     """Compares the number of classes in the data with the number of logits of the model.
 
@@ -127,11 +161,12 @@ def check_classes(config: ml_collections.ConfigDict, classes: Sequence[str]) -> 
     Raises:
       Refused: The numbers differ; names both.
     """
-    num_logits = config.model.num_classes
+    num_logits, is_folder = config.model.num_classes, config.data.source == 'folder'
     if num_logits and len(classes) != num_logits:
         raise Refused(
             f'the {config.data.source} data has {len(classes)} classes, and '
             f'config.model.num_classes is {num_logits}; 0 takes the number from the data'
+            + (', and config.data.classes can name all of them' if is_folder else '')
         )
 
 

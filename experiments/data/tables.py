@@ -133,6 +133,34 @@ def read_table(path: str | os.PathLike[str], columns: Iterable[str]) -> list[Row
     return rows
 
 
+def read_names(path: Path) -> list[str]:
+    """Reads the names of classes, in order.
+
+    Args:
+      path: A text file with one name a line; a .csv with a header and a column `name`, or with
+        AudioSet's columns `index` and `display_name`.
+
+    Raises:
+      Refused: The file is no such file; names it and the line.
+      OSError: The file cannot be read.
+    """
+    if path.suffix.lower() != '.csv':
+        return [line for line in read_text(path).split('\n') if line.strip()]
+    rows = read_table(path, ())
+    column = next((x for x in ('name', 'display_name') if x in rows[0]), None)
+    if column is None:
+        raise Refused(
+            f'{path}: expected a column `name`, or `index` and `display_name` as in AudioSet, '
+            f'got {list(rows[0])!r:.300}'
+        )
+    for number, row in enumerate(rows):
+        if column == 'display_name' and row.get('index') != str(number):
+            raise Refused(f'{row.place}: expected index {number}, got {row.get("index")!r:.80}')
+        if not row[column]:
+            raise Refused(f'{row.place}: there is no name')
+    return [row[column] for row in rows]
+
+
 def _num_lines(text: str) -> int:
     return _with_plain_ends(text).count('\n') + 1
 

@@ -57,7 +57,8 @@ def open_source(
         'flyingchairs'                 flyingchairs     <x>_img1.ppm, <x>_img2.ppm, <x>_flow.flo
         'flyingthings_clean', '_final' flyingthings3d   frames_cleanpass/TRAIN/..., optical_flow/...
         'middlebury'                   middlebury       other-data/..., other-gt-flow/...
-        'pairs'                        pairs            named as FlyingChairs', in any folders
+        'pairs'                        pairs            named as FlyingChairs', in any folders; in
+          train/ those to train on and in val/ those to evaluate on, or else all are for both
         Flow may be .flo, .pfm or KITTI's .png everywhere. 'scenes' are generated.
       path: Folder that holds the data sets; '~' is the home folder. Unused for 'scenes'.
       split: 'train', 'evaluation' or 'test', the pairs without flow for which the servers of Sintel
@@ -303,6 +304,18 @@ def _named_pairs(folder: Path, split: str) -> list[Pair]:
     return pairs
 
 
+def _own_pairs(folder: Path, split: str) -> list[Pair]:
+    """Lists one's own pairs: those of train/ or val/, or all of them where there is neither."""
+    parts = {'train': folder / 'train', 'evaluation': folder / 'val'}
+    if split == 'test':
+        return []  # no server wants their flow
+    if not any(part.is_dir() for part in parts.values()):
+        return _named_pairs(folder, split)
+    if not parts[split].is_dir():
+        raise Refused(f'{parts[split]} is missing: expected <name>_img1.png and so on in it')
+    return _named_pairs(parts[split], split)
+
+
 def _flyingchairs(folder: Path, split: str) -> list[Pair]:
     pairs = _named_pairs(folder, split)
     for table in visible(folder, '**/FlyingChairs_train_val.txt')[:1]:
@@ -406,5 +419,5 @@ _KINDS: dict[str, tuple[str, Callable[[Path, str], list[Pair]]]] = {
     'flyingthings_clean': ('flyingthings3d', functools.partial(_flyingthings, rendering='clean')),
     'flyingthings_final': ('flyingthings3d', functools.partial(_flyingthings, rendering='final')),
     'middlebury': ('middlebury', _middlebury),
-    'pairs': ('pairs', _named_pairs),
+    'pairs': ('pairs', _own_pairs),
 }

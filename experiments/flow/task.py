@@ -38,6 +38,7 @@ class OpticalFlow:
     """Optical flow by Perceiver IO; an `experiments.tasks.Task`."""
 
     higher_is_better = False
+    known_classes = None  # flow has no classes
     loss_unit = f'end-point error in units of {FLOW_SCALE:g} px'
 
     def __init__(self, config: ml_collections.ConfigDict):
@@ -103,11 +104,18 @@ class OpticalFlow:
         return f'{train}; evaluated on {", ".join(counts)}'
 
     @property
-    def paper_value(self) -> float | None:
+    def eval_data_name(self) -> str:
+        return ', '.join(f'{name} ({n:,} pairs)' for name, n in self._eval_counts.items())
+
+    @property
+    def paper_eval_data(self) -> bool:
         name = self.names[0]
+        return self._eval_counts[name] == PUBLIC_PAIRS.get(name)
+
+    @property
+    def paper_value(self) -> float | None:
         trained = self.config.data.train == 'autoflow' and len(self.train_source) == PAPER_PAIRS
-        evaluated = self._eval_counts[name] == PUBLIC_PAIRS.get(name)
-        return self.config.paper.epe[name] if trained and evaluated else None
+        return self.config.paper.epe[self.names[0]] if trained and self.paper_eval_data else None
 
     @property
     def _eval_counts(self) -> dict[str, int]:

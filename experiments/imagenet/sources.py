@@ -5,16 +5,16 @@ int, 'name': str, the file's name for error messages}. None of them needs Tensor
 """
 
 import logging
-import os
 import struct
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import google_crc32c
 import numpy as np
 
-from experiments.data.hidden import is_hidden, visible
+from experiments.data.class_folders import ClassFolders
+from experiments.data.hidden import visible
 from experiments.data.pipeline import BrokenExample, Example, LabelledSource
 from experiments.data.prepared import (
     TfdsRecords,
@@ -29,6 +29,7 @@ from perceiver_jax.errors import Refused
 from perceiver_jax.files import whole
 
 SPLITS = ('train', 'validation')
+_KINDS = ('tfds', 'tfrecord', 'folder')  # of real images
 _FEATURES = ('image', 'label', 'file_name')  # of TFDS's imagenet2012
 _IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png')  # in lower or upper case
 # A TFRecord is the data's length (uint64), its CRC (uint32), the data, and their CRC (uint32).
@@ -37,7 +38,9 @@ _HEADER_BYTES, _CHECKSUM_BYTES = 12, 4  # before the data; after it
 _FRAME_BYTES = _HEADER_BYTES + _CHECKSUM_BYTES
 
 
-def open_source(kind: str, path: str | None, split: str) -> LabelledSource:
+def open_source(
+    kind: str, path: str | None, split: str, classes: Sequence[str] | None = None
+) -> LabelledSource:
     """Opens one split of ImageNet, or of the digits that stand in for it.
 
     Args:
@@ -46,6 +49,8 @@ def open_source(kind: str, path: str | None, split: str) -> LabelledSource:
       path: TFDS's data folder or the folder of one version in it; or the folder that holds
         train/ and val/; '~' is the home folder. Unused for digits.
       split: 'train' or 'validation'.
+      classes: Names of the folders of all classes in the order of their labels, for 'folder', also
+        of those that have none; None: the folders in train/, or where there is no train/, in val/.
 
     Returns:
       Source of {'encoded': bytes of a JPEG or PNG file, 'label': int, 'name': str} with the
@@ -58,14 +63,12 @@ def open_source(kind: str, path: str | None, split: str) -> LabelledSource:
         raise Refused(f'split must be one of {SPLITS}, got {split!r}')
     if kind == 'digits':
         return Digits(split)
-    sources: dict[str, Callable[[Path, str], LabelledSource]] = {
-        'tfds': _open_records,
-        'tfrecord': _TFRecords,
-        'folder': _Folder,
-    }
-    if kind not in sources:
-        raise Refused(f'config.data.source must be one of {[*sources, "digits"]}, got {kind!r}')
-    return sources[kind](folder_of_data(path, kind), split)
+    if kind not in _KINDS:
+        raise Refused(f'config.data.source must be one of {[*_KINDS, "digits"]}, got {kind!r}')
+    folder = folder_of_data(path, kind)
+    if kind == 'folder':
+        return _Folder(folder, split, classes)
+    return _open_records(folder, split) if kind == 'tfds' else _TFRecords(folder, split)
 
 
 def _open_records(path: Path, split: str) -> TfdsRecords:
@@ -123,43 +126,27 @@ class _TFRecords:
 
 
 class _Folder:
-    """Images train/<class>/* and val/<class>/*; labels number the folders of train/ by name."""
+    """Images train/<class>/* and val/<class>/*; see `ClassFolders` for the classes."""
 
-    def __init__(self, path: Path, split: str):
-        train, self._folder = path / 'train', path / {'train': 'train', 'validation': 'val'}[split]
-        for folder in (train, self._folder):
-            if not folder.is_dir():
-                raise Refused(f'{folder} is missing: expected train/<class>/ and val/<class>/')
-        self.classes = _folders(train)
-        unknown = sorted(set(_folders(self._folder)) - set(self.classes))
-        if unknown:
-            raise Refused(f'{self._folder} has classes that {train} lacks: {unknown[:5]}')
-        names, labels = [], []
-        for label, name in enumerate(self.classes):
-            if not (self._folder / name).is_dir():
-                continue
-            for file in sorted(os.listdir(self._folder / name)):
-                if file.lower().endswith(_IMAGE_ENDINGS) and not is_hidden(file):
-                    names.append(os.fsencode(f'{name}/{file}'))
-                    labels.append(label)
-        if not names:
-            raise Refused(f'{self._folder} has no images <class>/*{_IMAGE_ENDINGS}')
-        # Arrays: a million Python strings would take long to send to each worker.
-        self._names, self._labels = np.array(names), np.array(labels, np.int32)
+    def __init__(self, path: Path, split: str, classes: Sequence[str] | None):
+        part = {'train': 'train', 'validation': 'val'}[split]
+        layout = 'train/<class>/ and val/<class>/'
+        self._files = ClassFolders(path, [part], _IMAGE_ENDINGS, layout=layout, classes=classes)
+        self.classes = self._files.classes
 
     def __repr__(self) -> str:
-        return str(self._folder)
+        return str(self._files)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._files)
 
     def __getitem__(self, index: int) -> Example:
-        file = self._folder / os.fsdecode(self._names[index])
+        file, label = self._files[index]
         try:
             encoded = file.read_bytes()
         except OSError as error:
             raise BrokenExample(f'{file}: {error.strerror}') from error
-        return {'encoded': encoded, 'label': int(self._labels[index]), 'name': str(file)}
+        return {'encoded': encoded, 'label': label, 'name': str(file)}
 
 
 def _from_tfds(example: dict[str, Any]) -> Example:
@@ -168,12 +155,6 @@ def _from_tfds(example: dict[str, Any]) -> Example:
         'label': int(example['label']),
         'name': example['file_name'].decode(),
     }
-
-
-def _folders(path: Path) -> list[str]:
-    with os.scandir(path) as entries:
-        folders = [entry.name for entry in entries if entry.is_dir()]
-    return sorted(name for name in folders if not is_hidden(name))
 
 
 def _record_index(counts: dict[Path, int]) -> np.ndarray:

@@ -1,6 +1,7 @@
 """ImageNet's task, the classification of images: its data, loss, predictions and pictures."""
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -42,6 +43,7 @@ class ImageNet:
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.config = config
+        self.known_classes: Sequence[str] | None = None
         self.mixes = config.loss.mixup_alpha > 0
         if self.mixes != (config.loss.cutmix_alpha > 0):
             raise Refused(
@@ -87,7 +89,9 @@ class ImageNet:
         return self._open('validation')
 
     def _open(self, split: str) -> LabelledSource:
-        source = open_source(self.config.data.source, self.config.data.path, split)
+        data = self.config.data
+        classes = reading.given_classes(self.config) or self.known_classes
+        source = open_source(data.source, data.path, split, classes)
         reading.check_classes(self.config, source.classes)
         return source
 
@@ -105,6 +109,17 @@ class ImageNet:
             return 'ImageNet'
         sizes = f'{len(self.train_source):,} training, {len(self.eval_source):,} evaluation images'
         return f'{self.config.data.source} ({sizes})'
+
+    @property
+    def eval_data_name(self) -> str:
+        number = f'{len(self.eval_source):,}'
+        if self.paper_eval_data:
+            return f'ImageNet ({number} validation images)'
+        return f'{self.config.data.source} ({number} images)'
+
+    @property
+    def paper_eval_data(self) -> bool:
+        return (len(self.eval_source), self.config.model.num_classes) == (PAPER_EXAMPLES[1], 1000)
 
     @property
     def paper_value(self) -> float | None:

@@ -29,7 +29,6 @@ import multiprocessing
 import os
 import re
 import zipfile
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -40,16 +39,21 @@ import tensorflow_datasets as tfds
 from experiments.command_line import Parser, local_path, one_line_errors
 from experiments.data.hidden import is_hidden, visible
 from experiments.data.tables import read_text
-from experiments.modelnet40.files import check_npy, read_cloud, some_points
-from experiments.modelnet40.sources import OFFICIAL
+from experiments.modelnet40.files import (
+    ENDINGS,
+    NUM_POINTS,
+    centred,
+    check_npy,
+    random_of,
+    read_cloud,
+    some_points,
+)
+from experiments.modelnet40.sources import OFFICIAL, SPLITS
 from perceiver_jax import limits
 from perceiver_jax.errors import Refused, reading
 
-SPLITS = ('train', 'validation', 'test')
-NUM_POINTS = 4096  # our choice: twice as many as the model takes, so that epochs differ
 _FILE = re.compile(r'(?:.*/)?(?P<label>[^/]+)/(?P<split>train|test)/(?P<name>[^/.][^/]*)\.\w+')
 _NAMED = re.compile(r'(?:.*/)?(?P<label>[^/]+)/(?P<name>(?P=label)_\d+)\.\w+')
-_ENDINGS = ('.off', '.npy', '.txt')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +123,7 @@ class Modelnet40(tfds.core.GeneratorBasedBuilder):
         shapes = [shape for shape in self.shapes if shape.split == split]
         clouds = _read_all(shapes, self.num_points, self.seed)
         for shape, points in zip(shapes, clouds, strict=True):
-            # Only then cast: metres of a map leave float32 no digits for the shape.
-            points = (points - points.mean(0)).astype(np.float32)
-            example = {'points': points, 'label': shape.label, 'name': shape.name}
+            example = {'points': centred(points), 'label': shape.label, 'name': shape.name}
             yield f'{shape.label}/{shape.name}', example
 
 
@@ -203,7 +205,7 @@ def carve_validation(shapes: Sequence[Shape]) -> list[Shape]:
 def _of_folder(folder: Path) -> list[Shape]:
     if arrays := visible(folder, '**/ply_data_*.h5'):
         return [shape for file in arrays for shape in _of_hdf5(file)]
-    files = [x.as_posix() for x in visible(folder, '**/*') if x.suffix.lower() in _ENDINGS]
+    files = [x.as_posix() for x in visible(folder, '**/*') if x.suffix.lower() in ENDINGS]
     return _without_none(_of_file_name(file, file) for file in files)
 
 
@@ -211,7 +213,7 @@ def _of_zip(file: Path) -> list[Shape]:
     members = [
         member
         for member in sorted(_zip(str(file)).namelist())
-        if member.lower().endswith(_ENDINGS) and not is_hidden(member)
+        if member.lower().endswith(ENDINGS) and not is_hidden(member)
     ]
     return _without_none(_of_file_name(member, str(file), member) for member in members)
 
@@ -330,7 +332,7 @@ def read_points(shape: Shape, num_points: int, seed: int) -> np.ndarray:
     Raises:
       Refused: The shape cannot be read; names the file.
     """
-    rng = np.random.default_rng((seed, zlib.crc32(f'{shape.label}/{shape.name}'.encode())))
+    rng = random_of(shape.label, shape.name, seed)
     if shape.place is None:
         return read_cloud(Path(shape.file).read_bytes(), num_points, rng, str(shape))
     if isinstance(shape.place, str):

@@ -3,6 +3,7 @@
 import io
 import math
 import re
+import zlib
 from collections.abc import Sequence
 from typing import IO, TYPE_CHECKING
 
@@ -13,6 +14,10 @@ from perceiver_jax.errors import Refused, reading
 
 if TYPE_CHECKING:
     import trimesh
+
+# Points to draw of a mesh; our choice: twice as many as the model takes, so that epochs differ.
+NUM_POINTS = 4096
+ENDINGS = ('.off', '.npy', '.txt')
 
 # Files of colours or normals (COFF, NOFF) have them behind each vertex; other kinds, as 4OFF, have
 # other coordinates. In some of ModelNet40's files the counts follow on the line of OFF.
@@ -47,6 +52,28 @@ def read_cloud(encoded: bytes, num_points: int, rng: np.random.Generator, name: 
     else:
         raise Refused(f'{name}: expected an .off, .npy or .txt file')
     return some_points(points, num_points, rng, name)
+
+
+def random_of(label: str, name: str, seed: int = 0) -> np.random.Generator:
+    """Returns the generator of the random numbers of one shape, the same each time it is read.
+
+    Args:
+      label: Name of the shape's class.
+      name: Name of the shape, such as 'airplane_0001'.
+      seed: Seed of the whole data set.
+    """
+    return np.random.default_rng((seed, zlib.crc32(f'{label}/{name}'.encode())))
+
+
+def centred(points: np.ndarray) -> np.ndarray:
+    """Returns points, `[P, 3]`, as they are kept: as float32 whose mean is 0.
+
+    Cast only then: metres of a map leave float32 no digits for the shape.
+
+    Args:
+      points: The points in float64.
+    """
+    return (points - points.mean(0)).astype(np.float32)
 
 
 def some_points(

@@ -1,6 +1,7 @@
 """ModelNet40's task, the classification of point clouds: data, loss, predictions, pictures."""
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import haiku as hk
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure  # slow to import, and needed to draw alone
 
 PAPER_EXAMPLES = (9_843, 2_468)  # official training and test shapes
+DATA_NAMES = {'tfds': 'ModelNet40', 'folder': 'own shapes', 'shapes': 'generated shapes'}
 NUM_DRAWN = 12
 
 
@@ -36,6 +38,7 @@ class ModelNet40:
 
     def __init__(self, config: ml_collections.ConfigDict):
         self.config = config
+        self.known_classes: Sequence[str] | None = None
         num_points = config.points.num_points
         self.model = hk.transform_with_state(self._forward)
         self.points_shape = (1, num_points, 3)
@@ -59,7 +62,9 @@ class ModelNet40:
         return self._open(self.config.data.eval_split)
 
     def _open(self, split: str) -> LabelledSource:
-        source = open_source(self.config.data.source, self.config.data.path, split)
+        data = self.config.data
+        classes = reading.given_classes(self.config) or self.known_classes
+        source = open_source(data.source, data.path, split, classes)
         reading.check_classes(self.config, source.classes)
         return source
 
@@ -76,10 +81,22 @@ class ModelNet40:
         points = f'{self.config.points.num_points:,} points'
         if self._is_the_papers_data:
             return f'ModelNet40, {points}'
-        name = {'tfds': 'ModelNet40', 'shapes': 'generated shapes'}[self.config.data.source]
+        name = DATA_NAMES[self.config.data.source]
         split = self.config.data.eval_split
         sizes = f'{len(self.train_source):,} training, {len(self.eval_source):,} {split} shapes'
         return f'{name}, {points} ({sizes})'
+
+    @property
+    def eval_data_name(self) -> str:
+        name, split = DATA_NAMES[self.config.data.source], self.config.data.eval_split
+        points = f'{self.config.points.num_points:,} points'
+        return f'{name}, {points} ({len(self.eval_source):,} {split} shapes)'
+
+    @property
+    def paper_eval_data(self) -> bool:
+        data = self.config.data
+        is_official = (data.source, data.eval_split) == ('tfds', 'test')
+        return is_official and len(self.eval_source) == PAPER_EXAMPLES[1]
 
     @property
     def paper_value(self) -> float | None:
@@ -87,11 +104,7 @@ class ModelNet40:
 
     @property
     def _is_the_papers_data(self) -> bool:
-        data = self.config.data
-        return (data.source, data.eval_split) == ('tfds', 'test') and (
-            len(self.train_source),
-            len(self.eval_source),
-        ) == PAPER_EXAMPLES
+        return self.paper_eval_data and len(self.train_source) == PAPER_EXAMPLES[0]
 
     def without_data(self) -> None:
         points = np.resize(np.eye(3, dtype=np.float32), self.points_shape[1:])

@@ -8,10 +8,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.run_config import upgrade
 from experiments.training.config_values import MAX_STEPS, check_values
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import read_json
-from perceiver_jax.weights.upgrade import upgrade_arguments
 
 # Keys of the config that may change when a run is resumed: none of them changes the result.
 FREE_KEYS = (
@@ -145,12 +145,9 @@ def check_resumable(workdir: Path, config: ConfigDict) -> None:
         saved = read_json(path)
     except Refused as error:
         raise Refused(f'{error}; {remedy}') from None
-    before = saved
-    if isinstance(saved.get('model'), dict):
-        before = {**saved, 'model': upgrade_arguments(saved['model'])}
     differing = [
         f'{key:.80} was {was!r:.80} and is {now!r:.80}'
-        for key, (was, now) in differences(before, config.to_dict()).items()
+        for key, (was, now) in differences(upgrade(saved), config.to_dict()).items()
         if key not in FREE_KEYS
     ]
     if differing:

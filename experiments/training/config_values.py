@@ -117,6 +117,7 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'parallel': choice('jit', 'pmap'),
     'data.source': TEXT,
     'data.path': optional(TEXT),
+    'data.classes': TEXT,
     'data.train': TEXT,
     'data.evaluate': several(TEXT),
     'data.train_split': TEXT,

@@ -38,6 +38,7 @@ WITHOUT_FILES = {
     'experiments.data.pipeline.Source': 'a protocol',
     'experiments.data.pipeline.LabelledSource': 'a protocol',
     'experiments.data.reading.Blank': 'holds one example',
+    'experiments.data.class_folders.ClassFolders': 'lists files',
     'experiments.data.pipeline._TrainItems': "passes a source's examples on",
     'experiments.data.pipeline._EvalItems': "passes a source's examples on",
 }
@@ -519,6 +520,15 @@ def points_txt(folder):
     return _cloud(folder, '.txt', modelnet40_files.text('bowl_0001'))
 
 
+@door('experiments.modelnet40.sources.open_source', 'experiments.modelnet40.sources.ShapeFolder')
+def folder_of_shapes(folder):
+    from experiments.modelnet40.sources import open_source
+
+    file = folder / 'test' / 'bowl' / 'bowl_0001.txt'
+    modelnet40_files.write(file, modelnet40_files.text('bowl_0001'))
+    return Sample(file, lambda: open_source('folder', str(folder), 'test')[0], 'text')
+
+
 def _npy(array):
     encoded = io.BytesIO()
     np.save(encoded, array)
@@ -719,7 +729,7 @@ def table_csv(folder):
     return Sample(file, lambda: read_table(file, ['name', 'kind']), 'text')
 
 
-@door('experiments.classes.class_names')
+@door('experiments.classes.class_names', 'experiments.data.tables.read_names')
 def names_of_classes(folder):
     from experiments.classes import class_names
 

@@ -46,7 +46,9 @@ class ToyTask:
     loss_unit = 'nats'
     num_train_examples = 320
     num_eval_examples = EVAL_EXAMPLES
-    data_name = 'toy'
+    data_name = eval_data_name = 'toy'
+    paper_eval_data = False
+    known_classes = None
     paper_value = None
 
     def __init__(self, config):

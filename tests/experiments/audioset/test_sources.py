@@ -29,7 +29,7 @@ TABLE = dict(
 )
 
 
-def open_folder(path, split='train', with_frames=False, **table):
+def open_folder(path, split='train', with_frames=False, classes=None, **table):
     return open_source(
         'folder',
         str(path),
@@ -37,6 +37,7 @@ def open_folder(path, split='train', with_frames=False, **table):
         with_frames=with_frames,
         sample_rate=48_000,
         table={**TABLE, **table},
+        classes=classes,
     )
 
 
@@ -68,6 +69,16 @@ def test_esc50_as_it_comes(esc50):
     middle = slice(4800, 9600)
     np.testing.assert_allclose(clip['sound'][middle], tone(0.3, amplitude=0.4)[middle], atol=2e-3)
     assert pickle.loads(pickle.dumps(train))[1]['name'] == train[1]['name']
+
+
+def test_classes_that_are_given_are_those_of_the_labels(esc50):
+    classes = ['rain', 'owl', 'dog']
+    source = open_folder(esc50, 'validation', classes=classes)
+    assert source.classes == classes and source[0]['labels'] == [2]
+    with pytest.raises(
+        Refused, match="line 3: 'vacuum_cleaner' is no class of the list .* cleaner"
+    ):
+        open_folder(esc50, classes=['vacuum cleaner', 'dog', 'rain'])
 
 
 def test_hidden_files_are_no_media(esc50):

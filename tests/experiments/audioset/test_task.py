@@ -17,6 +17,7 @@ from experiments.training import evaluate, loop, parallel
 from perceiver_jax.front_ends.media import write_clip
 from perceiver_jax.weights.pretrained import load
 from tests.toys.one_update import assert_same_update, one_update
+from tests.toys.sources import Untouchable
 
 NAMES = ['Speech', 'Dog', 'Rain']
 
@@ -86,6 +87,9 @@ def test_sound_and_video_train_evaluate_and_draw(prepared, tmp_path):
     assert result['metric'] == 'map' and 0 < result['value'] <= 1
     assert result['paper_value'] is None
     assert result['data'] == 'AudioSet (4 training, 3 evaluation clips)'
+    task = AudioSet(config)
+    task.train_source = Untouchable()
+    assert task.eval_data_name == 'AudioSet (3 evaluation clips)' and not task.paper_eval_data
     rows = [json.loads(line) for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
     evaluation = next(row for row in rows if row['split'] == 'eval')
     keys = ['step', 'split', 'loss', 'map', 'auc', 'd_prime', 'classes_left_out']

@@ -30,6 +30,24 @@ def config(num_classes=2):
     )
 
 
+def test_a_file_names_the_classes_of_a_folder(tmp_path):
+    settings = config()
+    settings.data.update(source='folder', classes='')
+    assert reading.given_classes(settings) is None
+    file = tmp_path / 'wnids.txt'
+    settings.data.classes = str(file)
+    with pytest.raises(Refused, match="config.data.classes is '.*wnids.txt': No such file"):
+        reading.given_classes(settings)
+    file.write_text('n02\nn01\n')
+    assert reading.given_classes(settings) == ['n02', 'n01']
+    file.write_bytes(b'n02\n\xff')
+    with pytest.raises(Refused, match='config.data.classes: .*wnids.txt, line 2: expected UTF-8'):
+        reading.given_classes(settings)
+    settings.data.source = 'tfds'
+    with pytest.raises(Refused, match="config.data.classes is .* source 'folder', and 'tfds' data"):
+        reading.given_classes(settings)
+
+
 def array_of(example, rng=None):
     return {'number': np.int32(example['number'])}
 

@@ -323,6 +323,28 @@ def test_any_folder_of_pairs_in_any_format(tmp_path):
         open_source('pairs', tmp_path, 'train')
 
 
+def test_own_pairs_are_split_by_the_folders_train_and_val(tmp_path):
+    folder = tmp_path / 'pairs'
+    for name in ('train/a', 'train/b/c', 'val/d'):
+        save(folder / f'{name}_img1.png', FIRST)
+        save(folder / f'{name}_img2.png', SECOND)
+        files.write_flo(folder / f'{name}_flow.flo', FLOW)
+
+    def names(split):
+        source = open_source('pairs', tmp_path, split)
+        return [source[i]['name'] for i in range(len(source))]
+
+    assert (names('train'), names('evaluation')) == (['a', 'b/c'], ['d'])
+    (folder / 'train').rename(tmp_path / 'elsewhere')
+    assert names('evaluation') == ['d']
+    with pytest.raises(ValueError, match='pairs/train is missing: expected <name>_img1.png'):
+        names('train')
+    (folder / 'val').rename(folder / 'mine')
+    assert names('train') == names('evaluation') == ['mine/d']
+    with pytest.raises(ValueError, match='has no pairs'):
+        names('test')
+
+
 def test_several_sources_are_one(tmp_path):
     make_sintel(tmp_path)
     make_kitti(tmp_path)

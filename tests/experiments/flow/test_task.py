@@ -168,6 +168,8 @@ def test_only_the_papers_data_stands_beside_its_number():
     task = OpticalFlow(config)
     task.train_source = range(PAPER_PAIRS)
     task.eval_source = Sized(PUBLIC_PAIRS['sintel_final'])
+    assert task.paper_eval_data
+    assert task.eval_data_name == 'sintel_final (1,041 pairs)'
     assert task.paper_value == 2.42
     task.train_source = range(40_000)
     assert task.paper_value is None

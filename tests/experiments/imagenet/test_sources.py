@@ -307,6 +307,21 @@ def test_class_that_train_lacks_is_named(folder):
         open_source('folder', str(folder), 'validation')
 
 
+def test_evaluation_needs_no_train(folder):
+    (folder / 'train').rename(folder / 'elsewhere')
+    source = open_source('folder', str(folder), 'validation')
+    assert source.classes == [CLASSES[0], CLASSES[2]]
+    assert [source[index]['label'] for index in range(2)] == [0, 1]
+    names = [*reversed(CLASSES), 'n04000000']  # the labels number them in this order
+    source = open_source('folder', str(folder), 'validation', names)
+    assert source.classes == names
+    examples = [source[index] for index in range(2)]
+    assert [x['label'] for x in examples] == [0, 2]
+    assert [CLASSES[2] in x['name'] for x in examples] == [True, False]
+    with pytest.raises(Refused, match='train is missing: expected train/<class>/ and val/<class>/'):
+        open_source('folder', str(folder), 'train', names)
+
+
 def test_vanished_image_is_a_broken_example(folder):
     source = open_source('folder', str(folder), 'train')
     (folder / 'train' / CLASSES[0] / 'b.jpg').unlink()
@@ -316,7 +331,7 @@ def test_vanished_image_is_a_broken_example(folder):
 
 def test_folder_without_images(tmp_path):
     (tmp_path / 'train' / CLASSES[0]).mkdir(parents=True)
-    with pytest.raises(ValueError, match='train has no images'):
+    with pytest.raises(ValueError, match='train has no files <class>/'):
         open_source('folder', str(tmp_path), 'train')
     with pytest.raises(ValueError, match='val is missing'):
         open_source('folder', str(tmp_path), 'validation')

@@ -94,6 +94,40 @@ def test_only_the_papers_data_stands_beside_its_number():
     assert (task.paper_value, task.data_name) == (0.821, 'ImageNet')
 
 
+def test_the_evaluation_data_is_named_without_the_training_data():
+    task = ImageNet(get_config('io_conv'))
+    task.train_source = Untouchable()
+    assert (task.eval_data_name, task.paper_eval_data) == ('digits (360 images)', False)
+    task = ImageNet(configs.get_config('io_conv'))
+    task.train_source, task.eval_source = Untouchable(), range(50_000)
+    assert task.paper_eval_data
+    assert task.eval_data_name == 'ImageNet (50,000 validation images)'
+
+
+def test_a_folder_of_some_of_the_models_classes_is_evaluated_without_train(tmp_path):
+    for name in ('n02', 'n07'):
+        (tmp_path / 'val' / name).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / 'val' / name / 'a.png'), np.zeros((8, 8, 3), np.uint8))
+    config = folder_config(tmp_path, 'stop')
+    config.model.num_classes = 10
+    with pytest.raises(ValueError, match='has 2 classes, .* is 10; .*data.classes can name all'):
+        assert ImageNet(config).eval_source
+    names = [f'n{i:02}' for i in range(10)]
+    task = ImageNet(config)
+    task.known_classes = names  # as those of weights
+    assert [task.eval_source[i]['label'] for i in range(2)] == [2, 7]
+    (tmp_path / 'wnids.txt').write_text('\n'.join(reversed(names)))
+    config.data.classes = str(tmp_path / 'wnids.txt')
+    task = ImageNet(config)
+    task.known_classes = names
+    assert [task.eval_source[i]['label'] for i in range(2)] == [2, 7]
+    assert task.eval_source.classes == names[::-1]
+    assert task.eval_data_name == 'folder (2 images)'
+    config.data.path = '/nowhere'  # a model is described and used without its data
+    config.data.classes = '/nowhere/wnids.txt'
+    assert ImageNet(config).describe()
+
+
 def test_mixing_needs_both_alphas():
     with pytest.raises(ValueError, match='mixup_alpha and .*cutmix_alpha .* got 0.2 and 0.0'):
         ImageNet(get_config(**{'loss.mixup_alpha': 0.2}))

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from configs import modelnet40 as configs
 from experiments.modelnet40.task import PAPER_EXAMPLES, ModelNet40
 from experiments.training import evaluate, loop, parallel
-from tests.toys.sources import Sized
+from tests.toys.sources import Sized, Untouchable
 
 
 def get_config(**changes):
@@ -69,7 +69,11 @@ def test_only_the_papers_data_stands_beside_its_number(sizes, eval_split, value)
     with config.unlocked():
         config.data.eval_split = eval_split
     task = ModelNet40(config)
-    task.train_source, task.eval_source = map(Sized, sizes)
+    task.train_source, task.eval_source = Untouchable(), Sized(sizes[1])
+    assert task.paper_eval_data == (eval_split == 'test')
+    eval_name = f'ModelNet40, 2,048 points ({sizes[1]:,} {eval_split} shapes)'
+    assert task.eval_data_name == eval_name
+    task.train_source = Sized(sizes[0])
     assert task.paper_value == value
     name = f'ModelNet40, 2,048 points ({sizes[0]:,} training, {sizes[1]:,} {eval_split} shapes)'
     assert task.data_name == (name if value is None else 'ModelNet40, 2,048 points')

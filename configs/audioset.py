@@ -77,6 +77,7 @@ def get_config(variant: str = 'raw_audio_video') -> ml_collections.ConfigDict:
     config.task = 'audioset'
     config.seed = 42
     config.parallel = 'jit'  # or 'pmap'
+    config.init_from = ''  # weights to start from: a file, a folder, a run, a name on the hub
 
     config.data = dict(
         source='tfds',  # or 'folder', 'sounds'; see experiments/audioset/sources.py
@@ -166,6 +167,7 @@ def get_config(variant: str = 'raw_audio_video') -> ml_collections.ConfigDict:
         evaluate_every_steps=10_000,
         checkpoint_every_steps=1000,
         keep_checkpoints=3,
+        freeze=(),  # modules that are not trained, such as ('inputs', 'encoder')
     )
     config.evaluation = dict(
         batch_size=16,  # whole clips: one is 38 MB of frames

@@ -75,6 +75,7 @@ def lamb(learning_rate: float, schedule: dict[str, object]) -> dict[str, object]
         weight_decay=0.1,
         clip_norm=10.0,
         trust_ratio=True,
+        loaded_scale=1.0,  # of the learning rate of what config.init_from gave
     )
 
 

@@ -72,6 +72,7 @@ def get_config(variant: str = 'main') -> ml_collections.ConfigDict:
     config.task = 'flow'
     config.seed = 42
     config.parallel = 'jit'  # or 'pmap'
+    config.init_from = ''  # weights to start from: a file, a folder, a run, a name on the hub
 
     config.data = dict(
         train='autoflow',  # names of data sets: see experiments/flow/sources.py
@@ -161,6 +162,7 @@ def get_config(variant: str = 'main') -> ml_collections.ConfigDict:
         evaluate_every_steps=10_000,
         checkpoint_every_steps=1000,
         keep_checkpoints=3,
+        freeze=(),  # modules that are not trained, such as ('inputs', 'encoder')
     )
     config.evaluation = dict(
         batch_size=8,  # pairs

@@ -97,6 +97,7 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
     config.task = 'imagenet'
     config.seed = 42
     config.parallel = 'jit'  # or 'pmap'
+    config.init_from = ''  # weights to start from: a file, a folder, a run, a name on the hub
 
     config.data = dict(
         source='tfds',  # or 'tfrecord', 'folder', 'digits'; see experiments/imagenet/sources.py
@@ -163,6 +164,7 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
         evaluate_every_steps=5000,
         checkpoint_every_steps=1000,
         keep_checkpoints=3,
+        freeze=(),  # modules that are not trained, such as ('inputs', 'encoder')
     )
     config.evaluation = dict(
         batch_size=1024,

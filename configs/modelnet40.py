@@ -32,6 +32,7 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
     config.task = 'modelnet40'
     config.seed = 42
     config.parallel = 'jit'  # or 'pmap'
+    config.init_from = ''  # weights to start from: a file, a folder, a run, a name on the hub
 
     config.data = dict(
         source='tfds',  # or 'folder', 'shapes'; see experiments/modelnet40/sources.py
@@ -85,6 +86,7 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
         evaluate_every_steps=1000,
         checkpoint_every_steps=500,
         keep_checkpoints=3,
+        freeze=(),  # modules that are not trained, such as ('inputs', 'encoder')
     )
     config.evaluation = dict(batch_size=512)
     config.paper = dict(metric='accuracy', **Paper('ICML table 4', 0.857)._asdict())

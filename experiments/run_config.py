@@ -18,6 +18,10 @@ from perceiver_jax.weights.upgrade import upgrade_arguments
 LABELLED = ('audioset', 'imagenet', 'modelnet40')  # tasks whose data has classes
 SECTIONS = ('task', 'seed', 'parallel', 'data', 'model', 'optimizer', 'train', 'evaluation')
 
+# Keys that configs did not have before, and the values that stand for what was done then.
+_LATER_KEYS = {'init_from': '', 'train.freeze': [], 'optimizer.loaded_scale': 1.0}
+STARTED_FROM = 'started_from'  # key of config.json, no key of configs: what `init_from` gave a run
+
 
 def get_config(workdir: str | Path) -> ConfigDict:
     """Reads the config of a run, in the words of today.
@@ -44,28 +48,52 @@ def get_config(workdir: str | Path) -> ConfigDict:
     for key in SECTIONS[3:]:
         if not isinstance(saved[key], dict):
             raise Refused(f'{path} is not the config of a run: {key} is {saved[key]!r:.80}')
-    config = _from_json(upgrade(saved))
+    config = _from_json(upgraded(saved))
     for key, kind in (('steps', int), ('epochs', float)):  # one of them is null in every run
         if saved['train'].get(key) is None:
             config['train'][key] = config_dict.placeholder(kind)
     return ConfigDict(config)
 
 
-def upgrade(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Puts the saved config of a run into the words of today.
+def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the config of a run, as its config.json holds it, with the keys of today.
 
     Args:
-      saved: What `config.json` holds; a section that is none is left as it is.
+      saved: What config.json holds, of any version.
+    """
+    config = {key: value for key, value in saved.items() if key != STARTED_FROM}
+    if isinstance(config.get('model'), dict):
+        config['model'] = upgrade_arguments(config['model'])
+    later = _LATER_KEYS | ({'data.classes': ''} if config.get('task') in LABELLED else {})
+    for key, value in later.items():
+        section, _, name = key.rpartition('.')
+        if not section:
+            config.setdefault(name, value)
+        elif isinstance(config.get(section), dict):
+            config[section] = {name: value, **config[section]}
+    return config
+
+
+def started_from(workdir: str | Path) -> dict[str, Any] | None:
+    """Reads what a run started from, as the first of its starts wrote it down.
+
+    Args:
+      workdir: The run's folder.
 
     Returns:
-      The config, where keys that came after the run have the value that it was made with.
+      The facts of `loop.Start`; None where the run has no checkpoint yet, or did not start from
+      weights.
+
+    Raises:
+      Refused: `config.json` is damaged.
     """
-    upgraded = dict(saved)
-    if isinstance(saved.get('model'), dict):
-        upgraded['model'] = upgrade_arguments(saved['model'])
-    if saved.get('task') in LABELLED and isinstance(saved.get('data'), dict):
-        upgraded['data'] = {'classes': '', **saved['data']}
-    return upgraded
+    path = path_of(workdir) / 'config.json'
+    if not path.exists() or not any(path.parent.glob('checkpoints/*')):
+        return None
+    facts = read_json(path).get(STARTED_FROM)
+    if facts is not None and not isinstance(facts, dict):
+        raise Refused(f'{path}: {STARTED_FROM!r} is {facts!r:.80}, expected what a run wrote')
+    return facts
 
 
 def _from_json(value: Any) -> Any:

@@ -1,6 +1,9 @@
 """The convolution that Perceiver IO reads images with, and its batch normalisation."""
 
+import contextlib
+import contextvars
 import dataclasses
+from collections.abc import Collection, Iterator
 
 import haiku as hk
 import jax
@@ -10,6 +13,32 @@ from jax import Array
 
 from perceiver_jax.checks import Module, check_axes
 from perceiver_jax.layers import check_floating
+
+# Full Haiku names of the BatchNorms that this thread keeps as they are.
+_frozen: contextvars.ContextVar[Collection[str]] = contextvars.ContextVar('frozen', default=())
+
+
+@contextlib.contextmanager
+def frozen_batch_norm(modules: Collection[str]) -> Iterator[None]:
+    """Has batch normalisation work in training as in evaluation, where it is not to be trained.
+
+    Use it around the transformed function, or within it, while jax traces:
+
+        with frozen_batch_norm(['inputs/conv7x7/batch_norm']):
+            logits, state = model.apply(params, state, rng, images, is_training=True)
+
+    Args:
+      modules: Full Haiku names of `BatchNorm` modules: these use their running averages, and leave
+        them as they are.
+
+    Yields:
+      Nothing.
+    """
+    token = _frozen.set(frozenset(modules))
+    try:
+        yield
+    finally:
+        _frozen.reset(token)
 
 
 @dataclasses.dataclass
@@ -91,7 +120,7 @@ class BatchNorm(Module):
           x: `[..., C]`, of any floating-point dtype.
           is_training: Whether the statistics are those of the batch, which then update the running
             averages; otherwise they are the running averages. An empty batch has no statistics:
-            it is taken as in evaluation.
+            it is taken as in evaluation, and so are all batches within `frozen_batch_norm`.
 
         Returns:
           `[..., C]` in the dtype of `x`.
@@ -113,7 +142,7 @@ class BatchNorm(Module):
             for name in average
         }
         wide = x.astype(jnp.float32)
-        if is_training and 0 not in x.shape:
+        if is_training and 0 not in x.shape and self.module_name not in _frozen.get():
             axes = tuple(range(x.ndim - 1))
             mean, square = wide.mean(axes), jnp.square(wide).mean(axes)
             if self.cross_replica_axis is not None and not hk.running_init():

@@ -159,7 +159,7 @@ def _measure(config: ConfigDict, target: Target, devices: parallel.Jit) -> dict[
     optimizer, _ = make_optimizer(total_steps, steps_per_epoch, **config.optimizer)
     kind = target.platform, devices.replicated.mesh.devices.flat[0].device_kind
     with compiling_for(*kind):
-        state = jax.eval_shape(functools.partial(loop.initial_state, config.seed, task, optimizer))
+        state = jax.eval_shape(functools.partial(loop.initial_state, config, task, optimizer))
     state = _laid_out(state, devices.replicated)
     parts = config.train.accumulate_steps
     train_batch = {

@@ -8,8 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.run_config import upgrade
+from experiments.run_config import upgraded
 from experiments.training.config_values import MAX_STEPS, check_values
+from experiments.training.optimizer import OF_ANY_LENGTH
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import read_json
 
@@ -25,6 +26,7 @@ FREE_KEYS = (
     'train.keep_checkpoints',
     'evaluation.batch_size',
 )
+LENGTH_KEYS = {'train.steps', 'train.epochs'}  # these may, where updates do not depend on them
 
 
 def check_sizes(config: ConfigDict, num_devices: int) -> None:
@@ -135,7 +137,8 @@ def check_resumable(workdir: Path, config: ConfigDict) -> None:
       config: The run's configuration.
 
     Raises:
-      Refused: The two differ in more than `FREE_KEYS`, or `config.json` is damaged.
+      Refused: The two differ in more than `FREE_KEYS`, or in the length of a run that cannot be
+        lengthened; or `config.json` is damaged.
     """
     path = workdir / 'config.json'
     if not path.exists() or not any(workdir.glob('checkpoints/*')):
@@ -145,15 +148,41 @@ def check_resumable(workdir: Path, config: ConfigDict) -> None:
         saved = read_json(path)
     except Refused as error:
         raise Refused(f'{error}; {remedy}') from None
-    differing = [
-        f'{key:.80} was {was!r:.80} and is {now!r:.80}'
-        for key, (was, now) in differences(upgrade(saved), config.to_dict()).items()
-        if key not in FREE_KEYS
-    ]
+    differing = differences(upgraded(saved), config.to_dict())
+    differing = {key: values for key, values in differing.items() if key not in FREE_KEYS}
+    if differing and differing.keys() <= LENGTH_KEYS:
+        _check_lengthened(workdir, config)
+        return
     if differing:
+        listed = '; '.join(
+            f'{key:.80} was {was!r:.80} and is {now!r:.80}' for key, (was, now) in differing.items()
+        )
         raise Refused(
-            f'{workdir} holds a run with another config: {"; ".join(differing):.300}. '
+            f'{workdir} holds a run with another config: {listed:.300}. '
             'Resume it with its own config, or choose another workdir'
+        )
+
+
+def _check_lengthened(workdir: Path, config: ConfigDict) -> None:
+    """Checks that the updates made so far are those of a run of another length too.
+
+    Args:
+      workdir: The run's folder, whose run has another length.
+      config: The run's configuration.
+
+    Raises:
+      Refused: Updates depend on the length of the run.
+    """
+    kind, schedules = config.optimizer.schedule.kind, ' and '.join(OF_ANY_LENGTH)
+    problem = None
+    if kind not in OF_ANY_LENGTH:
+        problem = f'its schedule, {kind}, is made for the length of the run: {schedules} are not'
+    elif 'curriculum' in config:
+        problem = 'its curriculum is made for the length of the run'
+    if problem:
+        raise Refused(
+            f'{workdir} holds a run of another length (config.train.steps or epochs), and {problem}'
+            f'. A new run can start from its weights: --config.init_from={workdir}'
         )
 
 

@@ -84,6 +84,15 @@ def several(of: Allowed, *lengths: int) -> Allowed:
     return Allowed(lambda x: isinstance(x, tuple | list) and fits(x), f'{count} times {of.text}')
 
 
+def some(of: Allowed) -> Allowed:
+    """Returns tuples of any number of allowed values, also of none."""
+
+    def fits(x):
+        return isinstance(x, tuple | list) and all(map(of.fits, x))
+
+    return Allowed(fits, f'a tuple, each of it {of.text}')
+
+
 def span(of: Allowed) -> Allowed:
     """Returns pairs of allowed values, the smaller one first."""
     pairs = several(of, 2)
@@ -115,6 +124,7 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'task': TEXT,
     'seed': whole(0, 2**32 - 1),
     'parallel': choice('jit', 'pmap'),
+    'init_from': TEXT,
     'data.source': TEXT,
     'data.path': optional(TEXT),
     'data.classes': TEXT,
@@ -262,6 +272,7 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'optimizer.weight_decay': number(0),
     'optimizer.clip_norm': above(0),
     'optimizer.trust_ratio': YES_NO,
+    'optimizer.loaded_scale': number(0, 1000),
     'train.batch_size': BATCH,
     'train.accumulate_steps': BATCH,
     'train.epochs': optional(above(0, 1e9)),
@@ -270,6 +281,7 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'train.evaluate_every_steps': whole(1),
     'train.checkpoint_every_steps': whole(1),
     'train.keep_checkpoints': whole(1),
+    'train.freeze': some(TEXT),
     'evaluation.batch_size': BATCH,
     'evaluation.crop_fraction': above(0, 1),
     'evaluation.metric': TEXT,

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,16 +16,37 @@ from ml_collections import ConfigDict
 
 from experiments.memory import check_state
 from experiments.paths import make_folder, path_of
+from experiments.run_config import STARTED_FROM
 from experiments.training import parallel, stopping, watch
 from experiments.training.agreement import agreement
-from experiments.training.checks import check_resumable, check_sizes, count_steps
+from experiments.training.checks import below_key, check_resumable, check_sizes, count_steps
 from experiments.training.compiling import tried_twice
 from experiments.training.evaluate import Evaluation, compile_predict, evaluate
 from experiments.training.lock import lock
 from experiments.training.optimizer import make_optimizer
 from experiments.training.profiling import UpdatesProfile, check_fits
 from experiments.training.workdir import Metrics, git_commit, now, write_json
+from perceiver_jax.convolution import frozen_batch_norm
+from perceiver_jax.errors import Refused
 from perceiver_jax.files import read_json, remove_unfinished
+from perceiver_jax.weights.labels import matching
+from perceiver_jax.weights.trees import flatten as flatten_weights
+
+
+class Start(NamedTuple):
+    """Weights that a run starts from, instead of random ones.
+
+    Attributes:
+      facts: Of what JSON holds: `weights`, where they were read; `params_sha256` of all that was
+        read; the numbers of parameters that were `taken`, `resampled` and are `new`; and the flat
+        names of the latter two, `resampled_names` and `new_names`. `config.json` keeps them.
+      params: Parameters of the run's model; None where a checkpoint will give them.
+      state: State of the run's model, likewise.
+    """
+
+    facts: dict[str, Any]
+    params: hk.Params | None = None
+    state: hk.State | None = None
 
 
 class TrainState(NamedTuple):
@@ -34,7 +55,7 @@ class TrainState(NamedTuple):
     step: jax.Array  # int32 [], updates made so far
     params: hk.Params  # {module: {name: array}}
     state: hk.State  # what the model carries from batch to batch, such as BatchNorm's averages
-    opt_state: optax.OptState  # LAMB's two moments, each as large as the parameters
+    opt_state: optax.OptState  # LAMB's two moments, each as large as the trained parameters
 
 
 def train(
@@ -43,6 +64,7 @@ def train(
     workdir: str | Path,
     config_name: str,
     profile_steps: int = 0,
+    start: Start | None = None,
 ) -> dict[str, Any] | None:
     """Trains a task to the end of its config, from the newest checkpoint in the folder on.
 
@@ -54,6 +76,7 @@ def train(
       config_name: What was asked for, such as 'configs/imagenet.py:demo', followed by the keys that
         the command line set; stands in the result.
       profile_steps: Updates to trace into the folder `profile`; their kernels are printed.
+      start: Weights to start from where there is no checkpoint; None: random ones.
 
     Returns:
       What `result.json` holds; None if SIGTERM stopped the run, after a checkpoint.
@@ -74,7 +97,7 @@ def train(
         stopping.preemption() as asked,  # from here on SIGTERM and Ctrl-C end with a checkpoint
         last_good_named(workdir),
     ):
-        return _train(config, task, workdir, config_name, profile_steps, asked, held)
+        return _train(config, task, workdir, config_name, profile_steps, start, asked, held)
 
 
 def _train(
@@ -83,6 +106,7 @@ def _train(
     workdir: str | Path,
     config_name: str,
     profile_steps: int,
+    start: Start | None,
     asked: stopping.Preemption,
     held: contextlib.ExitStack,
 ) -> dict[str, Any] | None:
@@ -90,7 +114,7 @@ def _train(
     from experiments.pictures.report import write_report
     from experiments.training.checkpointing import Checkpoints, digest, flatten
 
-    start = time.monotonic()
+    began = time.monotonic()
     workdir, settings, batch_size = path_of(workdir), config.train, config.train.batch_size
     writes = parallel.is_main_process()
     parallel.say_who_takes_part()
@@ -100,10 +124,15 @@ def _train(
         total_steps, steps_per_epoch = count_steps(config, task.num_train_examples)
         data_name, paper_value = task.data_name, task.paper_value  # opens the evaluation data too
         data.update({'data': data_name, 'number of training examples': task.num_train_examples})
-        optimizer, schedule = make_optimizer(total_steps, steps_per_epoch, **config.optimizer)
+        loaded = () if start is None else loaded_names(task, start)
+        optimizer, schedule = make_optimizer(
+            total_steps, steps_per_epoch, **config.optimizer, loaded=loaded
+        )
         devices = parallel.make(config.parallel)
         check_fits(profile_steps, settings.evaluate_every_steps)
-        host_state = jax.device_get(asked.unless_stopped(init, config.seed, task, optimizer))
+        host_state = jax.device_get(asked.unless_stopped(init, config, task, optimizer))
+        if start is not None and start.params is not None:
+            host_state = host_state._replace(params=start.params, state=start.state)
         if writes:
             make_folder(workdir)
             held.enter_context(lock(workdir))
@@ -116,8 +145,13 @@ def _train(
     train_state = devices.replicate(host_state)
     step = saved_step = int(host_state.step)
     steps = range(step + 1, total_steps + 1)
+    if step > total_steps:
+        raise Refused(f'{workdir} holds step {step:,} of a run that is to have {total_steps:,}')
     if writes:
-        write_json(workdir / 'config.json', config.to_dict())
+        about = {} if start is None else {STARTED_FROM: start.facts}
+        write_json(workdir / 'config.json', {**config.to_dict(), **about})
+    if settings.freeze:
+        parallel.say(trained_text(host_state.params, settings.freeze))
 
     update = tried_twice(compile_update(config, task, optimizer, devices))
     predict = tried_twice(compile_predict(task, devices))
@@ -179,7 +213,7 @@ def _train(
                 score = evaluation[0][task.metric] * (1 if task.higher_is_better else -1)
             if saves:
                 host_state, saved_step = devices.fetch(train_state), step
-                seconds = seconds_before + time.monotonic() - start
+                seconds = seconds_before + time.monotonic() - began
                 checkpoints.save(step, host_state, wall_seconds=seconds, score=score)
             if stop and not last:
                 if asked.by_ctrl_c:
@@ -229,7 +263,7 @@ def compile_update(
     """Compiles `update_step` for a run, at its first call.
 
     Args:
-      config: The run's configuration, of which `seed` and `train.batch_size` are read.
+      config: The run's configuration, of which `seed` and `train` are read.
       task: The `experiments.tasks.Task` that gives the loss.
       optimizer: The optimizer.
       devices: What `parallel.make` returned.
@@ -244,6 +278,7 @@ def compile_update(
         seed=config.seed,
         batch_size=config.train.batch_size,
         average=devices.average,
+        freeze=config.train.freeze,
     )
     return devices.compile_update(update)
 
@@ -257,6 +292,7 @@ def update_step(
     seed: int,
     batch_size: int,
     average: Callable,
+    freeze: Sequence[str] = (),
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Makes one update; a pure function.
 
@@ -270,22 +306,28 @@ def update_step(
       seed: The run's seed; the rng depends on it and on the step alone.
       batch_size: Examples in the global batch.
       average: Function that returns the mean of a tree over the devices.
+      freeze: Patterns of the parameters that stay as they are; see `split`. A frozen `BatchNorm`
+        works as in evaluation.
 
     Returns:
       The state after the update, and scalar metrics: the loss and the gradient norm are those of
       the parameters before the update, the parameter norm is that after it.
     """
     rng = jax.random.fold_in(jax.random.key(seed), train_state.step)
-    params = train_state.params
+    trained, frozen = split(train_state.params, freeze)
+
+    def loss_of(trained, state, micro_batch):
+        with frozen_batch_norm(frozen.keys() - trained.keys()):
+            return loss(hk.data_structures.merge(trained, frozen), state, rng, micro_batch)
 
     def add_micro_batch(carry, micro_batch):
         gradients, state = carry
-        (value, (state, metrics)), more = jax.value_and_grad(loss, has_aux=True)(
-            params, state, rng, micro_batch
+        (value, (state, metrics)), more = jax.value_and_grad(loss_of, has_aux=True)(
+            trained, state, micro_batch
         )
         return (jax.tree.map(jnp.add, gradients, more), state), {'loss': value, **metrics}
 
-    carry = jax.tree.map(jnp.zeros_like, params), train_state.state
+    carry = jax.tree.map(jnp.zeros_like, trained), train_state.state
     num_micro_batches = jax.tree.leaves(batch)[0].shape[0]
     if num_micro_batches == 1:  # a loop of one round would be a loop: slow convolutions on CPUs
         (gradients, state), metrics = add_micro_batch(carry, jax.tree.map(lambda x: x[0], batch))
@@ -297,18 +339,18 @@ def update_step(
         metrics['broken_examples'] = batch_size * jnp.mean(batch['broken'].astype(jnp.float32))
     gradients, state, metrics = average((gradients, state, metrics))
 
-    updates, opt_state = optimizer.update(gradients, train_state.opt_state, params)
-    params = optax.apply_updates(params, updates)
+    updates, opt_state = optimizer.update(gradients, train_state.opt_state, trained)
+    params = hk.data_structures.merge(optax.apply_updates(trained, updates), frozen)
     metrics['gradient_norm'] = optax.tree.norm(gradients)
     metrics['parameter_norm'] = optax.tree.norm(params)
     return TrainState(train_state.step + 1, params, state, opt_state), metrics
 
 
-def init(seed: int, task: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def init(config: ConfigDict, task: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """Makes the state before the first update, the same in all processes.
 
     Args:
-      seed: The run's seed.
+      config: The run's configuration, of which `seed` and `train.freeze` are read.
       task: The `experiments.tasks.Task` that initialises the model.
       optimizer: The optimizer.
 
@@ -316,23 +358,78 @@ def init(seed: int, task: Any, optimizer: optax.GradientTransformation) -> Train
       The state, on the default device.
 
     Raises:
-      Refused: The state does not fit the device.
+      Refused: The state does not fit the device, or `train.freeze` does not fit the model.
     """
-    traced = jax.jit(functools.partial(initial_state, seed, task, optimizer)).trace()
+    traced = jax.jit(functools.partial(initial_state, config, task, optimizer)).trace()
     check_state(traced.out_info)  # before anything is allocated
     return tried_twice(lambda: traced.lower().compile()())()
 
 
-def initial_state(seed: int, task: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def initial_state(
+    config: ConfigDict, task: Any, optimizer: optax.GradientTransformation
+) -> TrainState:
     """Returns the state before the first update; a pure function.
 
     Args:
-      seed: The run's seed.
+      config: The run's configuration, of which `seed` and `train.freeze` are read.
       task: The `experiments.tasks.Task` that initialises the model.
       optimizer: The optimizer.
+
+    Raises:
+      Refused: `train.freeze` does not fit the model.
     """
-    params, state = task.init(jax.random.key(seed))
-    return TrainState(jnp.zeros((), jnp.int32), params, state, optimizer.init(params))
+    params, state = task.init(jax.random.key(config.seed))
+    with below_key('train.freeze'):
+        trained, _ = split(params, config.train.freeze)
+    return TrainState(jnp.zeros((), jnp.int32), params, state, optimizer.init(trained))
+
+
+def split(params: hk.Params, freeze: Sequence[str]) -> tuple[hk.Params, hk.Params]:
+    """Splits parameters in those that are trained and those that stay as they are.
+
+    Args:
+      params: Haiku's parameters.
+      freeze: What is to stay: patterns as `perceiver_jax.matching` takes them.
+
+    Returns:
+      The trained parameters and the frozen ones, each without the modules that have none.
+
+    Raises:
+      Refused: A pattern fits no parameter, or nothing is left to train.
+    """
+    names = matching(freeze, flatten_weights(params))
+    frozen, trained = hk.data_structures.partition(
+        lambda module, name, _: f'{module}:{name}' in names, params
+    )
+    if not trained:
+        raise Refused(f'{", ".join(freeze)} are all parameters: nothing is left to train')
+    return trained, frozen
+
+
+def loaded_names(task: Any, start: Start) -> set[str]:
+    """Returns the flat names of the parameters that a run did not start anew.
+
+    Args:
+      task: The `experiments.tasks.Task` of the run.
+      start: What it starts from.
+    """
+    params, _ = jax.eval_shape(task.init, jax.random.key(0))
+    return flatten_weights(params).keys() - set(start.facts['new_names'])
+
+
+def trained_text(params: hk.Params, freeze: Sequence[str]) -> str:
+    """Returns a sentence: how many parameters are trained, and which are not.
+
+    Args:
+      params: Haiku's parameters.
+      freeze: `config.train.freeze`.
+    """
+    trained, _ = split(params, freeze)
+    counts = [sum(x.size for x in jax.tree.leaves(tree)) for tree in (trained, params)]
+    return (
+        f'{counts[0]:,} of {counts[1]:,} parameters are trained; '
+        f'config.train.freeze is {", ".join(freeze)}.'
+    )
 
 
 def summarise(returned: list[dict[str, np.ndarray]]) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """The optimizer: LAMB as both papers train with it, AdamW, and the learning-rate schedules."""
 
+import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from perceiver_jax.errors import Refused
+from perceiver_jax.weights.trees import Tree
 
 # Updates made so far -> learning rate, or what the peak rate is multiplied by.
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
@@ -26,6 +28,8 @@ def make_optimizer(
     weight_decay: float,
     clip_norm: float,
     trust_ratio: bool,
+    loaded_scale: float = 1.0,
+    loaded: Collection[str] = (),
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """Makes LAMB: clip the gradients, scale as Adam, decay, scale by the trust ratio, step.
 
@@ -43,6 +47,9 @@ def make_optimizer(
       weight_decay: Factor of the weights that are added to Adam's update before the trust ratio.
       clip_norm: Largest global norm of the gradients; greater ones are scaled down to it.
       trust_ratio: Whether to scale each tensor's update by its trust ratio.
+      loaded_scale: What the learning rate of parameters that were loaded is multiplied by; their
+        decay shrinks with it.
+      loaded: Flat names of the parameters that were loaded, such as 'encoder:latents'.
 
     Returns:
       The transformation, and the schedule: updates made so far -> learning rate.
@@ -64,8 +71,16 @@ def make_optimizer(
         optax.add_decayed_weights(weight_decay, mask=decays),
         optax.scale_by_trust_ratio() if trust_ratio else optax.identity(),
         optax.scale_by_learning_rate(rate),
+        optax.masked(optax.scale(loaded_scale), functools.partial(_are_named, names=set(loaded))),
     )
     return optimizer, rate
+
+
+def _are_named(params: Tree, names: Collection[str]) -> dict[str, dict[str, bool]]:
+    return {
+        module: {name: f'{module}:{name}' in names for name in tensors}
+        for module, tensors in params.items()
+    }
 
 
 def decays(params: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, bool]]:
@@ -166,6 +181,7 @@ SCHEDULES: dict[str, Callable[..., Schedule]] = {
     'flat_cosine': flat_cosine,
     'cosine': cosine,
 }
+OF_ANY_LENGTH = ('constant', 'step')  # those that do not depend on `total_steps`
 
 
 def _cosine(progress: jax.typing.ArrayLike) -> jax.Array:

@@ -12,7 +12,7 @@ CENTRES = np.random.default_rng(0).normal(size=(CLASSES, FEATURES)).astype(np.fl
 
 def get_config(**train):
     """A config with what the loop reads; keyword arguments go into config.train."""
-    sizes = dict(batch_size=32, epochs=None, steps=6, accumulate_steps=1)
+    sizes = dict(batch_size=32, epochs=None, steps=6, accumulate_steps=1, freeze=())
     intervals = dict(
         log_every_steps=2, evaluate_every_steps=4, checkpoint_every_steps=2, keep_checkpoints=2
     )
@@ -21,6 +21,7 @@ def get_config(**train):
             task='toy',
             seed=7,
             parallel='jit',
+            init_from='',
             data=dict(path='', num_workers=0),
             train={**sizes, **intervals, **train},
             optimizer=dict(
@@ -32,6 +33,7 @@ def get_config(**train):
                 weight_decay=0.1,
                 clip_norm=10.0,
                 trust_ratio=True,
+                loaded_scale=1.0,
             ),
             evaluation=dict(batch_size=16),
         )

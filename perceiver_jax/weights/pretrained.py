@@ -27,7 +27,7 @@ from perceiver_jax.files import read_json, write_whole
 from perceiver_jax.models import MODELS
 from perceiver_jax.position_encoding import resample_positions
 from perceiver_jax.recording import record_attention
-from perceiver_jax.weights import foreign_files, translation
+from perceiver_jax.weights import foreign_files, huggingface_config, translation
 from perceiver_jax.weights.released import LICENCE, RELEASED
 from perceiver_jax.weights.trees import Arrays, Tree, check_fit, flatten
 from perceiver_jax.weights.upgrade import upgrade_arguments
@@ -337,10 +337,12 @@ def load(
       path: One of
         - a folder that `Pretrained.save` wrote;
         - DeepMind's `.pystate` or `.pickle`, read without running anything in it;
-        - Hugging Face's `.safetensors` or `.bin` (which needs torch), or the folder of such a file.
-      arguments: Keyword arguments of the model, where they are not those of the released model
-        that the parameters' names belong to (a foreign file does not hold them).
-      front_end: What inputs go through before, where it is not that of the released model.
+        - Hugging Face's `.safetensors` or `.bin` (which needs torch), or the folder of such a file;
+          a `config.json` of transformers beside it says the arguments, see
+          `huggingface_config.from_config` for what is exact then and what is not.
+      arguments: Keyword arguments of the model; they go before those that are found. A file without
+        any is taken for the released model that its parameters' names belong to.
+      front_end: What inputs go through before, in the same way.
       conv_kernel: Layout of the 7x7 kernel in Hugging Face's files: 'hub' as published, where
         height and width are swapped, or 'transformers' for one that was trained there.
 
@@ -360,7 +362,12 @@ def load(
         raise Refused(f'{path} is a part of a model: load its folder, {path.parent}.')
     if (path / 'checkpoints').is_dir():
         raise Refused(f'{path} is a run: `experiments.open_model.open_model` loads it.')
-    if path.is_dir() or path.suffix in ('.safetensors', '.bin', '.json'):
+    config: Mapping[str, Any] = {}
+    config_file, kind_of_config = None, None
+    if _is_huggingface(path):
+        config_file = huggingface_config.find_config(path)
+        if config_file is not None:
+            config, kind_of_config = huggingface_config.read_config(config_file)
         tensors = foreign_files.read_huggingface(path)
         translate = functools.partial(
             translation.from_huggingface, tensors, conv_kernel=conv_kernel
@@ -373,17 +380,59 @@ def load(
     except Refused as error:
         raise Refused(f'{path}: {error}') from None
     released = RELEASED[kind]
+    described = huggingface_config.Described(released.arguments, released.front_end, None, 'usual')
+    if config_file is not None:
+        if kind_of_config not in (kind, None):
+            raise Refused(
+                f'{config_file}: architectures is {config["architectures"]}, but {path} has the '
+                f'parameters of {kind}.'
+            )
+        described = huggingface_config.from_config(config, kind, config_file)
+    classes = described.classes
+    if arguments is not None and arguments.get('num_classes') != (
+        described.arguments.get('num_classes')
+    ):
+        classes = None  # they are of other logits
+    is_released = arguments is None and described.arguments == released.arguments
     model = Pretrained(
         function=released.function,
-        arguments=released.arguments if arguments is None else arguments,
-        front_end=released.front_end if front_end is None else front_end,
+        arguments=described.arguments if arguments is None else arguments,
+        front_end=described.front_end if front_end is None else front_end,
         params=params,
         state=state,
-        description=released.description if arguments is None else '',
-        licence=LICENCE if arguments is None else '',
+        classes=classes,
+        description=released.description if is_released else '',
+        licence=LICENCE if is_released else '',
+        activation=described.activation,
     )
-    _check_fit(model, path)
+    _check_fit(model, path if config_file is None else f'{path} (by its config.json)')
     return model
+
+
+def carries_arguments(path: str | os.PathLike) -> bool:
+    """Returns whether weights say the arguments of their model, or are a bare file of weights.
+
+    Args:
+      path: What `load` takes, or the folder of a run.
+
+    Returns:
+      True for a folder that `Pretrained.save` wrote, for a run, and for Hugging Face's weights
+      beside a `config.json` of transformers. What bare files are loaded with is an assumption, of
+      which only the shapes are checked.
+
+    Raises:
+      Refused: There is nothing at the path, or a `config.json` that is not JSON.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise Refused(f'{path} does not exist.')
+    if (path / 'model.json').is_file() or (path / 'checkpoints').is_dir():
+        return True
+    return _is_huggingface(path) and huggingface_config.find_config(path) is not None
+
+
+def _is_huggingface(path: Path) -> bool:
+    return path.is_dir() or path.suffix in ('.safetensors', '.bin', '.json')
 
 
 def _load_ours(path: Path) -> Pretrained:

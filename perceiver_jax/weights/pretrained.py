@@ -171,7 +171,8 @@ class Pretrained:
           path: The folder, which must not exist yet, or be empty.
 
         Raises:
-          Refused: The folder exists and is not empty.
+          Refused: The folder exists and is not empty, or `load` would refuse what is to be written:
+            the weights do not fit the arguments, or the classes are not those of the logits.
         """
         from safetensors.numpy import save
 
@@ -186,6 +187,11 @@ class Pretrained:
             for module, values in tree.items()
             for name, value in values.items()
         }
+        try:
+            text = json.dumps(about, default=_plain)
+        except (TypeError, ValueError) as error:
+            raise Refused(f'{path}/model.json cannot say this model: {error!s:.200}') from None
+        _checked(json.loads(text), trees, path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}-') as folder:
             whole = Path(folder, 'whole')
@@ -193,7 +199,7 @@ class Pretrained:
             weights = save(arrays)
             (whole / 'weights.safetensors').write_bytes(weights)
             about = {'format': FORMAT, **about, 'sha256': hashlib.sha256(weights).hexdigest()}
-            text = json.dumps(about, indent=2, default=dict) + '\n'  # dict: of other mappings
+            text = json.dumps(about, indent=2, default=_plain) + '\n'
             (whole / 'model.json').write_text(text, 'utf-8')
             os.replace(whole, path)
 
@@ -340,8 +346,9 @@ def load(
         - Hugging Face's `.safetensors` or `.bin` (which needs torch), or the folder of such a file;
           a `config.json` of transformers beside it says the arguments, see
           `huggingface_config.from_config` for what is exact then and what is not.
-      arguments: Keyword arguments of the model; they go before those that are found. A file without
-        any is taken for the released model that its parameters' names belong to.
+      arguments: Keyword arguments of the model; they take the place of those that are found, in a
+        folder of ours too. A file without any is taken for the released model that its parameters'
+        names belong to.
       front_end: What inputs go through before, in the same way.
       conv_kernel: Layout of the 7x7 kernel in Hugging Face's files: 'hub' as published, where
         height and width are swapped, or 'transformers' for one that was trained there.
@@ -357,7 +364,7 @@ def load(
     if not path.exists():
         raise Refused(f'{path} does not exist.')
     if (path / 'model.json').is_file():
-        return _load_ours(path)
+        return _load_ours(path, arguments, front_end)
     if (path.parent / 'model.json').is_file():
         raise Refused(f'{path} is a part of a model: load its folder, {path.parent}.')
     if (path / 'checkpoints').is_dir():
@@ -435,7 +442,14 @@ def _is_huggingface(path: Path) -> bool:
     return path.is_dir() or path.suffix in ('.safetensors', '.bin', '.json')
 
 
-def _load_ours(path: Path) -> Pretrained:
+def _plain(value: Any) -> Any:
+    """Returns what JSON has for other mappings, and for NumPy's numbers."""
+    return value.item() if isinstance(value, np.generic) else dict(value)
+
+
+def _load_ours(
+    path: Path, arguments: Mapping[str, Any] | None, front_end: Mapping[str, Any] | None
+) -> Pretrained:
     from safetensors.numpy import load_file
 
     about = read_json(path / 'model.json', f'one of {FORMAT}')
@@ -460,6 +474,15 @@ def _load_ours(path: Path) -> Pretrained:
         if kind not in trees or len(names) != 2:
             raise Refused(f'{weights} holds something else than weights: {key!r:.80}')
         trees[kind].setdefault(names[0], {})[names[1]] = value
+    if arguments is not None:
+        about['arguments'] = arguments
+    if front_end is not None:
+        about['front_end'] = front_end
+    return _checked(about, trees, path)
+
+
+def _checked(about: Mapping[str, Any], trees: Mapping[str, Tree], path: Path) -> Pretrained:
+    """Returns the model of what a folder of ours holds, if it is one."""
     try:
         model = Pretrained(**about, params=trees['params'], state=trees['state'])
     except Refused as error:

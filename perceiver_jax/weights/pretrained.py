@@ -28,6 +28,7 @@ from perceiver_jax.models import MODELS
 from perceiver_jax.position_encoding import resample_positions
 from perceiver_jax.recording import record_attention
 from perceiver_jax.weights import foreign_files, huggingface_config, translation
+from perceiver_jax.weights.hub import locate
 from perceiver_jax.weights.released import LICENCE, RELEASED
 from perceiver_jax.weights.trees import Arrays, Tree, check_fit, flatten
 from perceiver_jax.weights.upgrade import upgrade_arguments
@@ -345,7 +346,9 @@ def load(
         - DeepMind's `.pystate` or `.pickle`, read without running anything in it;
         - Hugging Face's `.safetensors` or `.bin` (which needs torch), or the folder of such a file;
           a `config.json` of transformers beside it says the arguments, see
-          `huggingface_config.from_config` for what is exact then and what is not.
+          `huggingface_config.from_config` for what is exact then and what is not;
+        - a name on Hugging Face's hub, such as 'deepmind/vision-perceiver-fourier', where nothing
+          lies at that path: it is fetched by `huggingface_hub`, once.
       arguments: Keyword arguments of the model; they take the place of those that are found, in a
         folder of ours too. A file without any is taken for the released model that its parameters'
         names belong to.
@@ -360,9 +363,7 @@ def load(
       Refused: The file is of none of these kinds or damaged, or what it holds does not fit the
         model: what is missing, left over and of another shape is named, the first of each.
     """
-    path = Path(path)
-    if not path.exists():
-        raise Refused(f'{path} does not exist.')
+    path = locate(path)
     if (path / 'model.json').is_file():
         return _load_ours(path, arguments, front_end)
     if (path.parent / 'model.json').is_file():
@@ -428,11 +429,9 @@ def carries_arguments(path: str | os.PathLike) -> bool:
       which only the shapes are checked.
 
     Raises:
-      Refused: There is nothing at the path, or a `config.json` that is not JSON.
+      Refused: There is nothing at the path or of that name, or a `config.json` that is not JSON.
     """
-    path = Path(path)
-    if not path.exists():
-        raise Refused(f'{path} does not exist.')
+    path = locate(path)
     if (path / 'model.json').is_file() or (path / 'checkpoints').is_dir():
         return True
     return _is_huggingface(path) and huggingface_config.find_config(path) is not None

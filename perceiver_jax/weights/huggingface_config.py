@@ -151,10 +151,12 @@ def read_config(file: Path) -> tuple[dict[str, Any], str | None]:
 def from_config(config: Mapping[str, Any], kind: str, file: Any = 'config.json') -> Described:
     """Returns the arguments that a config.json stands for.
 
-    They make the model as transformers computes it, up to three things that no argument can say:
-    its GELU by erf where `hidden_act` is 'gelu' (ours is by tanh, as in DeepMind's code), the
-    padding of the convolutional class, which leaves 55x55 positions of 224x224 pixels (56x56 here),
-    and no mask for output queries in the language model.
+    They make the model as transformers computes it, up to what no argument can say: its GELU by erf
+    where `hidden_act` is 'gelu' (ours is by tanh, as in DeepMind's code; small models differ by
+    1e-4 then, and by rounding with 'gelu_new'), the padding of the convolutional class, which
+    leaves 55x55 positions of 224x224 pixels (56x56 here), no mask for output queries in the
+    language model, and flow in units of 20 pixels. What images go through before is not in the
+    file.
 
     The class for learned positions has a query residual in its decoder, and DeepMind's code has
     not. Where a config has all sizes of the released model, its weights are DeepMind's, and it is
@@ -258,6 +260,12 @@ def to_config(
         cross_attention_widening_factor=ours['encoder.cross_attend.widening_factor'],
         use_query_residual=ours['encoder.cross_attend.use_query_residual'],
     )
+    for heads in ('num_self_attention_heads', 'num_cross_attention_heads'):
+        if config['d_latents'] % config[heads]:
+            raise Refused(
+                f'transformers wants {heads} ({config[heads]}) to divide the channels of the '
+                f'latents ({config["d_latents"]}).'
+            )
     if kind == 'optical_flow':
         config['train_size'] = ours['inputs.max_resolution']
     elif kind == 'mlm_bytes':

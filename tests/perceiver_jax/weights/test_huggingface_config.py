@@ -243,6 +243,11 @@ def test_sizes_that_cannot_be_expressed(kind, changes, message):
             {'encoder': dict(cross_attend=dict(qk_channels=8))},
             'encoder.cross_attend.qk_channels is 8, not None',
         ),
+        (
+            'optical_flow',
+            {'encoder': dict(cross_attend=dict(num_heads=7))},
+            r'wants num_cross_attention_heads \(7\) to divide the channels of the latents \(512\)',
+        ),
         ('optical_flow', {'flow_scale': 1.0}, 'flow_scale is 1.0, not 20.0'),
         ('mlm_bytes', {'decoder': dict(cross_attend={})}, 'decoder.cross_attend.num_heads is 1'),
         ('video_autoencoding', {'queries': dict(endpoint=True)}, 'queries.endpoint is True, not F'),

@@ -31,6 +31,7 @@ FOR_READERS = ('errors', 'files', 'front_ends', 'limits', 'tiling')
 # Files of perceiver_jax that read and write formats, and what they import within functions.
 ONLY_WHERE_USED = {
     'weights/foreign_files.py': ('safetensors', 'torch'),
+    'weights/hub.py': ('huggingface_hub',),
     'weights/pretrained.py': ('safetensors',),
     'front_ends/images.py': ('cv2', 'scipy'),
     'front_ends/media.py': ('av', 'cv2'),

@@ -27,7 +27,8 @@ from perceiver_jax.files import read_json, write_whole
 from perceiver_jax.models import MODELS
 from perceiver_jax.position_encoding import resample_positions
 from perceiver_jax.recording import record_attention
-from perceiver_jax.weights import foreign_files, translation
+from perceiver_jax.weights import foreign_files, huggingface_config, translation
+from perceiver_jax.weights.hub import locate
 from perceiver_jax.weights.released import LICENCE, RELEASED
 from perceiver_jax.weights.transfer import HEADS
 from perceiver_jax.weights.trees import Arrays, Tree, check_fit, flatten
@@ -222,7 +223,8 @@ class Pretrained:
           path: The folder, which must not exist yet, or be empty.
 
         Raises:
-          Refused: The folder exists and is not empty.
+          Refused: The folder exists and is not empty, or `load` would refuse what is to be written:
+            the weights do not fit the arguments, or the classes are not those of the logits.
         """
         from safetensors.numpy import save
 
@@ -237,6 +239,11 @@ class Pretrained:
             for module, values in tree.items()
             for name, value in values.items()
         }
+        try:
+            text = json.dumps(about, default=_plain)
+        except (TypeError, ValueError) as error:
+            raise Refused(f'{path}/model.json cannot say this model: {error!s:.200}') from None
+        _checked(json.loads(text), trees, path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name}-') as folder:
             whole = Path(folder, 'whole')
@@ -244,7 +251,7 @@ class Pretrained:
             weights = save(arrays)
             (whole / 'weights.safetensors').write_bytes(weights)
             about = {'format': FORMAT, **about, 'sha256': hashlib.sha256(weights).hexdigest()}
-            text = json.dumps(about, indent=2, default=dict) + '\n'  # dict: of other mappings
+            text = json.dumps(about, indent=2, default=_plain) + '\n'
             (whole / 'model.json').write_text(text, 'utf-8')
             os.replace(whole, path)
 
@@ -414,10 +421,15 @@ def load(
       path: One of
         - a folder that `Pretrained.save` wrote;
         - DeepMind's `.pystate` or `.pickle`, read without running anything in it;
-        - Hugging Face's `.safetensors` or `.bin` (which needs torch), or the folder of such a file.
-      arguments: Keyword arguments of the model, where they are not those of the released model
-        that the parameters' names belong to (a foreign file does not hold them).
-      front_end: What inputs go through before, where it is not that of the released model.
+        - Hugging Face's `.safetensors` or `.bin` (which needs torch), or the folder of such a file;
+          a `config.json` of transformers beside it says the arguments, see
+          `huggingface_config.from_config` for what is exact then and what is not;
+        - a name on Hugging Face's hub, such as 'deepmind/vision-perceiver-fourier', where nothing
+          lies at that path: it is fetched by `huggingface_hub`, once.
+      arguments: Keyword arguments of the model; they take the place of those that are found, in a
+        folder of ours too. A file without any is taken for the released model that its parameters'
+        names belong to.
+      front_end: What inputs go through before, in the same way.
       conv_kernel: Layout of the 7x7 kernel in Hugging Face's files: 'hub' as published, where
         height and width are swapped, or 'transformers' for one that was trained there.
 
@@ -428,16 +440,19 @@ def load(
       Refused: The file is of none of these kinds or damaged, or what it holds does not fit the
         model: what is missing, left over and of another shape is named, the first of each.
     """
-    path = Path(path)
-    if not path.exists():
-        raise Refused(f'{path} does not exist.')
+    path = locate(path)
     if (path / 'model.json').is_file():
-        return _load_ours(path)
+        return _load_ours(path, arguments, front_end)
     if (path.parent / 'model.json').is_file():
         raise Refused(f'{path} is a part of a model: load its folder, {path.parent}.')
     if (path / 'checkpoints').is_dir():
         raise Refused(f'{path} is a run: `experiments.open_model.open_model` loads it.')
-    if path.is_dir() or path.suffix in ('.safetensors', '.bin', '.json'):
+    config: Mapping[str, Any] = {}
+    config_file, kind_of_config = None, None
+    if _is_huggingface(path):
+        config_file = huggingface_config.find_config(path)
+        if config_file is not None:
+            config, kind_of_config = huggingface_config.read_config(config_file)
         tensors = foreign_files.read_huggingface(path)
         translate = functools.partial(
             translation.from_huggingface, tensors, conv_kernel=conv_kernel
@@ -450,20 +465,67 @@ def load(
     except Refused as error:
         raise Refused(f'{path}: {error}') from None
     released = RELEASED[kind]
+    described = huggingface_config.Described(released.arguments, released.front_end, None, 'usual')
+    if config_file is not None:
+        if kind_of_config not in (kind, None):
+            raise Refused(
+                f'{config_file}: architectures is {config["architectures"]}, but {path} has the '
+                f'parameters of {kind}.'
+            )
+        described = huggingface_config.from_config(config, kind, config_file)
+    classes = described.classes
+    if arguments is not None and arguments.get('num_classes') != (
+        described.arguments.get('num_classes')
+    ):
+        classes = None  # they are of other logits
+    is_released = arguments is None and described.arguments == released.arguments
     model = Pretrained(
         function=released.function,
-        arguments=released.arguments if arguments is None else arguments,
-        front_end=released.front_end if front_end is None else front_end,
+        arguments=described.arguments if arguments is None else arguments,
+        front_end=described.front_end if front_end is None else front_end,
         params=params,
         state=state,
-        description=released.description if arguments is None else '',
-        licence=LICENCE if arguments is None else '',
+        classes=classes,
+        description=released.description if is_released else '',
+        licence=LICENCE if is_released else '',
+        activation=described.activation,
     )
-    _check_fit(model, path)
+    _check_fit(model, path if config_file is None else f'{path} (by its config.json)')
     return model
 
 
-def _load_ours(path: Path) -> Pretrained:
+def carries_arguments(path: str | os.PathLike) -> bool:
+    """Returns whether weights say the arguments of their model, or are a bare file of weights.
+
+    Args:
+      path: What `load` takes, or the folder of a run.
+
+    Returns:
+      True for a folder that `Pretrained.save` wrote, for a run, and for Hugging Face's weights
+      beside a `config.json` of transformers. What bare files are loaded with is an assumption, of
+      which only the shapes are checked.
+
+    Raises:
+      Refused: There is nothing at the path or of that name, or a `config.json` that is not JSON.
+    """
+    path = locate(path)
+    if (path / 'model.json').is_file() or (path / 'checkpoints').is_dir():
+        return True
+    return _is_huggingface(path) and huggingface_config.find_config(path) is not None
+
+
+def _is_huggingface(path: Path) -> bool:
+    return path.is_dir() or path.suffix in ('.safetensors', '.bin', '.json')
+
+
+def _plain(value: Any) -> Any:
+    """Returns what JSON has for other mappings, and for NumPy's numbers."""
+    return value.item() if isinstance(value, np.generic) else dict(value)
+
+
+def _load_ours(
+    path: Path, arguments: Mapping[str, Any] | None, front_end: Mapping[str, Any] | None
+) -> Pretrained:
     from safetensors.numpy import load_file
 
     about = read_json(path / 'model.json', f'one of {FORMAT}')
@@ -488,6 +550,15 @@ def _load_ours(path: Path) -> Pretrained:
         if kind not in trees or len(names) != 2:
             raise Refused(f'{weights} holds something else than weights: {key!r:.80}')
         trees[kind].setdefault(names[0], {})[names[1]] = value
+    if arguments is not None:
+        about['arguments'] = arguments
+    if front_end is not None:
+        about['front_end'] = front_end
+    return _checked(about, trees, path)
+
+
+def _checked(about: Mapping[str, Any], trees: Mapping[str, Tree], path: Path) -> Pretrained:
+    """Returns the model of what a folder of ours holds, if it is one."""
     try:
         model = Pretrained(**about, params=trees['params'], state=trees['state'])
     except Refused as error:

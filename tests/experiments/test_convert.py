@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 from experiments import convert, open_model
 from perceiver_jax import initialise, load
 from perceiver_jax.errors import Refused
+from perceiver_jax.weights import foreign_files
 from tests.toys.demo_run import IMAGES, write_demo_run
+from tests.toys.huggingface_folder import small_model
 
 
 @pytest.fixture(scope='module')
@@ -66,6 +69,56 @@ def test_a_model_that_was_not_released_is_told(workdir, tmp_path, monkeypatch, o
             'a folder or a .stablehlo takes any model'
         )
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('kind', ['imagenet_fourier', 'mlm_bytes'])
+def test_a_folder_of_transformers_needs_no_arguments(tmp_path, kind):
+    model = small_model(kind)
+    if kind == 'imagenet_fourier':
+        model = dataclasses.replace(model, classes=list('abcde'), activation='sigmoid')
+    model.save(tmp_path / 'ours')
+    target = tmp_path / 'theirs' / 'model.safetensors'
+    convert.main([str(tmp_path / 'ours'), str(target)])
+    assert {file.name for file in target.parent.iterdir()} == {'config.json', target.name}
+    loaded = load(target.parent)
+    for field in ('function', 'arguments', 'front_end', 'classes', 'activation'):
+        assert getattr(loaded, field) == getattr(model, field)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, model.params)
+
+
+def test_a_config_that_is_there_stays_or_is_refused(tmp_path):
+    small_model('mlm_bytes').save(tmp_path / 'ours')
+    target = tmp_path / 'theirs' / 'model.safetensors'
+    convert.convert(str(tmp_path / 'ours'), target)
+    config = target.with_name('config.json')
+    theirs = {**json.loads(config.read_text()), 'hidden_act': 'gelu', 'transformers_version': '5'}
+    config.write_text(json.dumps(theirs))
+    target.unlink()
+    convert.convert(str(tmp_path / 'ours'), target)
+    assert json.loads(config.read_text()) == theirs
+    config.write_text(json.dumps({**theirs, 'num_self_attention_heads': 8, 'd_model': 1}))
+    target.unlink()
+    with pytest.raises(Refused, match='another model, by num_self_attention_heads, d_model: write'):
+        convert.convert(str(tmp_path / 'ours'), target)
+    assert [file.name for file in target.parent.iterdir()] == ['config.json']
+
+
+def test_what_a_config_cannot_say_is_told_before_anything_is_written(workdir, tmp_path):
+    target = tmp_path / 'theirs' / 'model.safetensors'
+    with pytest.raises(Refused, match='images of 1 channels .* A folder of ours takes it'):
+        convert.convert(str(workdir), target)
+    assert not target.parent.exists()
+
+
+def test_weights_that_cannot_be_written_leave_no_config(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, 'No space left on device', 'model.safetensors')
+
+    small_model('mlm_bytes').save(tmp_path / 'ours')
+    monkeypatch.setattr(foreign_files, 'write_huggingface', fail)
+    with pytest.raises(OSError):
+        convert.convert(str(tmp_path / 'ours'), tmp_path / 'theirs' / 'model.safetensors')
+    assert not list((tmp_path / 'theirs').iterdir())
 
 
 def test_errors_are_one_line(workdir, tmp_path, capsys):

@@ -228,6 +228,38 @@ def foreign_model(folder):
     return Sample(file, read, wrong=wrong)
 
 
+@functools.cache
+def _huggingface_folder():
+    """A small model as transformers saves it, by the names of its files."""
+    from tests.toys.huggingface_folder import small_model, write_folder
+
+    with tempfile.TemporaryDirectory() as name:
+        write_folder(Path(name), 'video_autoencoding', small_model('video_autoencoding'))
+        return {file.name: file.read_bytes() for file in Path(name).iterdir()}
+
+
+@door(
+    'perceiver_jax.weights.pretrained.load',
+    'perceiver_jax.weights.huggingface_config.read_config',
+    slow=3,
+)
+def huggingface_config(folder):
+    from perceiver_jax.errors import Refused
+    from perceiver_jax.weights.pretrained import load
+
+    for name, content in _huggingface_folder().items():
+        (folder / name).write_bytes(content)
+
+    def read():  # without `model_type` and `architectures` it counts as another program's
+        try:
+            return load(folder)
+        except Refused as error:
+            if not str(error).startswith(f'{folder} does not fit the model'):
+                raise
+
+    return Sample(folder / 'config.json', read, 'json')
+
+
 # Images, sound and video
 
 

@@ -153,11 +153,50 @@ def test_a_folder_in_use_is_not_written_to(model, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['notes.txt']
 
 
-def test_a_failure_leaves_nothing_behind(model, tmp_path):
-    odd = dataclasses.replace(model, front_end={'size': object()})
-    with pytest.raises(TypeError):
-        odd.save(tmp_path / 'model')
+def test_a_failure_leaves_nothing_behind(model, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError('no more')
+
+    monkeypatch.setattr(pretrained.os, 'replace', fail)
+    with pytest.raises(OSError, match='no more'):
+        model.save(tmp_path / 'model')
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(front_end={'size': object()}), 'model.json cannot say this model: .object'),
+        (dict(front_end={'size': 6}), 'its arguments make no image_classifier'),
+        (dict(classes=list('abcdef')), 'names 6 classes, and num_classes is 5'),
+        (dict(classes=[1, 2]), 'classes are a list of names'),
+        (dict(arguments={}), 'its arguments make no image_classifier'),
+        (dict(params={}), 'does not fit the model. missing: '),
+    ],
+)
+def test_what_load_would_refuse_is_not_saved(model, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(model, **changes).save(tmp_path / 'deep' / 'model')
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_classes_may_be_any_sequence_of_names(model, tmp_path):
+    dataclasses.replace(model, classes=tuple('abc')).save(tmp_path / 'model')
+    assert load(tmp_path / 'model').classes == ['a', 'b', 'c']
+
+
+def test_arguments_go_before_those_of_a_folder_of_ours(model, tmp_path):
+    path = tmp_path / 'model'
+    dataclasses.replace(model, classes=list('abcde')).save(path)
+    arguments = {**model.arguments, 'dtype': 'bfloat16'}
+    loaded = load(path, arguments=arguments, front_end={**IMAGE, 'size': 8})
+    assert loaded.arguments == arguments
+    assert loaded.front_end['size'] == 8
+    assert loaded.classes == list('abcde')
+    with pytest.raises(ValueError, match='names 5 classes, and num_classes is 4|does not fit'):
+        load(path, arguments={**arguments, 'num_classes': 4})
+    with pytest.raises(ValueError, match='its arguments make no image_classifier'):
+        load(path, arguments=dict(num_classes=5))
 
 
 def damage(path, change):

@@ -6,7 +6,10 @@ Any key can be set, as in --config.optimizer.learning_rate=1e-3. The same comman
 --mode=keys lists the keys with their values and with the config file's comments: "at 4: ..." where
 a comment stands beside another value, 4.
 --mode=eval takes the run's own config from its folder: --workdir is enough, and only the keys that
-are set here change it.
+are set here change it. With --weights=FILE, a folder, a run or a name on Hugging Face's hub, it
+evaluates those on the data and by the protocol of --config, and writes to --workdir.
+--config.init_from=FILE has a run start from such weights. Where they say other arguments than
+config.model, --model_from=weights takes theirs.
 --mode=compile --target=v3-64 tells whether the run fits devices that are not here, and what it
 needs there.
 --profile=20 traces 20 updates and prints the ten costliest kernels. Compiled programs are kept for
@@ -47,6 +50,15 @@ WORKDIR = flags.DEFINE_string('workdir', '', 'Folder of the run, which can be gs
 MODES = ('train', 'eval', 'describe', 'compile', 'keys')
 MODE = flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
 CHECKPOINT = flags.DEFINE_enum('checkpoint', 'last', ['last', 'best'], 'Which one to evaluate.')
+WEIGHTS = flags.DEFINE_string(
+    'weights', None, "Evaluate these: a file, a folder, a run, or a name on Hugging Face's hub."
+)
+MODEL_FROM = flags.DEFINE_enum(
+    'model_from',
+    'config',
+    ['config', 'weights'],
+    'What counts where --weights or config.init_from say other arguments than config.model.',
+)
 JSON = flags.DEFINE_bool(
     'json', False, 'Describe, or tell what was compiled, as one JSON object instead of a table.'
 )
@@ -105,6 +117,8 @@ def main(argv: list[str]) -> None:
         refuse('--target_batch goes with --mode=compile alone')
     if MODE.value in ('train', 'eval') and not WORKDIR.value:
         refuse(f'--mode={MODE.value} needs --workdir')
+    if WEIGHTS.value is not None and MODE.value != 'eval':
+        refuse('--weights goes with --mode=eval alone; a run starts from --config.init_from')
     if PROFILE.value is not None and MODE.value != 'train':
         refuse(f'--profile={PROFILE.value} is of updates: it goes with --mode=train alone')
     flags.FLAGS['workdir'].value = run_path(WORKDIR.value, '--workdir')
@@ -114,7 +128,8 @@ def main(argv: list[str]) -> None:
     quiet_libraries()
     config, overrides = CONFIG.value, config_flags.get_override_values(flags.FLAGS['config'])
     path = config_flags.get_config_filename(flags.FLAGS['config'])
-    name = config_name(evaluated_name() if MODE.value == 'eval' else path, overrides)
+    of_run = MODE.value == 'eval' and WEIGHTS.value is None
+    name = config_name(evaluated_name() if of_run else path, overrides)
     replace_length(config, overrides)
     if MODE.value == 'keys':
         list_keys(config, path)
@@ -127,10 +142,16 @@ def main(argv: list[str]) -> None:
     from experiments.training import parallel
 
     parallel.initialize(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    if WEIGHTS.value is not None:
+        evaluate_weights(config, name)
+        return
+    if MODE.value == 'train' and config.init_from:
+        train(config, *start_of(config), name)
+        return
     try:
         task = make_task(config)
     except (AttributeError, TypeError) as error:
-        if MODE.value != 'eval':
+        if not of_run:
             raise
         path = workdir() / 'config.json'  # keys of another version
         refuse(f'{path} is not the config of a run: {error!r:.300}')
@@ -139,7 +160,7 @@ def main(argv: list[str]) -> None:
     elif MODE.value == 'eval':
         evaluate(config, task, name)
     else:
-        train(config, task, name)
+        train(config, task, None, name)
 
 
 def list_keys(config: ConfigDict, path: str) -> None:
@@ -185,8 +206,60 @@ def evaluate(config: ConfigDict, task: Any, name: str) -> None:
     evaluate_checkpoint(config, task, workdir(), name, best)
 
 
-def train(config: ConfigDict, task: Any, name: str) -> None:
-    """Trains to the end or until SIGTERM, and prints the headline metric."""
+def evaluate_weights(config: ConfigDict, name: str) -> None:
+    """Evaluates the weights that --weights names, which prints the headline metric."""
+    from experiments.open_model import open_to_evaluate
+    from experiments.training import evaluate
+    from experiments.training.compiling import keep_programs
+
+    weights = run_path(str(WEIGHTS.value), '--weights')
+    keep_programs(COMPILATION_CACHE.value, WORKDIR.value)
+    best = CHECKPOINT.value == 'best'
+    task, model = open_to_evaluate(config, weights, best=best, side=MODEL_FROM.value)
+    evaluate.evaluate_weights(config, task, workdir(), name, weights, model)
+
+
+def start_of(config: ConfigDict) -> tuple[Any, Any]:
+    """Returns the task of a run that starts from weights, and the `loop.Start`.
+
+    The weights are read for the first start alone: a run that goes on has what they gave.
+
+    Args:
+      config: The config, with `init_from`; changed where the side of the weights counts.
+    """
+    from experiments.open_model import open_to_start
+    from experiments.run_config import get_config, started_from
+    from experiments.tasks import make_task
+    from experiments.training import parallel
+    from experiments.training.agreement import agreement
+    from experiments.training.loop import Start
+
+    config.init_from = run_path(config.init_from, '--config.init_from')
+    facts = started_from(workdir())
+    if facts is not None:
+        if MODEL_FROM.value == 'weights':  # as the first start has taken it
+            with config.unlocked(), config.ignore_type():
+                config.model = get_config(workdir()).model
+        return make_task(config), Start(facts)
+    with agreement(config, workdir()) as data:
+        task, start = open_to_start(config, side=MODEL_FROM.value)
+        data['sha256 of the weights'] = start.facts['params_sha256']
+    parallel.say(
+        f'Parameters from {config.init_from}: {start.facts["taken"]:,} taken, '
+        f'{start.facts["resampled"]:,} resampled, {start.facts["new"]:,} new.'
+    )
+    return task, start
+
+
+def train(config: ConfigDict, task: Any, start: Any, name: str) -> None:
+    """Trains to the end or until SIGTERM, and prints the headline metric.
+
+    Args:
+      config: The config.
+      task: The task made from it.
+      start: The `loop.Start` of a run that starts from weights, or None.
+      name: What the config is called.
+    """
     from experiments.results import load_result
     from experiments.training import loop, parallel, stopping
     from experiments.training.compiling import keep_programs
@@ -195,7 +268,7 @@ def train(config: ConfigDict, task: Any, name: str) -> None:
         load_result(before)  # a run that is finished ends with it: refused if damaged
     keep_programs(COMPILATION_CACHE.value, WORKDIR.value)
     try:
-        result = loop.train(config, task, WORKDIR.value, name, PROFILE.value or 0)
+        result = loop.train(config, task, WORKDIR.value, name, PROFILE.value or 0, start)
     except stopping.StoppedEarly as stopped:
         if stopped.by_ctrl_c:
             raise
@@ -269,7 +342,7 @@ def parse_flags(argv: list[str]) -> list[str]:
       Exception: Whatever else a config file raised: a bug in it.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ('mode', 'workdir', 'config'):
+    for name in ('mode', 'workdir', 'config', 'weights'):
         early.add_argument(f'-{name}', f'--{name}', nargs='?')
     given, others = early.parse_known_args(argv[1:])
     if given.config is not None:
@@ -277,7 +350,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         check_config_file(path)
         forms = {flag + given.config: flag + path for flag in ('', '-config=', '--config=')}
         argv = [forms.get(x, x) for x in argv]
-    if given.mode != 'eval':
+    if given.mode != 'eval' or given.weights is not None:
         return parse_config_flags(flags.FLAGS, argv)
     if not given.workdir:
         refuse('--mode=eval needs --workdir')

@@ -60,6 +60,10 @@ class Task(Protocol):
         """Whether the headline metric is that of the paper's evaluation data; opens no other."""
 
     @property
+    def eval_paper_value(self) -> float | None:
+        """The paper's number for the headline metric, if that data is the paper's."""
+
+    @property
     def paper_value(self) -> float | None:
         """The paper's number for the headline metric, if the data is the paper's."""
 

@@ -161,6 +161,10 @@ class AudioSet:
         )
 
     @property
+    def eval_paper_value(self) -> float | None:
+        return self.config.paper.value if self.paper_eval_data else None
+
+    @property
     def paper_value(self) -> float | None:
         is_the_papers = self.paper_eval_data and len(self.train_source) >= PAPER_EXAMPLES[0]
         return self.config.paper.value if is_the_papers else None

@@ -113,6 +113,10 @@ class OpticalFlow:
         return self._eval_counts[name] == PUBLIC_PAIRS.get(name)
 
     @property
+    def eval_paper_value(self) -> float | None:
+        return self.config.paper.epe[self.names[0]] if self.paper_eval_data else None
+
+    @property
     def paper_value(self) -> float | None:
         trained = self.config.data.train == 'autoflow' and len(self.train_source) == PAPER_PAIRS
         return self.config.paper.epe[self.names[0]] if trained and self.paper_eval_data else None

@@ -122,6 +122,10 @@ class ImageNet:
         return (len(self.eval_source), self.config.model.num_classes) == (PAPER_EXAMPLES[1], 1000)
 
     @property
+    def eval_paper_value(self) -> float | None:
+        return self.config.paper.value if self.paper_eval_data else None
+
+    @property
     def paper_value(self) -> float | None:
         return self.config.paper.value if self._is_the_papers_data else None
 

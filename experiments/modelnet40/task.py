@@ -99,6 +99,10 @@ class ModelNet40:
         return is_official and len(self.eval_source) == PAPER_EXAMPLES[1]
 
     @property
+    def eval_paper_value(self) -> float | None:
+        return self.config.paper.value if self.paper_eval_data else None
+
+    @property
     def paper_value(self) -> float | None:
         return self.config.paper.value if self._is_the_papers_data else None
 

@@ -30,6 +30,7 @@ from perceiver_jax.convolution import frozen_batch_norm
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import read_json, remove_unfinished
 from perceiver_jax.weights.labels import matching
+from perceiver_jax.weights.trees import Tree
 from perceiver_jax.weights.trees import flatten as flatten_weights
 
 
@@ -45,8 +46,8 @@ class Start(NamedTuple):
     """
 
     facts: dict[str, Any]
-    params: hk.Params | None = None
-    state: hk.State | None = None
+    params: Tree | None = None
+    state: Tree | None = None
 
 
 class TrainState(NamedTuple):

@@ -453,17 +453,7 @@ def load(
         config_file = huggingface_config.find_config(path)
         if config_file is not None:
             config, kind_of_config = huggingface_config.read_config(config_file)
-        tensors = foreign_files.read_huggingface(path)
-        translate = functools.partial(
-            translation.from_huggingface, tensors, conv_kernel=conv_kernel
-        )
-    else:
-        translate = functools.partial(translation.from_deepmind, *foreign_files.read_deepmind(path))
-    try:
-        params, state = translate()
-        kind = translation.recognise(flatten(params, state))
-    except Refused as error:
-        raise Refused(f'{path}: {error}') from None
+    kind, params, state = _read_foreign(path, conv_kernel)
     released = RELEASED[kind]
     described = huggingface_config.Described(released.arguments, released.front_end, None, 'usual')
     if config_file is not None:
@@ -492,6 +482,52 @@ def load(
     )
     _check_fit(model, path if config_file is None else f'{path} (by its config.json)')
     return model
+
+
+def read_bare(
+    path: str | os.PathLike,
+    arguments: Mapping[str, Any],
+    front_end: Mapping[str, Any],
+    *,
+    conv_kernel: str = 'hub',
+) -> Pretrained:
+    """Reads weights as a model of these arguments, without a look at whether they fit.
+
+    Args:
+      path: A file of DeepMind's or Hugging Face's, or what else of theirs `load` takes.
+      arguments: Keyword arguments of the model.
+      front_end: What its inputs go through before; where the weights have learned positions of a
+        square image, its size becomes theirs.
+      conv_kernel: Layout of the 7x7 kernel in Hugging Face's files; see `load`.
+
+    Returns:
+      The weights, under the function that their names belong to.
+
+    Raises:
+      Refused: There is no such file, it is damaged, or its names are of no model that is known.
+    """
+    kind, params, state = _read_foreign(locate(path), conv_kernel)
+    positions = params.get('inputs/position_encoding', {}).get('positions')
+    if positions is not None and 'size' in front_end:
+        side = math.isqrt(len(positions)) * (4 if 'inputs/conv7x7' in params else 1)
+        front_end = {**front_end, 'size': side}
+    return Pretrained(RELEASED[kind].function, arguments, front_end, params, state)
+
+
+def _read_foreign(path: Path, conv_kernel: str) -> tuple[str, Arrays, Arrays]:
+    """Reads a foreign file: the kind of its model, its parameters and its state as ours."""
+    if _is_huggingface(path):
+        tensors = foreign_files.read_huggingface(path)
+        translate = functools.partial(
+            translation.from_huggingface, tensors, conv_kernel=conv_kernel
+        )
+    else:
+        translate = functools.partial(translation.from_deepmind, *foreign_files.read_deepmind(path))
+    try:
+        params, state = translate()
+        return translation.recognise(flatten(params, state)), params, state
+    except Refused as error:
+        raise Refused(f'{path}: {error}') from None
 
 
 def carries_arguments(path: str | os.PathLike) -> bool:

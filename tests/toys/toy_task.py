@@ -50,6 +50,7 @@ class ToyTask:
     num_eval_examples = EVAL_EXAMPLES
     data_name = eval_data_name = 'toy'
     paper_eval_data = False
+    eval_paper_value = None
     known_classes = None
     paper_value = None
 

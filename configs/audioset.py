@@ -22,7 +22,8 @@ Perceiver IO without the query: with two iterations there would be more paramete
     python -m experiments.audioset.builder --help       # prepares the data
     python -m experiments.launch --config=configs/audioset.py:mel_video --workdir=runs/mel_video
 
-`esc,input=raw_audio` hears the wave instead of its spectrogram. On fewer devices raise
+`esc,input=raw_audio` hears the wave instead of its spectrogram. `recipe=fine_tune` behind a variant
+is for `--config.init_from`, on sounds of one's own; our choice. On fewer devices raise
 `--config.train.accumulate_steps`: the result stays that of the whole batch.
 """
 
@@ -31,17 +32,17 @@ import ml_collections
 from configs import common
 from configs.common import NOT_IN_PAPER, Paper
 
-IO_OPTIONS = {'decoder': {'query': 'query', 'average': 'average'}}
+IO_OPTIONS = {'decoder': {'query': 'query', 'average': 'average'}, **common.RECIPES}
 VARIANTS: dict[str, common.Options] = {
-    'raw_audio': {},
-    'mel': {},
-    'video': {},
-    'raw_audio_video': {},
-    'mel_video': {},
-    'mel_video_tuned': {},
+    'raw_audio': common.RECIPES,
+    'mel': common.RECIPES,
+    'video': common.RECIPES,
+    'raw_audio_video': common.RECIPES,
+    'mel_video': common.RECIPES,
+    'mel_video_tuned': common.RECIPES,
     'io_raw_audio_video': IO_OPTIONS,
     'io_mel_video': IO_OPTIONS,
-    'esc': {'input': {'mel': 'mel', 'raw_audio': 'raw_audio'}},
+    'esc': {'input': {'mel': 'mel', 'raw_audio': 'raw_audio'}, **common.RECIPES},
     'demo': {},
 }
 
@@ -72,6 +73,7 @@ INPUTS = {
 def get_config(variant: str = 'raw_audio_video') -> ml_collections.ConfigDict:
     """Returns the config of a variant, such as 'io_mel_video' or 'esc,input=raw_audio'."""
     variant, options = common.parse_variant(variant, VARIANTS)
+    recipe = options.pop('recipe', None)
 
     config = ml_collections.ConfigDict()
     config.task = 'audioset'
@@ -185,6 +187,9 @@ def get_config(variant: str = 'raw_audio_video') -> ml_collections.ConfigDict:
         paper = _demo(config)
     else:
         paper = _perceiver(config, variant)
+    if recipe == 'fine_tune':
+        paper = paper._replace(source=None, value=None)  # of the model alone
+        common.fine_tune(config, steps=1000 if variant == 'esc' else 10_000)
     config.paper = dict(metric='map', **paper._asdict())
     return config.lock()
 

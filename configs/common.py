@@ -4,6 +4,8 @@ import difflib
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+import ml_collections
+
 # Option -> its possible values as written -> their meaning.
 Options = Mapping[str, Mapping[str, Any]]
 
@@ -25,6 +27,7 @@ class Paper(NamedTuple):
 
 
 NOT_IN_PAPER = Paper()
+RECIPES = {'recipe': {'fine_tune': 'fine_tune'}}  # an option: see `fine_tune`
 
 
 def near_misses(name: str, known: Collection[str]) -> str:
@@ -82,3 +85,28 @@ def lamb(learning_rate: float, schedule: dict[str, object]) -> dict[str, object]
 def adamw(learning_rate: float, schedule: dict[str, object]) -> dict[str, object]:
     """AdamW, for few steps on little data: under LAMB what starts at zero grows slowly."""
     return {**lamb(learning_rate, schedule), 'trust_ratio': False}
+
+
+def fine_tune(config: ml_collections.ConfigDict, steps: int) -> None:
+    """Turns a variant's recipe into one for weights that `config.init_from` names; our choice.
+
+    A quarter of the peak learning rate, half of the steps flat and then a cosine to 0; as many
+    classes as the data has.
+
+    Args:
+      config: The config of a variant; changed in place.
+      steps: Updates of the run.
+    """
+    config.optimizer.learning_rate /= 4
+    config.optimizer.schedule = dict(kind='flat_cosine', flat_fraction=0.5)
+    set_steps(config, steps)
+    if 'num_classes' in config.model:
+        config.model.num_classes = 0
+
+
+def set_steps(config: ml_collections.ConfigDict, steps: int) -> None:
+    """Has a run end after some updates, and evaluates and saves four times at least."""
+    config.train.epochs = ml_collections.config_dict.placeholder(float)
+    config.train.steps = steps
+    for key in ('evaluate_every_steps', 'checkpoint_every_steps'):
+        config.train[key] = min(config.train[key], steps // 4)

@@ -20,6 +20,9 @@ main model has 41.1M (so has the released checkpoint) and 1,887B. Hardware and t
     python -m experiments.launch --config=configs/flow.py:main --workdir=runs/flow \
         --config.data.path=~/flow_data
 
+`recipe=fine_tune` behind a variant is for `--config.init_from`, on pairs of one's own: fewer steps
+at a lower rate, with the full augmentation from the first on; our choice.
+
 Where the data sets lie in that folder: `experiments.flow.sources.open_source`. On fewer devices
 raise `--config.train.accumulate_steps`: the result stays that of batch 512 (but for conv, whose
 batch statistics are then those of each part).
@@ -34,10 +37,14 @@ from configs.common import NOT_IN_PAPER, Paper
 
 FRAMES = {'concatenated': True, 'separate': False}
 VARIANTS: dict[str, common.Options] = {
-    'main': {'patch': {'1': 1, '3': 3}, 'frames': FRAMES},
+    'main': {'patch': {'1': 1, '3': 3}, 'frames': FRAMES, **common.RECIPES},
     # Self-attends and latents of either size.
-    'conv': {'frames': FRAMES, 'size': {'large': (24, 2048), 'small': (16, 1024)}},
-    'small': {},
+    'conv': {
+        'frames': FRAMES,
+        'size': {'large': (24, 2048), 'small': (16, 1024)},
+        **common.RECIPES,
+    },
+    'small': common.RECIPES,
     'demo': {},
 }
 
@@ -67,6 +74,7 @@ NO_EPE: dict[str, float | None] = dict(sintel_clean=None, sintel_final=None, kit
 def get_config(variant: str = 'main') -> ml_collections.ConfigDict:
     """Returns the config of a variant, such as 'main' or 'conv,frames=separate'."""
     variant, options = common.parse_variant(variant, VARIANTS)
+    recipe = options.pop('recipe', None)
 
     config = ml_collections.ConfigDict()
     config.task = 'flow'
@@ -182,6 +190,10 @@ def get_config(variant: str = 'main') -> ml_collections.ConfigDict:
         paper = Paper('IO table 3', epe['sintel_final'])
         if row == MAIN:  # appendix H gives one figure of each cost, of another model
             paper = paper._replace(parameters=27.9e6, flops=987e9)
+    if recipe == 'fine_tune':
+        epe, paper = NO_EPE, paper._replace(source=None, value=None)  # of the model alone
+        common.fine_tune(config, steps=2000 if variant == 'small' else 20_000)
+        config.curriculum.update(both_directions_fraction=0.0, ramp_fraction=0.0, num_stages=1)
     config.paper = dict(metric='epe_sintel_final', epe=epe, **paper._asdict())
     return config.lock()
 

@@ -1,4 +1,4 @@
-"""ImageNet classification, 224x224 (Perceiver, section 4.1; Perceiver IO, section 4.4).
+r"""ImageNet classification, 224x224 (Perceiver, section 4.1; Perceiver IO, section 4.4).
 
 Expected top-1 on the 50,000 validation images, and what the paper states of each model:
 
@@ -25,6 +25,12 @@ The rows of the ablations are options behind a variant:
     perceiver,cross_attends=4|8|12,self_attends=0,share=no   ICML table 5
     io_fourier|io_learned|io_conv,decoder=average            IO table 7, 'Perceiver'
 
+Any of them but the demo, from weights, with `recipe=fine_tune` behind it: IO's 131,000 steps for
+the models of the papers, flat for 70,000 and a cosine after them (appendix A, configuration B).
+
+    python -m experiments.launch --config=configs/imagenet.py:io_fourier,recipe=fine_tune \
+        --config.init_from=imagenet_fourier_position_encoding.pystate --workdir=runs/mine
+
 On fewer devices raise `--config.train.accumulate_steps`: the result stays that of batch 1024
 (but for io_conv, whose batch statistics are then those of each part).
 """
@@ -36,20 +42,21 @@ import ml_collections
 from configs import common
 from configs.common import NOT_IN_PAPER, Paper
 
-IO_OPTIONS = {'decoder': {'query': 'query', 'average': 'average'}}
+IO_OPTIONS = {'decoder': {'query': 'query', 'average': 'average'}, **common.RECIPES}
 VARIANTS: dict[str, common.Options] = {
     'perceiver': {
         'cross_attends': {str(n): n for n in (1, 2, 4, 8, 12)},
         'placement': {'start': 'start', 'interleaved': 'interleaved'},
         'share': {'yes': True, 'no': False},
         'self_attends': {'0': 0, '6': 6},
+        **common.RECIPES,
     },
-    'perceiver_permuted': {},
-    'perceiver_learned': {},
+    'perceiver_permuted': common.RECIPES,
+    'perceiver_learned': common.RECIPES,
     'io_fourier': IO_OPTIONS,
     'io_learned': IO_OPTIONS,
     'io_conv': IO_OPTIONS,
-    'small': {},
+    'small': common.RECIPES,
     'demo': {},
 }
 
@@ -92,6 +99,7 @@ IO = {  # by variant and decoder
 def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
     """Returns the config of a variant, such as 'io_conv' or 'perceiver,cross_attends=4'."""
     variant, options = common.parse_variant(variant, VARIANTS)
+    recipe = options.pop('recipe', None)
 
     config = ml_collections.ConfigDict()
     config.task = 'imagenet'
@@ -177,6 +185,9 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
         paper = _perceiver_io(config, variant, **options)
     else:
         paper = (_small if variant == 'small' else _demo)(config)
+    if recipe == 'fine_tune':
+        paper = paper._replace(source=None, value=None)  # of the model alone
+        _fine_tune(config, variant)
     config.paper = dict(metric='top1', **paper._asdict())
     return config.lock()
 
@@ -251,6 +262,22 @@ def _perceiver_io(
             cross_attend=dict(use_query_residual=variant != 'io_learned'),
         )
     return IO[variant, decoder]
+
+
+def _fine_tune(config: ml_collections.ConfigDict, variant: str) -> None:
+    """For `config.init_from`: as IO's configuration B after JFT; for `small` our choice.
+
+    That the ICML models train likewise, and all as many classes as the data has, is our choice.
+    """
+    if variant == 'small':
+        common.fine_tune(config, steps=2000)
+        return
+    config.model.num_classes = 0
+    config.optimizer = common.lamb(
+        learning_rate=2e-4 if variant == 'io_conv' else 2e-3,
+        schedule=dict(kind='flat_cosine', flat_fraction=70 / 131),
+    )
+    common.set_steps(config, 131_000)
 
 
 def _small(config: ml_collections.ConfigDict) -> Paper:

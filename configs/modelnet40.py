@@ -13,6 +13,8 @@ instead, set `--config.data.train_split=train --config.data.eval_split=validatio
 
     python -m experiments.launch --config=configs/modelnet40.py --workdir=runs/modelnet40
 
+`small,recipe=fine_tune` is for `--config.init_from`, on shapes of one's own; our choice.
+
 On one GPU raise `--config.train.accumulate_steps`: the result stays that of batch 512.
 """
 
@@ -21,12 +23,16 @@ import ml_collections
 from configs import common
 from configs.common import NOT_IN_PAPER, Paper
 
-VARIANTS: dict[str, common.Options] = {'perceiver': {}, 'small': {}, 'demo': {}}
+VARIANTS: dict[str, common.Options] = {
+    'perceiver': common.RECIPES,
+    'small': common.RECIPES,
+    'demo': {},
+}
 
 
 def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
     """Returns the config of a variant."""
-    variant, _ = common.parse_variant(variant, VARIANTS)
+    variant, options = common.parse_variant(variant, VARIANTS)
 
     config = ml_collections.ConfigDict()
     config.task = 'modelnet40'
@@ -94,6 +100,9 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
         _small(config)
     elif variant == 'demo':
         _demo(config)
+    if options:
+        config.paper.update(NOT_IN_PAPER._asdict())
+        common.fine_tune(config, steps=1000 if variant == 'small' else 5000)
     return config.lock()
 
 

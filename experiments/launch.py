@@ -146,7 +146,8 @@ def main(argv: list[str]) -> None:
         evaluate_weights(config, name)
         return
     if MODE.value == 'train' and config.init_from:
-        train(config, *start_of(config), name)
+        task, start = start_of(config)
+        train(config, task, name, start)
         return
     try:
         task = make_task(config)
@@ -160,7 +161,7 @@ def main(argv: list[str]) -> None:
     elif MODE.value == 'eval':
         evaluate(config, task, name)
     else:
-        train(config, task, None, name)
+        train(config, task, name)
 
 
 def list_keys(config: ConfigDict, path: str) -> None:
@@ -251,14 +252,14 @@ def start_of(config: ConfigDict) -> tuple[Any, Any]:
     return task, start
 
 
-def train(config: ConfigDict, task: Any, start: Any, name: str) -> None:
+def train(config: ConfigDict, task: Any, name: str, start: Any = None) -> None:
     """Trains to the end or until SIGTERM, and prints the headline metric.
 
     Args:
       config: The config.
       task: The task made from it.
-      start: The `loop.Start` of a run that starts from weights, or None.
       name: What the config is called.
+      start: The `loop.Start` of a run that starts from weights.
     """
     from experiments.results import load_result
     from experiments.training import loop, parallel, stopping

@@ -1,4 +1,4 @@
-"""What `result.json` holds, which every finished run leaves in its folder."""
+"""What `result.json` of a finished run holds, and `evaluation.json` of weights."""
 
 import math
 from collections.abc import Mapping
@@ -35,21 +35,32 @@ OPTIONAL_FIELDS = {
 }
 
 
+EVALUATION_FIELDS = {
+    key: FIELDS[key]
+    for key in FIELDS
+    if key not in ('steps',)  # others made them
+} | {'weights': str, 'metrics': dict, 'date': str}
+
+
 def load_result(path: Path) -> dict:
-    """Reads the result.json of a finished run.
+    """Reads the result.json of a finished run, or the evaluation.json of weights.
 
     Args:
       path: The file.
 
     Returns:
-      Its content, with a value of the right type for every key of `FIELDS`.
+      Its content, with a value of the right type for every key of `FIELDS` or, where it has
+      `weights`, of `EVALUATION_FIELDS`.
 
     Raises:
       Refused: The file is incomplete, or holds something else; the message names file and key.
     """
     result = read_json(path)
-    check_types(path, result, FIELDS)
-    if unknown := result.keys() - FIELDS.keys() - OPTIONAL_FIELDS.keys():
+    if 'checkpoint' in result and 'steps' not in result:
+        raise Refused(f"{path} is of a run's checkpoint: that run's result.json is its result")
+    fields = EVALUATION_FIELDS if 'weights' in result else FIELDS
+    check_types(path, result, fields)
+    if unknown := result.keys() - fields.keys() - OPTIONAL_FIELDS.keys():
         raise Refused(f'{path}: unknown key {min(unknown)!r:.80}')
     check_types(path, result, {k: x for k, x in OPTIONAL_FIELDS.items() if k in result})
     is_fraction = metric_text(result['metric'], 0).endswith('%')

@@ -2,6 +2,7 @@
 
 python -m experiments.table                              rewrites README.md's and docs/hardware.md's
 python -m experiments.table --add runs/demo/result.json  takes a finished run in, then rewrites
+python -m experiments.table --add runs/x/evaluation.json  the same for weights that were evaluated
 python -m experiments.table --check                      fails where they and results/ differ
 
 A run that is taken in is called by its config, <task>_<variant>, with the keys that its command
@@ -30,6 +31,9 @@ PAPER_COLUMNS = (
     'Run', 'Metric', 'Paper', 'Ours', 'Difference', 'Data', 'Steps', 'Cost', 'Command'
 )  # fmt: skip
 OTHER_COLUMNS = ('Run', 'Metric', 'Ours', 'Data', 'Steps', 'Cost', 'Command')
+WEIGHTS_COLUMNS = (
+    'Weights', 'Metric', 'Paper', 'Ours', 'Difference', 'Data', 'Cost', 'Command'
+)  # fmt: skip
 
 
 def run_name(result: dict) -> str:
@@ -64,7 +68,7 @@ def read_results(folder: Path) -> list[dict]:
 
 
 def render(results: Sequence[dict]) -> str:
-    """Writes the two tables as Markdown.
+    """Writes the tables as Markdown: of the two kinds of runs and, if there are any, of weights.
 
     Args:
       results: What `read_results` returned, in the order of the rows. A result without a `name` is
@@ -73,14 +77,21 @@ def render(results: Sequence[dict]) -> str:
     Returns:
       The tables, each below a line that says what it holds.
     """
-    paper = [result for result in results if result['paper_value'] is not None]
-    other = [result for result in results if result['paper_value'] is None]
+    evaluated = [result for result in results if 'weights' in result]
+    runs = [result for result in results if 'weights' not in result]
+    paper = [result for result in runs if result['paper_value'] is not None]
+    other = [result for result in runs if result['paper_value'] is None]
+    weights = [
+        'Weights that others trained, such as the authors, in our evaluation:',
+        _table(WEIGHTS_COLUMNS, evaluated),
+    ]
     return '\n\n'.join(
         [
             "On the paper's data:",
             _table(PAPER_COLUMNS, paper),
             'On embedded, generated or reduced data, not comparable with the paper:',
             _table(OTHER_COLUMNS, other),
+            *(weights if evaluated else []),
         ]
     )
 
@@ -125,15 +136,22 @@ def _cells(result: dict) -> dict[str, str]:
     metric, value, paper_value = (result[key] for key in ('metric', 'value', 'paper_value'))
     name = result.get('name') or run_name(result)
     command = f'python -m experiments.launch --config={result["config"]} --workdir=runs/{name}'
+    if 'weights' in result:
+        command += f' --mode=eval --weights={result["weights"]}'
     cells = {
         'Run': name,
         'Metric': metric,
         'Ours': metric_text(metric, value),
         'Data': result['data'] + (f'; {result["note"]}' if 'note' in result else ''),
-        'Steps': f'{result["steps"]:,}',
+        'Steps': f'{result.get("steps", 0):,}',
         'Cost': f'{duration_text(result["wall_seconds"])}, {result["device"]}',
         'Command': f'`{result.get("command", command)}`',
+        'Paper': '-',
+        'Difference': '-',
     }
+    if 'weights' in result:
+        weights = path_of(result['weights']).name
+        cells['Weights'] = f'{weights} (sha256 {result["params_sha256"][:8]})'
     if paper_value is not None:
         table = f' ({result["table"]})' if 'table' in result else ''
         cells['Paper'] = metric_text(metric, paper_value) + table
@@ -155,7 +173,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
     parser = Parser(prog='python -m experiments.table', description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument('--add', metavar='RESULT', help="a finished run's result.json")
+    mode.add_argument('--add', metavar='RESULT', help="a run's result.json, or evaluation.json")
     mode.add_argument('--check', action='store_true', help='write nothing')
     parser.add_argument('--name', help='of the added run: of its row, and of its file in results/')
     options = parser.parse_args(arguments)

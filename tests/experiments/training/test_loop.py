@@ -39,7 +39,7 @@ def one_device():
     task = ToyTask(get_config())
     task.broken = 3
     optimizer, _ = make_optimizer(6, 10, **task.config.optimizer)
-    state = first = jax.device_get(loop.init(7, task, optimizer))
+    state = first = jax.device_get(loop.init(task.config, task, optimizer))
     update = jax.jit(make_update(task, optimizer, average=lambda tree: tree))
     for _, batch in zip(range(3), task.train_batches(0), strict=False):
         state, metrics = update(state, {k: x[None] for k, x in batch.items()})

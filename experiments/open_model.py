@@ -175,8 +175,14 @@ def _open_carrying(path: str, best: bool) -> Pretrained | None:
 
 def _open_bare(path: str, wanted: Pretrained, config: ConfigDict) -> Pretrained:
     """Opens weights that do not say what their model is, as the model of a config."""
+    from experiments.training import parallel
+
     model = read_bare(path, wanted.arguments, wanted.front_end)
     _check_function(path, model, wanted, config)
+    parallel.say(
+        f'{path} does not say what its model is: its shapes are compared with config.model; heads, '
+        'resolutions and divisors are taken to be as the config says.'
+    )
     return model
 
 
@@ -215,10 +221,6 @@ def _task_like(
 
     task = make_task(config)
     if model is None:
-        parallel.say(
-            f'{path} does not say what its model is: its shapes are compared with config.model; '
-            'heads, resolutions and divisors are taken to be as the config says.'
-        )
         return task, task.pretrained({}, {})
     if not without:  # the classes are those of the weights
         task.known_classes = model.classes

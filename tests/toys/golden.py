@@ -5,9 +5,37 @@ See tests/golden/README.md.
 
 import pathlib
 
+import cv2
 import numpy as np
 
+from perceiver_jax.weights import foreign_files
+
 OURS = pathlib.Path(__file__).parents[1] / 'golden'
+
+# Keys of configs/imagenet.py:io_<name> that make the model of imagenet_<name>.npz.
+SMALL = {
+    'images.image_size': 16,
+    'model.num_classes': 10,
+    'model.encoder.num_latents': 8,
+    'model.encoder.latent_channels': 32,
+    'model.encoder.num_blocks': 2,
+    'model.encoder.num_self_attends_per_block': 2,
+    'model.encoder.self_attend.num_heads': 4,
+    'model.decoder.query_channels': 32,
+}
+SMALL_INPUTS = {
+    'fourier': {'model.inputs.num_bands': 6, 'model.inputs.max_resolution': (16, 16)},
+    'learned': {
+        'model.inputs.contents_channels': 24,
+        'model.inputs.position_channels': 20,
+        'model.inputs.project_positions_to': 20,
+    },
+    'conv': {
+        'model.inputs.contents_channels': 12,
+        'model.inputs.num_bands': 6,
+        'model.inputs.max_resolution': (4, 4),
+    },
+}
 
 
 def read_arrays(path):
@@ -69,3 +97,29 @@ def image_model(sizes):
             cross_attend=dict(use_query_residual=decoder['use_query_residual']),
         ),
     )
+
+
+def write_pystate(path, name):
+    """Writes the weights of a golden file as DeepMind's release has them."""
+    golden = read_arrays(OURS / f'{name}.npz')
+    foreign_files.write_deepmind(path, read_tree(golden, 'params'), read_tree(golden, 'state'))
+    return path
+
+
+def write_validation_images(folder, num_classes=10):
+    """Writes val/<class>/*.png with one or two images of a class, and no train/.
+
+    Returns:
+      The images, uint8 `[height, width, 3]`, and their labels, in the order of the evaluation.
+    """
+    rng = np.random.default_rng(5)
+    images, labels = [], []
+    for label in range(num_classes):
+        place = folder / 'val' / f'class {label}'
+        place.mkdir(parents=True)
+        for number in range(1 + label % 2):
+            image = rng.integers(0, 256, (20 + label, 25, 3), np.uint8)
+            cv2.imwrite(str(place / f'{number}.png'), image[..., ::-1])
+            images.append(image)
+            labels.append(label)
+    return images, np.array(labels)

@@ -4,19 +4,22 @@ import subprocess
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 
 from configs import imagenet
-from experiments import command_line, launch
+from experiments import command_line, launch, open_model, tasks
 from experiments.imagenet.task import ImageNet
 from experiments.results import load_result
 from experiments.training import compiling, loop, stopping
-from experiments.training.checkpointing import digest, flatten
+from experiments.training.checkpointing import digest, flatten, load_params
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends import prepare_image
 from perceiver_jax.weights.pretrained import load
 from perceiver_jax.weights.released import RELEASED
+from perceiver_jax.weights.trees import flatten as flatten_weights
+from perceiver_jax.weights.trees import nest
 from tests.toys.demo_run import write_demo_run
 from tests.toys.golden import (
     OURS,
@@ -27,6 +30,7 @@ from tests.toys.golden import (
     write_pystate,
     write_validation_images,
 )
+from tests.toys.toy_task import ToyTask, get_config
 
 DEMO = '--config=configs/imagenet.py:demo'
 
@@ -325,3 +329,67 @@ def test_weights_of_others_are_evaluated_as_load_reads_them(
     )
     assert 0 < result['metrics']['top5'] < 1
     assert result['data'] == 'folder (15 images)' and result['examples'] == 15
+
+
+@pytest.fixture
+def weights_of_toy(tmp_path, monkeypatch):
+    """A file that a run of the toy task can start from, in the place of a model's weights."""
+    path = tmp_path / 'weights.npz'
+    params, _ = jax.jit(ToyTask(get_config()).init)(jax.random.key(99))
+    np.savez(path, **flatten_weights(params))
+
+    def open_to_start(config, side):
+        assert (config.init_from, side) == (str(path), 'config')
+        task = ToyTask(config)
+        fresh, state = jax.device_get(jax.jit(task.init)(jax.random.key(config.seed)))
+        with np.load(path) as arrays:
+            params = {**nest(arrays), 'output': fresh['output']}
+        facts = dict(weights=str(path), params_sha256=digest(flatten(params)))
+        facts |= dict(taken=42, resampled=0, new=24)
+        facts |= dict(resampled_names=[], new_names=['output:w', 'output:b'])
+        return task, loop.Start(facts, params, state)
+
+    monkeypatch.setattr(open_model, 'open_to_start', open_to_start)
+    monkeypatch.setattr(tasks, 'make_task', ToyTask)
+    return path
+
+
+def test_a_run_reads_the_weights_it_starts_from_once(tmp_path, monkeypatch, capsys, weights_of_toy):
+    def config():
+        config = get_config(freeze=['mlp/~/linear_0:b'])
+        config.init_from = str(weights_of_toy)
+        config.optimizer.loaded_scale = 0.5
+        return config
+
+    def start(workdir, steps=()):
+        set_flags(monkeypatch, workdir=str(tmp_path / workdir))
+        capsys.readouterr()
+        task, start = launch.start_of(settings := config())
+        told = capsys.readouterr().out
+        task.on_step = lambda step: stop(step) if step in steps else None
+        launch.train(settings, task, 'toy', start)
+        return told, start
+
+    def stop(step):
+        raise KeyboardInterrupt
+
+    told, from_weights = start('alone')
+    assert told == f'Parameters from {weights_of_toy}: 42 taken, 0 resampled, 24 new.\n'
+    alone = load_result(tmp_path / 'alone' / 'result.json')
+    saved = json.loads((tmp_path / 'alone' / 'config.json').read_text())
+    assert saved.pop('started_from') == from_weights.facts
+    assert saved['init_from'] == str(weights_of_toy)
+    params, _, _ = load_params(tmp_path / 'alone')
+    frozen, first = (x['mlp/~/linear_0']['b'] for x in (params, from_weights.params))
+    np.testing.assert_array_equal(frozen, first)
+
+    for before in ([0], [5]):  # before the first checkpoint the weights are needed again
+        with pytest.raises(KeyboardInterrupt):
+            start('stopped', before)
+    weights_of_toy.unlink()
+    told, resumed = start('stopped')
+    assert told == '' and resumed == (from_weights.facts, None, None)
+    result = load_result(tmp_path / 'stopped' / 'result.json')
+    assert result['params_sha256'] == alone['params_sha256']
+    saved = json.loads((tmp_path / 'stopped' / 'config.json').read_text())
+    assert saved['started_from'] == from_weights.facts

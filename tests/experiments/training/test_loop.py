@@ -117,7 +117,8 @@ def test_frozen_parameters_stay_and_have_no_moments(kind):
     [
         (
             ['outputs'],
-            "config.train.freeze: 'outputs' matches no parameter. Did you mean output or output:w or output:b?",
+            "config.train.freeze: 'outputs' matches no parameter. "
+            'Did you mean output or output:w or output:b?',
         ),
         (
             ['mlp', 'output'],

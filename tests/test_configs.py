@@ -1,6 +1,7 @@
 import pytest
 
-from configs import audioset, flow, imagenet, modelnet40
+from configs import audioset, common, flow, imagenet, modelnet40
+from experiments.training.checks import differences
 
 ABLATIONS = (
     'perceiver,cross_attends=2,placement=start',
@@ -37,6 +38,43 @@ def test_ablations_carry_their_rows_of_the_paper():
     assert flow.get_config('conv,size=small').paper.epe.kitti2015 == 6.12
     # A combination that the paper does not list has no number.
     assert imagenet.get_config('perceiver,cross_attends=2,share=no').paper.value is None
+
+
+@pytest.mark.parametrize(
+    ('variant', 'learning_rate'),
+    [('io_fourier', 2e-3), ('io_learned,decoder=average', 2e-3), ('io_conv', 2e-4)],
+)
+def test_ios_recipe_of_fine_tuning(variant, learning_rate):
+    config = imagenet.get_config(f'{variant},recipe=fine_tune')
+    assert config.optimizer.to_dict() == common.lamb(
+        learning_rate, dict(kind='flat_cosine', flat_fraction=70_000 / 131_000)
+    )
+    assert (config.train.steps, config.train.epochs) == (131_000, None)
+    assert config.train.batch_size == 1024
+    changed = differences(imagenet.get_config(variant).to_dict(), config.to_dict())
+    changed = {key for key in changed if key.split('.')[0] not in ('optimizer', 'train')}
+    # A number of the paper is of its own classes.
+    assert changed <= {'model.num_classes', 'paper.source', 'paper.value'}
+    assert config.model.num_classes == 0
+
+
+@pytest.mark.parametrize(
+    ('configs', 'variant'),
+    [(configs, x) for configs in (imagenet, modelnet40, audioset, flow) for x in configs.VARIANTS],
+)
+def test_every_model_of_weights_has_a_recipe_of_fine_tuning(configs, variant):
+    if 'recipe' not in configs.VARIANTS[variant]:
+        assert variant == 'demo'
+        return
+    before, config = (configs.get_config(f'{variant}{x}') for x in ('', ',recipe=fine_tune'))
+    assert config.is_locked
+    assert config.optimizer.learning_rate <= before.optimizer.learning_rate
+    assert config.optimizer.schedule.kind == 'flat_cosine'
+    assert config.train.steps and config.train.epochs is None
+    assert config.train.evaluate_every_steps <= config.train.steps / 4
+    assert config.paper.value is None
+    assert config.model.get('num_classes', 0) == 0
+    assert config.model.encoder == before.model.encoder
 
 
 @pytest.mark.parametrize('variant', ['small,patch=1', 'main,size=small', 'conv,patch=1'])

@@ -4,12 +4,33 @@ import subprocess
 import sys
 import types
 
+import jax
+import numpy as np
 import pytest
 
-from experiments import command_line, launch
+from configs import imagenet
+from experiments import command_line, launch, open_model, tasks
+from experiments.imagenet.task import ImageNet
+from experiments.results import load_result
 from experiments.training import compiling, loop, stopping
+from experiments.training.checkpointing import digest, flatten, load_params
 from perceiver_jax.errors import Refused
+from perceiver_jax.front_ends import prepare_image
+from perceiver_jax.weights.pretrained import load
+from perceiver_jax.weights.released import RELEASED
+from perceiver_jax.weights.trees import flatten as flatten_weights
+from perceiver_jax.weights.trees import nest
 from tests.toys.demo_run import write_demo_run
+from tests.toys.golden import (
+    OURS,
+    SMALL,
+    SMALL_INPUTS,
+    image_model,
+    read_arrays,
+    write_pystate,
+    write_validation_images,
+)
+from tests.toys.toy_task import ToyTask, get_config
 
 DEMO = '--config=configs/imagenet.py:demo'
 
@@ -19,6 +40,14 @@ def run(*arguments):
     command = [sys.executable, '-m', 'experiments.launch', *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     return done.returncode, done.stdout, done.stderr
+
+
+def set_flags(monkeypatch, **values):
+    """Gives flags their values, as the command line does, and keeps no programs."""
+    defaults = dict(weights=None, checkpoint='last', model_from='config', compilation_cache='')
+    for name, value in {**defaults, 'profile': None, **values}.items():
+        monkeypatch.setattr(launch, name.upper(), types.SimpleNamespace(value=value))
+    monkeypatch.setattr(compiling, 'keep_programs', lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +99,10 @@ def run(*arguments):
             'TPU slices are called like v3-64, and GPUs like h100 and h100x8',
         ),
         (['--mode=eval'], '--mode=eval needs --workdir'),
+        (
+            [DEMO, '--workdir=x', '--weights=y'],
+            '--weights goes with --mode=eval alone; a run starts from --config.init_from',
+        ),
         (
             ['--mode=eval', '--workdir=no run'],
             'no run/config.json is not the config of a run: there is no such file',
@@ -138,11 +171,7 @@ def test_a_run_that_is_left_early_is_told_so(tmp_path, monkeypatch, capsys, by_c
     def end_at_once(code):
         raise SystemExit(code)
 
-    value = types.SimpleNamespace
-    monkeypatch.setattr(launch, 'WORKDIR', value(value=str(tmp_path)))
-    monkeypatch.setattr(launch, 'PROFILE', value(value=None))
-    monkeypatch.setattr(launch, 'COMPILATION_CACHE', value(value=''))
-    monkeypatch.setattr(compiling, 'keep_programs', lambda *_: None)
+    set_flags(monkeypatch, workdir=str(tmp_path))
     monkeypatch.setattr(loop, 'train', train)
     for module in (launch, command_line):
         monkeypatch.setattr(module, 'end_at_once', end_at_once)
@@ -229,3 +258,138 @@ def test_what_is_slow_to_import_is_imported_where_it_is_used():
     assert 'experiments.training.loop' in loaded, done.stderr
     slow = {'matplotlib', 'orbax', 'tensorboardX', 'tensorflow_datasets', 'grain', 'sklearn'}
     assert not slow & loaded
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    """A folder of validation images alone, the images and their labels."""
+    folder = tmp_path_factory.mktemp('images')
+    return folder, *write_validation_images(folder)
+
+
+@pytest.mark.parametrize(
+    ('name', 'form', 'on_command_line'),
+    [
+        ('fourier', 'deepmind', True),
+        ('fourier', 'hugging face', False),
+        ('learned', 'deepmind', False),
+        ('conv', 'hugging face', False),
+    ],
+)
+def test_weights_of_others_are_evaluated_as_load_reads_them(
+    tmp_path, monkeypatch, images, name, form, on_command_line
+):
+    folder, pixels, labels = images
+    workdir, weights = tmp_path / 'evaluation', OURS / f'hf_imagenet_{name}.safetensors'
+    if form == 'deepmind':
+        weights = write_pystate(tmp_path / f'{name}.pystate', f'imagenet_{name}')
+    data = {'source': 'folder', 'path': str(folder), 'num_workers': 0}
+    keys = {f'data.{key}': value for key, value in data.items()}
+    keys |= {**SMALL, **SMALL_INPUTS[name], 'evaluation.batch_size': 8}
+    if on_command_line:
+        config = [f'--config=configs/imagenet.py:io_{name}']
+        config += [f'--config.{key}={value}' for key, value in keys.items()]
+        code, out, err = run(*config, '--mode=eval', f'--weights={weights}', f'--workdir={workdir}')
+        result = load_result(workdir / 'evaluation.json')
+        assert (code, err) == (0, '')
+        assert out.endswith(
+            f'{weights} does not say what its model is: its shapes are compared with config.model; '
+            'heads, resolutions and divisors are taken to be as the config says.\n'
+            f'1 process, 8 devices: cpu\ntop1 {result["value"]:.4f} at {weights.name}\n'
+        )
+        assert (workdir / 'evaluation.png').read_bytes().startswith(b'\x89PNG')
+    else:
+        config = imagenet.get_config(f'io_{name}')
+        config.update_from_flattened_dict(keys)
+        set_flags(monkeypatch, weights=str(weights), workdir=str(workdir))
+        monkeypatch.setattr(ImageNet, 'draw', lambda *_, **__: None)  # takes as long as the rest
+        launch.evaluate_weights(config, 'x')
+        result = load_result(workdir / 'evaluation.json')
+
+    # The reference's outputs for its inputs, and what the library makes of the same images.
+    golden = read_arrays(OURS / f'imagenet_{name}.npz')
+    inputs, outputs = golden['input|images'], golden['output']
+    front_end = {**RELEASED[f'imagenet_{name}'].front_end, 'size': 16}
+    arguments = image_model(json.loads(str(golden['config'])))
+    model = load(weights, arguments=arguments, front_end=front_end)
+    assert result['params_sha256'] == digest(flatten(model.params))
+    prepared = [prepare_image(image, **front_end) for image in pixels]
+    logits = np.asarray(model(np.concatenate([inputs, prepared])))
+    difference, logits = logits[: len(inputs)] - outputs, logits[len(inputs) :]
+    assert np.linalg.norm(difference) < 1e-5 * np.linalg.norm(outputs)
+    chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    right = np.argsort(-logits) == labels[:, None]
+    assert result['metrics'] == pytest.approx(
+        {
+            'loss': -np.log(chances[np.arange(len(labels)), labels]).mean(),
+            'top1': right[:, :1].any(-1).mean(),
+            'top5': right[:, :5].any(-1).mean(),
+        },
+        rel=1e-5,
+    )
+    assert 0 < result['metrics']['top5'] < 1
+    assert result['data'] == 'folder (15 images)' and result['examples'] == 15
+
+
+@pytest.fixture
+def weights_of_toy(tmp_path, monkeypatch):
+    """A file that a run of the toy task can start from, in the place of a model's weights."""
+    path = tmp_path / 'weights.npz'
+    params, _ = jax.jit(ToyTask(get_config()).init)(jax.random.key(99))
+    np.savez(path, **flatten_weights(params))
+
+    def open_to_start(config, side):
+        assert (config.init_from, side) == (str(path), 'config')
+        task = ToyTask(config)
+        fresh, state = jax.device_get(jax.jit(task.init)(jax.random.key(config.seed)))
+        with np.load(path) as arrays:
+            params = {**nest(arrays), 'output': fresh['output']}
+        facts = dict(weights=str(path), params_sha256=digest(flatten(params)))
+        facts |= dict(taken=42, resampled=0, new=24)
+        facts |= dict(resampled_names=[], new_names=['output:w', 'output:b'])
+        return task, loop.Start(facts, params, state)
+
+    monkeypatch.setattr(open_model, 'open_to_start', open_to_start)
+    monkeypatch.setattr(tasks, 'make_task', ToyTask)
+    return path
+
+
+def test_a_run_reads_the_weights_it_starts_from_once(tmp_path, monkeypatch, capsys, weights_of_toy):
+    def config():
+        config = get_config(freeze=['mlp/~/linear_0:b'])
+        config.init_from = str(weights_of_toy)
+        config.optimizer.loaded_scale = 0.5
+        return config
+
+    def start(workdir, steps=()):
+        set_flags(monkeypatch, workdir=str(tmp_path / workdir))
+        capsys.readouterr()
+        task, start = launch.start_of(settings := config())
+        told = capsys.readouterr().out
+        task.on_step = lambda step: stop(step) if step in steps else None
+        launch.train(settings, task, 'toy', start)
+        return told, start
+
+    def stop(step):
+        raise KeyboardInterrupt
+
+    told, from_weights = start('alone')
+    assert told == f'Parameters from {weights_of_toy}: 42 taken, 0 resampled, 24 new.\n'
+    alone = load_result(tmp_path / 'alone' / 'result.json')
+    saved = json.loads((tmp_path / 'alone' / 'config.json').read_text())
+    assert saved.pop('started_from') == from_weights.facts
+    assert saved['init_from'] == str(weights_of_toy)
+    params, _, _ = load_params(tmp_path / 'alone')
+    frozen, first = (x['mlp/~/linear_0']['b'] for x in (params, from_weights.params))
+    np.testing.assert_array_equal(frozen, first)
+
+    for before in ([0], [5]):  # before the first checkpoint the weights are needed again
+        with pytest.raises(KeyboardInterrupt):
+            start('stopped', before)
+    weights_of_toy.unlink()
+    told, resumed = start('stopped')
+    assert told == '' and resumed == (from_weights.facts, None, None)
+    result = load_result(tmp_path / 'stopped' / 'result.json')
+    assert result['params_sha256'] == alone['params_sha256']
+    saved = json.loads((tmp_path / 'stopped' / 'config.json').read_text())
+    assert saved['started_from'] == from_weights.facts

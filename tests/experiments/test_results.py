@@ -3,7 +3,8 @@
 import pytest
 
 from experiments import results
-from tests.toys.results import RESULT, write
+from perceiver_jax.errors import Refused
+from tests.toys.results import EVALUATION, RESULT, write
 
 
 @pytest.mark.parametrize('more', [{}, {'seed': 0, 'date': '2026-11-26T20:10:27+00:00'}])
@@ -29,6 +30,25 @@ def test_a_malformed_result_names_its_file_and_key(tmp_path, change, message):
     with pytest.raises(ValueError) as error:
         results.load_result(write(tmp_path / 'x.json', RESULT | change))
     assert str(error.value) == f'{tmp_path / "x.json"}: {message}'
+
+
+def test_an_evaluation_of_weights_is_a_result_without_steps(tmp_path):
+    assert results.load_result(write(tmp_path / 'x.json', EVALUATION)) == EVALUATION
+    for change, message in (
+        ({'steps': 3}, "unknown key 'steps'"),
+        ({'weights': 3}, "'weights' is 3, expected str"),
+        ({'metrics': None}, "'metrics' is None, expected dict"),
+        ({'value': 77.1}, "'value' is 77.1, expected a fraction in 0..1"),
+    ):
+        with pytest.raises(Refused) as refused:
+            results.load_result(write(tmp_path / 'x.json', EVALUATION | change))
+        assert str(refused.value) == f'{tmp_path / "x.json"}: {message}'
+
+
+def test_the_evaluation_of_a_checkpoint_is_no_result(tmp_path):
+    about = {'checkpoint': 'last', 'step': 6, 'metric': 'top1', 'value': 0.5}
+    with pytest.raises(Refused, match="x.json is of a run's checkpoint: .* result.json is its"):
+        results.load_result(write(tmp_path / 'x.json', about))
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,27 @@ def test_the_config_of_an_old_run_is_in_the_words_of_today(tmp_path):
     saved = get_config('demo').to_dict()
     saved['model']['encoder']['num_self_attend_heads'] = 4
     del saved['model']['encoder']['self_attend']
-    del saved['data']['classes']
+    del saved['data']['classes'], saved['init_from']
+    del saved['train']['freeze'], saved['optimizer']['loaded_scale']
     (tmp_path / 'config.json').write_text(json.dumps(saved))
     assert run_config.get_config(tmp_path).to_dict() == get_config('demo').to_dict()
+
+
+def test_what_a_run_started_from_is_no_part_of_its_config(tmp_path):
+    facts = {'weights': 'x', 'params_sha256': '5f1d'}
+    saved = {**get_config('demo').to_dict(), 'started_from': facts}
+    (tmp_path / 'config.json').write_text(json.dumps(saved))
+    assert run_config.get_config(tmp_path).to_dict() == get_config('demo').to_dict()
+    assert run_config.started_from(tmp_path) is None  # no checkpoint has what they gave
+    (tmp_path / 'checkpoints' / '2').mkdir(parents=True)
+    assert run_config.started_from(tmp_path) == facts
+    (tmp_path / 'config.json').write_text(json.dumps(saved | {'started_from': 3}))
+    with pytest.raises(
+        Refused, match="config.json: 'started_from' is 3, expected what a run wrote"
+    ):
+        run_config.started_from(tmp_path)
+    (tmp_path / 'config.json').write_text(json.dumps(get_config('demo').to_dict()))
+    assert run_config.started_from(tmp_path) is None
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import table
 from perceiver_jax.errors import Refused
-from tests.toys.results import RESULT, write
+from tests.toys.results import EVALUATION, RESULT, write
 
 DEMO = RESULT | {'config': 'configs/imagenet.py:demo', 'data': 'digits', 'paper_value': None}
 README = f'# Title\n{table.BEGIN}\nold\n{table.END}\nmore\n'
@@ -99,6 +99,32 @@ def test_add_then_check(root, tmp_path):
     assert (root / 'README.md').read_text() == before
     table.main([], root)
     assert '50.0 %' in (root / 'README.md').read_text()
+
+
+def test_weights_of_others_stand_in_a_third_table(root, tmp_path):
+    table.main(['--add', str(write(tmp_path / 'evaluation.json', EVALUATION))], root)
+    name = 'imagenet_io_fourier_data.source_folder'
+    assert json.loads((root / 'results' / f'{name}.json').read_text()) == EVALUATION
+    readme = (root / 'README.md').read_text()
+    assert readme.count('No runs yet.') == 2
+    third = readme.partition('Weights that others trained, such as the authors')[2]
+    assert cells(third, 'imagenet_fourier.pystate (sha256 01234567)') == [
+        'imagenet_fourier.pystate (sha256 01234567)',
+        'top1',
+        '78.0 %',
+        '77.1 %',
+        '-0.9 points',
+        'imagenet2012',
+        '2.2 days, TPU v4 x32',
+        '`python -m experiments.launch --config=configs/imagenet.py:io_fourier '
+        f'--config.data.source=folder --workdir=runs/{name} --mode=eval '
+        '--weights=/data/imagenet_fourier.pystate`',
+    ]
+    table.main(['--check'], root)
+
+    about = {'checkpoint': 'last', 'step': 6, 'metric': 'top1', 'value': 0.5}
+    with pytest.raises(Refused, match='result.json is its result'):
+        table.main(['--add', str(write(tmp_path / 'evaluation.json', about))], root)
 
 
 PLAN = {

@@ -3,7 +3,7 @@ import jax
 import numpy as np
 import pytest
 
-from perceiver_jax.convolution import BatchNorm, ConvDownsample
+from perceiver_jax.convolution import BatchNorm, ConvDownsample, frozen_batch_norm
 from perceiver_jax.errors import Refused
 
 
@@ -46,6 +46,31 @@ def test_batch_norm_across_a_mapped_axis_equals_the_whole_batch():
         x.reshape(3, 2, *x.shape[1:])
     )
     np.testing.assert_allclose(parts.reshape(x.shape), normalise(None, x), atol=1e-5)
+
+
+def test_a_frozen_batch_norm_uses_and_keeps_its_averages():
+    def forward(x, is_training):
+        for name in ('first', 'second'):
+            x = ConvDownsample(3, name=name)(x, is_training=is_training)
+        return x
+
+    model = hk.transform_with_state(forward)
+    x = images(height=19, width=17)
+    params, state = model.init(jax.random.key(0), x, True)
+    with frozen_batch_norm(['first/batch_norm', 'second/batch_norm']):
+        frozen, kept = model.apply(params, state, None, x, True)
+    evaluated, _ = model.apply(params, state, None, x, False)
+    np.testing.assert_array_equal(frozen, evaluated)
+    jax.tree.map(np.testing.assert_array_equal, kept, state)
+
+    with frozen_batch_norm(['first/batch_norm']):
+        _, kept = model.apply(params, state, None, x, True)
+    counters = {
+        name: int(values['counter'] - state[name]['counter']) for name, values in kept.items()
+    }
+    assert counters == {'first/batch_norm': 0, 'second/batch_norm': 1}
+    _, left = model.apply(params, state, None, x, True)  # no longer frozen
+    assert all(left[name]['counter'] > state[name]['counter'] for name in state)
 
 
 @pytest.mark.parametrize('module', [lambda: ConvDownsample(4), BatchNorm])

@@ -14,19 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import imagenet
+from configs import flow, imagenet
+from experiments.tasks import make_task
 from perceiver_jax.attention import attend
 from perceiver_jax.inputs import extract_patches, space_to_depth
 from perceiver_jax.position_encoding import fourier_features, grid_positions
 from perceiver_jax.weights import foreign_files, translation
 from perceiver_jax.weights.pretrained import Pretrained
 from perceiver_jax.weights.released import RELEASED
+from perceiver_jax.weights.transfer import compare_arguments
 from perceiver_jax.weights.trees import check_fit
+from tests.toys.golden import OURS, image_model, read_arrays, read_tree
 
 pytestmark = pytest.mark.gpu
-OURS = (
-    pathlib.Path(__file__).parents[1] / 'golden'
-)  # primitives and parameter lists are always these
+# Primitives and parameter lists are always OURS.
 GOLDEN = pathlib.Path(os.environ.get('GOLDEN_DIR') or OURS)
 MODELS = sorted(p.stem for p in GOLDEN.glob('*.npz') if p.stem != 'primitives')
 HUGGING_FACE = sorted(p.stem.removeprefix('hf_') for p in GOLDEN.glob('hf_*.safetensors'))
@@ -35,67 +36,6 @@ HUGGING_FACE = sorted(p.stem.removeprefix('hf_') for p in GOLDEN.glob('hf_*.safe
 def relative_difference(ours, theirs):
     assert ours.shape == theirs.shape
     return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
-
-
-def read_arrays(path):
-    with np.load(path) as arrays:
-        return dict(arrays)
-
-
-def read_tree(golden, prefix):
-    tree = {}
-    for key in golden:
-        kind, *names = key.split('|')
-        if kind == prefix:
-            value = golden[key]
-            value = value.astype(np.float32) if value.dtype == np.float16 else value
-            tree.setdefault(names[0], {})[names[1]] = value
-    return tree
-
-
-def image_model(sizes):
-    """Our arguments for a model that the reference was configured with."""
-    inputs, encoder, decoder = (sizes[k] for k in ('input_preprocessor', 'encoder', 'decoder'))
-    contents = {'pixels': 'pixels', 'conv1x1': 'conv1x1', 'conv': 'conv7x7'}[inputs['prep_type']]
-    ours = dict(contents=contents, contents_channels=inputs.get('num_channels'))
-    if inputs['position_encoding_type'] == 'fourier':
-        fourier = inputs['fourier_position_encoding_kwargs']
-        assert fourier['concat_pos'] and not fourier['sine_only']
-        ours.update(
-            positions='fourier',
-            num_bands=fourier['num_bands'],
-            max_resolution=fourier['max_resolution'],
-        )
-    else:
-        ours.update(
-            positions='learned',
-            position_channels=inputs['trainable_position_encoding_kwargs']['num_channels'],
-            position_init_std=0.02,
-            project_positions_to=inputs['project_pos_dim'],
-        )
-    return dict(
-        num_classes=sizes['classes'],
-        inputs=ours,
-        encoder=dict(
-            num_latents=encoder['z_index_dim'],
-            latent_channels=encoder['num_z_channels'],
-            num_blocks=encoder['num_blocks'],
-            num_self_attends_per_block=encoder['num_self_attends_per_block'],
-            cross_attend=dict(
-                num_heads=encoder['num_cross_attend_heads'],
-                widening_factor=encoder['cross_attend_widening_factor'],
-                use_query_residual=encoder['use_query_residual'],
-            ),
-            self_attend=dict(
-                num_heads=encoder['num_self_attend_heads'],
-                widening_factor=encoder['self_attend_widening_factor'],
-            ),
-        ),
-        decoder=dict(
-            query_channels=decoder['num_z_channels'],
-            cross_attend=dict(use_query_residual=decoder['use_query_residual']),
-        ),
-    )
 
 
 def encoder_of(sizes):
@@ -204,6 +144,12 @@ def check_outputs(name, golden, outputs):
         assert difference < 1e-5, key
 
 
+def deepminds_tiles():
+    config = flow.get_config('main')
+    config.evaluation.placement = 'deepmind'
+    return config
+
+
 def test_there_are_golden_files():
     assert MODELS, f'{GOLDEN} holds no <model>.npz'
 
@@ -254,31 +200,21 @@ def test_full_size_parameters_equal_the_released_models(name):
 
 
 @pytest.mark.parametrize(
-    'name, variant',
+    ('name', 'config'),
     [
-        ('imagenet_fourier', 'io_fourier'),
-        ('imagenet_learned', 'io_learned'),
-        ('imagenet_conv', 'io_conv'),
+        ('imagenet_fourier', imagenet.get_config('io_fourier')),
+        ('imagenet_learned', imagenet.get_config('io_learned')),
+        ('imagenet_conv', imagenet.get_config('io_conv')),
+        ('optical_flow', flow.get_config('main')),
+        ('optical_flow', deepminds_tiles()),
     ],
+    ids=['fourier', 'learned', 'conv', 'flow', 'flow, placement=deepmind'],
 )
-def test_what_is_trained_is_what_was_released(name, variant):
-    config = imagenet.get_config(variant)
-    trained = config.model.to_dict()
-    assert trained.pop('dtype') == 'float32'
-    assert trained.pop('implementation') == 'auto'
-    for how in ('scan', 'remat_cross_attends', 'remat_blocks', 'latent_init_std'):
-        del trained['encoder'][how]
-    del trained['decoder']['query_init_std']
-    defaults = dict(
-        cross_attend_placement='interleaved', share_cross_attends=True, share_blocks=True
-    )
-    arguments = RELEASED[name].arguments
-    released = {**arguments, 'encoder': {**arguments['encoder'], **defaults}}
-    assert json.dumps(trained, sort_keys=True) == json.dumps(released, sort_keys=True)
-    front_end = RELEASED[name].front_end
-    assert list(config.images.mean) == front_end['mean']
-    assert list(config.images.std) == front_end['std']
-    assert config.evaluation.crop_fraction == front_end['crop_fraction']
+def test_what_is_trained_is_what_was_released(name, config):
+    released, trained = RELEASED[name], make_task(config).pretrained({}, {})
+    assert trained.function == released.function
+    assert compare_arguments(released.function, released.arguments, trained.arguments) == {}
+    assert trained.front_end == released.front_end
 
 
 @pytest.fixture(scope='module')

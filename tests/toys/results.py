@@ -1,4 +1,4 @@
-"""A result of a finished run, and how it is written to a file."""
+"""Results of a finished run and of weights, and how they are written to a file."""
 
 import json
 
@@ -16,6 +16,15 @@ RESULT = {
     'wall_seconds': 190000.0,
     'device': 'TPU v4 x32',
     'git_commit': '0a1b2c3',
+}
+# What evaluation.json holds of weights that others trained.
+EVALUATION = {
+    **{key: value for key, value in RESULT.items() if key != 'steps'},
+    'config': 'configs/imagenet.py:io_fourier --config.data.source=folder',
+    'weights': '/data/imagenet_fourier.pystate',
+    'metrics': {'top1': 0.7712, 'loss': 1.0},
+    'date': '2026-11-26T20:10:27+00:00',
+    'params_sha256': '0123456789abcdef',
 }
 
 

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from configs import imagenet
 from experiments.training import loop
 from experiments.training.checks import (
     check_resolution,
@@ -9,6 +10,7 @@ from experiments.training.checks import (
     check_sizes,
     count_steps,
 )
+from perceiver_jax.errors import Refused
 from tests.toys.toy_task import ToyTask, get_config
 
 
@@ -74,6 +76,55 @@ def test_a_folder_with_another_config_is_refused(tmp_path):
     )
 
 
+def test_a_run_is_lengthened_where_no_update_depends_on_its_length(tmp_path):
+    start_run(tmp_path, get_config())
+    check_resumable(tmp_path, get_config(steps=8))
+    check_resumable(tmp_path, get_config(steps=None, epochs=1.0))
+    config = get_config(steps=8)
+    config.seed = 8
+    with pytest.raises(Refused, match='another config: seed was 7 and is 8; train.steps was 6 and'):
+        check_resumable(tmp_path, config)
+
+    config = get_config()
+    config.optimizer.schedule = dict(kind='cosine', warmup_steps=0)
+    start_run(tmp_path, config)
+    config.train.steps = 8
+    with pytest.raises(Refused) as refused:
+        check_resumable(tmp_path, config)
+    another_length = f'{tmp_path} holds a run of another length (config.train.steps or epochs), and'
+    remedy = f'A new run can start from its weights: --config.init_from={tmp_path}'
+    assert str(refused.value) == (
+        f'{another_length} its schedule, cosine, is made for the length of the run: constant and '
+        f'step are not. {remedy}'
+    )
+
+    config = get_config()
+    config.curriculum = dict(ramp_fraction=0.5)
+    start_run(tmp_path, config)
+    config.train.steps = 8
+    with pytest.raises(Refused) as refused:
+        check_resumable(tmp_path, config)
+    assert str(refused.value) == (
+        f'{another_length} its curriculum is made for the length of the run. {remedy}'
+    )
+
+
+def test_a_run_of_before_resumes(tmp_path):
+    """Its config.json lacks the keys that came later; with their values it is the same run."""
+    saved = imagenet.get_config('demo').to_dict()
+    del saved['init_from'], saved['train']['freeze'], saved['optimizer']['loaded_scale']
+    del saved['data']['classes']
+    (tmp_path / 'checkpoints' / '2').mkdir(parents=True)
+    (tmp_path / 'config.json').write_text(json.dumps(saved))
+    config = imagenet.get_config('demo')
+    check_resumable(tmp_path, config)
+    config.train.freeze = ('encoder',)
+    with pytest.raises(
+        Refused, match=r"another config: train.freeze was \[\] and is \['encoder'\]"
+    ):
+        check_resumable(tmp_path, config)
+
+
 def test_tuples_are_lists_in_json(tmp_path):
     config = get_config()
     config.optimizer.schedule = dict(kind='step', boundary_epochs=(3, 5), factor=0.1)
@@ -106,4 +157,4 @@ def test_a_config_with_a_value_of_another_kind_differs(tmp_path):
 def start_run(workdir, config):
     """Leaves what a run leaves with its first checkpoint."""
     (workdir / 'config.json').write_text(json.dumps(config.to_dict()))
-    (workdir / 'checkpoints' / '2').mkdir(parents=True)
+    (workdir / 'checkpoints' / '2').mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,15 @@
 import json
+import types
 
 import jax
 import numpy as np
 import pytest
 
+from experiments.results import load_result
 from experiments.training import evaluate, loop, parallel
+from experiments.training.checkpointing import digest, flatten
 from experiments.training.lock import lock
+from perceiver_jax.errors import Refused
 from tests.toys.full_disk import full_disk
 from tests.toys.toy_task import EVAL_EXAMPLES, ToyTask, get_config
 
@@ -71,3 +75,34 @@ def test_a_checkpoint_is_evaluated_as_the_run_did(tmp_path, capsys):
     task.init = lambda rng: ({**init(rng)[0], 'new': {'w': rng}}, {})
     with pytest.raises(ValueError, match='does not fit the model. missing: params/new/w'):
         evaluate.evaluate_checkpoint(config, task, tmp_path, 'toy', False)
+
+
+def test_weights_are_evaluated_into_a_folder_without_a_run(tmp_path, capsys):
+    config = get_config()
+    task = ToyTask(config)
+    task.eval_paper_value = 0.75
+    params, state = jax.device_get(jax.jit(task.init)(jax.random.key(3)))
+    model = types.SimpleNamespace(params=params, state=state)
+    result = evaluate.evaluate_weights(
+        config, task, tmp_path / 'new', 'toy.py', '/data/x.pystate', model
+    )
+    assert load_result(tmp_path / 'new' / 'evaluation.json') == result
+    assert (tmp_path / 'new' / 'evaluation.png').exists()
+    assert result['value'] == result['metrics']['top1']
+    assert result['params_sha256'] == digest(flatten(params))
+    expected = dict(weights='/data/x.pystate', examples=EVAL_EXAMPLES, parameters=66, data='toy')
+    assert {key: result[key] for key in expected} == expected
+    assert capsys.readouterr().out == (
+        f'1 process, 8 devices: cpu\ntop1 {result["value"]:.4f} (paper: 0.7500) at x.pystate\n'
+    )
+    again = evaluate.evaluate_weights(config, task, tmp_path / 'new', 'toy.py', 'y', model)
+    assert load_result(tmp_path / 'new' / 'evaluation.json') == again
+
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'config.json').write_text('{}')
+    with pytest.raises(Refused) as refused:
+        evaluate.evaluate_weights(config, task, tmp_path / 'run', 'toy.py', 'x', model)
+    assert str(refused.value) == (
+        f'--workdir={tmp_path}/run holds a run, and --weights names other weights: choose another '
+        'folder for their evaluation'
+    )

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 
+import haiku as hk
 import jax
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from experiments.results import load_result
 from experiments.training import loop, parallel, stopping
 from experiments.training.checkpointing import load_params
 from experiments.training.optimizer import make_optimizer
+from perceiver_jax.convolution import BatchNorm
+from perceiver_jax.errors import Refused
+from perceiver_jax.weights.trees import flatten
 from tests.toys.full_disk import full_disk
 from tests.toys.toy_task import ToyTask, get_config
 
@@ -86,6 +90,80 @@ def test_the_rng_follows_seed_and_step():
     np.testing.assert_allclose(metrics['draw'], expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize('kind', ['jit', 'pmap'])
+def test_frozen_parameters_stay_and_have_no_moments(kind):
+    task = ToyTask(get_config(freeze=('mlp', 'output:b'), accumulate_steps=2))
+    optimizer, _ = make_optimizer(6, 10, **task.config.optimizer)
+    devices = parallel.make(kind)
+    first = jax.device_get(loop.init(task.config, task, optimizer))
+    update = loop.compile_update(task.config, task, optimizer, devices)
+    state = devices.replicate(first)
+    for _, batch in zip(range(2), task.train_batches(0), strict=False):
+        state, _ = update(state, devices.put_micro_batches(batch, 2))
+    state = devices.fetch(state)
+
+    before, after = flatten(first.params), flatten(state.params)
+    assert list(before) == list(after)
+    changed = {name for name in before if (before[name] != after[name]).any()}
+    assert changed == {'output:w'}
+    moments = [x.shape for x in jax.tree.leaves(state.opt_state) if x.ndim]
+    assert moments == 2 * [(7, 3)]
+    told = loop.trained_text(first.params, task.config.train.freeze)
+    assert told == '21 of 66 parameters are trained; config.train.freeze is mlp, output:b.'
+
+
+@pytest.mark.parametrize(
+    ('freeze', 'message'),
+    [
+        (
+            ['outputs'],
+            "config.train.freeze: 'outputs' matches no parameter. "
+            'Did you mean output or output:w or output:b?',
+        ),
+        (
+            ['mlp', 'output'],
+            'config.train.freeze: mlp, output are all parameters: nothing is left to train',
+        ),
+    ],
+)
+def test_what_cannot_be_frozen_is_refused(freeze, message):
+    task = ToyTask(get_config(freeze=freeze))
+    optimizer, _ = make_optimizer(6, 10, **task.config.optimizer)
+    with pytest.raises(Refused) as refused:
+        loop.init(task.config, task, optimizer)
+    assert str(refused.value) == message
+
+
+@pytest.mark.parametrize('freeze', [['norm'], ['norm:scale']], ids=lambda x: x[0])
+def test_a_frozen_batch_norm_works_as_in_evaluation(freeze):
+    """One of which a parameter is trained is not frozen."""
+
+    def forward(x, is_training):
+        return hk.Linear(2, name='output')(BatchNorm(name='norm')(x, is_training=is_training))
+
+    model = hk.transform_with_state(forward)
+
+    def loss(params, state, rng, batch):
+        outputs, state = model.apply(params, state, None, batch['x'], True)
+        return (outputs**2).mean(), (state, {})
+
+    optimizer, _ = make_optimizer(6, 10, **get_config().optimizer)
+    x = np.random.default_rng(0).normal(3, 2, (8, 5)).astype(np.float32)
+    params, state = model.init(jax.random.key(0), x, False)
+    state = {'norm': {**state['norm'], 'mean': 2 + state['norm']['mean']}}
+    trained, _ = loop.split(params, freeze)
+    before = loop.TrainState(np.array(0), params, state, optimizer.init(trained))
+    update = functools.partial(
+        loop.update_step, loss, optimizer, seed=0, batch_size=8, average=lambda x: x, freeze=freeze
+    )
+    after, metrics = jax.jit(update)(before, {'x': x[None]})
+    stays = freeze == ['norm']
+    assert (after.state['norm']['counter'] == 0) == stays
+    assert np.array_equal(after.state['norm']['mean'], state['norm']['mean']) == stays
+    outputs, _ = model.apply(params, state, None, x, not stays)
+    np.testing.assert_allclose(metrics['loss'], (outputs**2).mean(), rtol=1e-5)
+
+
 @pytest.fixture(scope='module')
 def left_alone(tmp_path_factory):
     """The folder and the result of a run of six updates."""
@@ -151,6 +229,28 @@ def test_starting_a_finished_run_again_changes_nothing(left_alone):
     again = loop.train(task.config, task, workdir, 'toy.py:six')
     assert again == result
     assert lines(workdir) == before
+
+
+def test_a_finished_run_can_be_lengthened(left_alone, tmp_path):
+    """And ends as one that was to have as many updates from the start."""
+    _, six = left_alone
+    config = get_config(steps=4)
+    loop.train(config, ToyTask(config), tmp_path, 'toy.py:four')
+    config.train.steps = 6
+    started_from, task = [], ToyTask(config)
+    task.on_step = started_from.append
+    longer = loop.train(config, task, tmp_path, 'toy.py:six')
+    assert started_from[0] == 4
+    for key in ('params_sha256', 'value', 'steps', 'examples'):
+        assert longer[key] == six[key]
+    assert json.loads((tmp_path / 'result.json').read_text()) == longer
+    assert json.loads((tmp_path / 'config.json').read_text())['train']['steps'] == 6
+
+    config.train.steps = 5
+    with pytest.raises(Refused) as refused:
+        loop.train(config, ToyTask(config), tmp_path, 'toy')
+    assert str(refused.value) == f'{tmp_path} holds step 6 of a run that is to have 5'
+    assert json.loads((tmp_path / 'config.json').read_text())['train']['steps'] == 6
 
 
 @pytest.mark.parametrize('how', ['killed', 'SIGTERM', 'SIGINT'])

@@ -4,6 +4,7 @@ import optax
 import pytest
 
 from experiments.training.optimizer import decays, make_optimizer
+from perceiver_jax.weights.trees import flatten
 
 LAMB = dict(
     learning_rate=0.03,
@@ -80,6 +81,22 @@ def test_two_steps_equal_those_by_hand(gradient_scale, trust_ratio):
         actual = optax.apply_updates(actual, updates)
     expected = lamb_by_hand(jax.tree.map(np.array, params), gradients, **settings)
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=2e-5), actual, expected)
+
+
+@pytest.mark.parametrize('trust_ratio', [True, False], ids=['LAMB', 'AdamW'])
+def test_what_was_loaded_learns_at_its_own_rate(trust_ratio):
+    settings = {**LAMB, 'trust_ratio': trust_ratio, 'schedule': dict(kind='constant')}
+    rng = np.random.default_rng(4)
+    params, gradients = random_tree(rng, 1.0), random_tree(rng, 30.0)  # clipped, and they decay
+    loaded = {'encoder/latents:embeddings', 'output:b', 'of/another:w'}
+    updates = []
+    for scale in (1.0, 0.5):
+        optimizer, _ = make_optimizer(10, 5, loaded_scale=scale, loaded=loaded, **settings)
+        updates.append(flatten(optimizer.update(gradients, optimizer.init(params), params)[0]))
+    for name, update in updates[0].items():
+        assert np.abs(update).max() > 0
+        factor = 0.5 if name in loaded else 1.0
+        np.testing.assert_array_equal(updates[1][name], factor * update, name)
 
 
 def test_biases_and_norms_do_not_decay():

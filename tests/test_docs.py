@@ -1,15 +1,21 @@
 """The pages of docs/: links lead somewhere, commands name what there is."""
 
+import ast
 import importlib
 import pathlib
 import re
 
+import jax
+import numpy as np
 import pytest
 from absl import flags
 
 from experiments import launch
 from experiments.tasks import make_task
-from perceiver_jax import RELEASED, compare_arguments
+from experiments.training.loop import split
+from perceiver_jax import RELEASED, compare_arguments, initialise, load
+from perceiver_jax.weights import foreign_files, translation
+from perceiver_jax.weights.transfer import HEADS
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted((ROOT / 'docs').glob('*.md'))
@@ -78,3 +84,60 @@ def test_the_config_of_a_released_file_is_that_of_its_model(name):
     assert model.function == released.function
     assert compare_arguments(model.function, released.arguments, model.arguments) == {}
     assert model.front_end == released.front_end
+
+
+def test_a_linear_probe_is_one_setting():
+    """Each row of the table leaves the output layer alone to be trained."""
+    text = (ROOT / 'docs' / 'fine_tuning.md').read_text('utf-8')
+    _, table = text.split('`--config.train.freeze=` |\n|---|---|\n')
+    for row in table.partition('\n\n')[0].splitlines():
+        *variants, freeze = re.findall('`([^`]+)`', row)
+        for variant in variants:
+            task, name = re.fullmatch(r'configs/(\w+)\.py:(\w+)', variant).groups()
+            config = importlib.import_module(f'configs.{task}').get_config(name)
+            config.model.num_classes = 3
+            params, _ = jax.eval_shape(make_task(config).init, jax.random.key(0))
+            trained, _ = split(params, ast.literal_eval(freeze.strip('"')))
+            (head,) = trained.keys()
+            assert head in HEADS['image_classifier'], variant
+
+
+def test_the_python_of_fine_tuning_runs(tmp_path, monkeypatch):
+    """Block after block as it is written, on noise, with files of small models."""
+    monkeypatch.chdir(tmp_path)
+    encoder = dict(num_latents=3, latent_channels=8, num_blocks=1, num_self_attends_per_block=1)
+    for name, file in (
+        ('imagenet_fourier', 'imagenet_fourier_position_encoding.pystate'),
+        ('imagenet_conv', 'imagenet_conv_preprocessing.pystate'),
+        ('imagenet_learned', 'imagenet_learned_position_encoding.pystate'),
+    ):
+        released = RELEASED[name]
+        decoder = {**released.arguments['decoder'], 'query_channels': 8}
+        changes = dict(encoder=encoder, decoder=decoder)
+        if name == 'imagenet_learned':
+            narrow = dict(contents_channels=3, position_channels=3, project_positions_to=3)
+            changes['inputs'] = {**released.arguments['inputs'], **narrow}
+        small = released._replace(
+            arguments={**released.arguments, **changes},
+            front_end={**released.front_end, 'size': 16},
+        )
+        monkeypatch.setitem(RELEASED, name, small)
+        model = initialise(small.function, small.arguments, small.front_end)
+        weights = translation.to_deepmind(model.params, model.state)
+        foreign_files.write_deepmind(file, *weights)
+    rng = np.random.default_rng(0)
+    names = {'images': rng.normal(size=(2, 16, 16, 3)).astype('f4'), 'labels': np.arange(2)}
+    text = (ROOT / 'docs' / 'fine_tuning.md').read_text('utf-8')
+    for block in re.findall(r'```python\n(.*?)```', text, re.DOTALL):
+        exec(block, names)
+    assert names['features'].shape == (2, 8)
+    saved, before = load('cats_and_dogs'), names['pretrained'].params
+    assert saved.classes == ['cat', 'dog']
+    np.testing.assert_array_equal(saved.params['encoder']['latents'], before['encoder']['latents'])
+    assert saved.params['decoder']['query'].shape == before['decoder']['query'].shape
+    assert not np.array_equal(saved.params['decoder']['query'], before['decoder']['query'])
+    for kind, average in names['model'].state['inputs/conv7x7/batch_norm'].items():
+        same = names['state']['inputs/conv7x7/batch_norm'][kind]
+        np.testing.assert_array_equal(same, average)
+    assert names['found'].resampled == ('inputs/position_encoding:positions',)
+    assert names['ready'].front_end['size'] == 112

@@ -1,13 +1,21 @@
 """The pages of docs/: links lead somewhere, commands name what there is."""
 
+import ast
 import importlib
 import pathlib
 import re
 
+import jax
+import numpy as np
 import pytest
 from absl import flags
 
 from experiments import launch
+from experiments.tasks import make_task
+from experiments.training.loop import split
+from perceiver_jax import RELEASED, Pretrained, compare_arguments, load
+from perceiver_jax.weights import foreign_files, translation
+from perceiver_jax.weights.transfer import HEADS
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted((ROOT / 'docs').glob('*.md'))
@@ -17,8 +25,9 @@ OF_GCLOUD = {'zone', 'accelerator-type', 'version', 'spot', 'worker', 'command'}
 OF_GCLOUD |= {'node-id', 'runtime-version', 'data-disk'}
 OF_UV = {'python'}
 OF_ROWS = {'family'}
+OF_PREDICT_AND_CONVERT = {'attention', 'latents', 'conv_kernel'}
 
-pytestmark = pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+of_each_page = pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 
 
 def anchors(page):
@@ -27,6 +36,7 @@ def anchors(page):
     return {re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-') for title in titles}
 
 
+@of_each_page
 def test_links_lead_somewhere(page):
     for target in re.findall(r'\]\(([^)]+)\)', page.read_text('utf-8')):
         if not target.startswith('https://'):
@@ -35,6 +45,7 @@ def test_links_lead_somewhere(page):
             assert linked.exists() and (not anchor or anchor in anchors(linked)), target
 
 
+@of_each_page
 def test_commands_name_what_there_is(page):
     text = page.read_text('utf-8')
     configs = [
@@ -42,7 +53,7 @@ def test_commands_name_what_there_is(page):
         for task, variant in set(re.findall(r'configs/(\w+)\.py:([\w,=]+)', text))
     ]
     of_launch = {flag.name for flag in flags.FLAGS.get_flags_for_module(launch)}
-    known = of_launch | OF_TABLE | OF_GCLOUD | OF_UV | OF_ROWS
+    known = of_launch | OF_TABLE | OF_GCLOUD | OF_UV | OF_ROWS | OF_PREDICT_AND_CONVERT
     for flag in re.findall(r'(?<![\w-])--([a-z][\w.-]*\w)', text):
         *folders, key = flag.split('.')
         if folders[:1] == ['config']:
@@ -55,3 +66,80 @@ def test_commands_name_what_there_is(page):
     assert set(re.findall(r'--mode=(\w+)', text)) <= set(launch.MODES)
     for module in re.findall(r'python -m ([\w.]+)', text):
         assert (ROOT / f'{module.replace(".", "/")}.py').exists(), module
+
+
+@pytest.mark.parametrize('name', RELEASED)
+def test_the_config_of_a_released_file_is_that_of_its_model(name):
+    text = (ROOT / 'docs' / 'weights.md').read_text('utf-8')
+    (row,) = re.findall(rf'^\| `{name}` \|.*', text, re.MULTILINE)
+    found = re.search(r'`configs/(\w+)\.py:(\w+)`', row)
+    released = RELEASED[name]
+    if found is None:
+        assert 'none yet' in row
+        return
+    task, variant = found.groups()
+    model = make_task(importlib.import_module(f'configs.{task}').get_config(variant)).pretrained(
+        {}, {}
+    )
+    assert model.function == released.function
+    assert compare_arguments(model.function, released.arguments, model.arguments) == {}
+    assert model.front_end == released.front_end
+
+
+def test_a_linear_probe_is_one_setting():
+    """Each row of the table leaves the output layer alone to be trained."""
+    text = (ROOT / 'docs' / 'fine_tuning.md').read_text('utf-8')
+    _, table = text.split('`--config.train.freeze=` |\n|---|---|\n')
+    for row in table.partition('\n\n')[0].splitlines():
+        *variants, freeze = re.findall('`([^`]+)`', row)
+        for variant in variants:
+            task, name = re.fullmatch(r'configs/(\w+)\.py:(\w+)', variant).groups()
+            config = importlib.import_module(f'configs.{task}').get_config(name)
+            config.model.num_classes = 3
+            params, _ = jax.eval_shape(make_task(config).init, jax.random.key(0))
+            trained, _ = split(params, ast.literal_eval(freeze.strip('"')))
+            (head,) = trained.keys()
+            assert head in HEADS['image_classifier'], variant
+
+
+def test_the_python_of_fine_tuning_runs(tmp_path, monkeypatch):
+    """Block after block as it is written, on noise, with files of small models."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    encoder = dict(num_latents=3, latent_channels=8, num_blocks=1, num_self_attends_per_block=1)
+    for name, file in (
+        ('imagenet_fourier', 'imagenet_fourier_position_encoding.pystate'),
+        ('imagenet_conv', 'imagenet_conv_preprocessing.pystate'),
+        ('imagenet_learned', 'imagenet_learned_position_encoding.pystate'),
+    ):
+        released = RELEASED[name]
+        decoder = {**released.arguments['decoder'], 'query_channels': 8}
+        changes = dict(encoder=encoder, decoder=decoder)
+        if name == 'imagenet_learned':
+            narrow = dict(contents_channels=3, position_channels=3, project_positions_to=3)
+            changes['inputs'] = {**released.arguments['inputs'], **narrow}
+        small = released._replace(
+            arguments={**released.arguments, **changes},
+            front_end={**released.front_end, 'size': 16},
+        )
+        monkeypatch.setitem(RELEASED, name, small)
+        model = Pretrained(small.function, small.arguments, small.front_end, {}, {})
+        weights = jax.tree.map(
+            lambda x: rng.random(x.shape).astype(x.dtype),
+            jax.eval_shape(model.init, jax.random.key(0)),
+        )
+        foreign_files.write_deepmind(file, *translation.to_deepmind(*weights))
+    names = {'images': rng.normal(size=(2, 16, 16, 3)).astype('f4'), 'labels': np.arange(2)}
+    text = (ROOT / 'docs' / 'fine_tuning.md').read_text('utf-8')
+    for block in re.findall(r'```python\n(.*?)```', text, re.DOTALL):
+        exec(block, names)
+    assert names['features'].shape == (2, 8)
+    saved, before = load('cats_and_dogs'), names['pretrained'].params
+    assert saved.classes == ['cat', 'dog']
+    np.testing.assert_array_equal(saved.params['encoder']['latents'], before['encoder']['latents'])
+    assert not np.array_equal(saved.params['decoder']['query'], before['decoder']['query'])
+    for kind, average in names['model'].state['inputs/conv7x7/batch_norm'].items():
+        same = names['state']['inputs/conv7x7/batch_norm'][kind]
+        np.testing.assert_array_equal(same, average)
+    assert names['found'].resampled == ('inputs/position_encoding:positions',)
+    assert names['ready'].front_end['size'] == 112

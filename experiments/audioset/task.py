@@ -103,6 +103,7 @@ class AudioSet:
             if len(inputs.max_resolution) == 1:
                 grid = [math.prod(grid)]  # positions along the flattened patches
             check_resolution(
+                self.config,
                 f'a window of config.clip has {" x ".join(map(str, sizes))} values in '
                 f'config.model.inputs.{name}.{field} of {" x ".join(map(str, patch))}',
                 grid,

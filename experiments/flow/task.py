@@ -75,6 +75,7 @@ class OpticalFlow:
         shrink = 4 if inputs.contents == 'conv7x7' else 1
         grid = tuple(-(-side // shrink) for side in self.tile)
         check_resolution(
+            self.config,
             f'config.augmentation.crop_size is {self.tile}',
             grid if inputs.concatenate_frames else (2, *grid),
             'config.model.inputs.max_resolution',

@@ -77,6 +77,7 @@ class ImageNet:
         inputs, size = self.config.model.inputs, self.config.images.image_size
         side = -(-size // 4) if inputs.contents == 'conv7x7' else size
         check_resolution(
+            self.config,
             f'config.images.image_size is {size}',
             (side, side),
             'config.model.inputs.max_resolution',

@@ -85,13 +85,19 @@ def count_steps(config: ConfigDict, num_train_examples: int) -> tuple[int, float
 
 
 def check_resolution(
-    size: str, grid: Sequence[int], key: str, max_resolution: Sequence[int] | None
+    config: ConfigDict,
+    size: str,
+    grid: Sequence[int],
+    key: str,
+    max_resolution: Sequence[int] | None,
 ) -> None:
     """Checks that Fourier positions tell neighbours on a grid apart, before training with them.
 
-    A trained model takes grids of any size: what it is evaluated on is not to be checked.
+    A trained model takes grids of any size: what it is evaluated on is not to be checked, nor what
+    a run that starts from its weights is trained on.
 
     Args:
+      config: The run's configuration, of which `init_from` is read.
       size: What the grid is made of, such as 'config.images.image_size is 64'.
       grid: Input elements along each axis.
       key: Key of the config that says how many samples the positions are for.
@@ -100,9 +106,9 @@ def check_resolution(
     Raises:
       Refused: There are more elements along an axis than samples; the message names both keys.
     """
-    if max_resolution is not None and any(
-        elements > samples for elements, samples in zip(grid, max_resolution, strict=False)
-    ):
+    if config.init_from or max_resolution is None:
+        return
+    if any(elements > samples for elements, samples in zip(grid, max_resolution, strict=False)):
         raise Refused(
             f'{size}, which makes {" x ".join(map(str, grid))} input elements, more than '
             f'{key} {tuple(max_resolution)}: make it as large'

@@ -390,7 +390,7 @@ def split(params: hk.Params, freeze: Sequence[str]) -> tuple[hk.Params, hk.Param
 
     Args:
       params: Haiku's parameters.
-      freeze: What is to stay: patterns as `perceiver_jax.matching` takes them.
+      freeze: What is to stay: patterns, see `perceiver_jax.weights.labels.matching`.
 
     Returns:
       The trained parameters and the frozen ones, each without the modules that have none.

@@ -48,12 +48,15 @@ def test_evaluation_batches_must_divide_too():
 
 def test_positions_must_tell_neighbours_apart():
     for resolution in (None, (5, 7), (5, 8)):  # None: they are learned
-        check_resolution('size is 7', (5, 7), 'key', resolution)
+        check_resolution(get_config(), 'size is 7', (5, 7), 'key', resolution)
     with pytest.raises(ValueError) as error:
-        check_resolution('size is 7', (5, 7), 'key', (5, 6))
+        check_resolution(get_config(), 'size is 7', (5, 7), 'key', (5, 6))
     assert str(error.value) == (
         'size is 7, which makes 5 x 7 input elements, more than key (5, 6): make it as large'
     )
+    config = get_config()
+    config.init_from = 'weights'  # whose positions are for fewer samples
+    check_resolution(config, 'size is 7', (5, 7), 'key', (5, 6))
 
 
 def test_a_folder_with_another_config_is_refused(tmp_path):

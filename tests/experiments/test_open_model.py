@@ -103,10 +103,28 @@ def test_arguments_that_differ_where_shapes_agree_are_listed_or_followed(release
     assert config.model.inputs.max_resolution == (16, 16)
     assert task.config is config
 
-    config, _, _ = opened(bare, 'weights')  # which says nothing
-    assert config.model.encoder.self_attend.num_heads == 2
-    told = capsys.readouterr().out
-    assert told.startswith(f'{bare} does not say what its model is: ') and told.count('\n') == 1
+    if not starts:
+        config, _, _ = opened(bare, 'weights')  # which says nothing
+        assert config.model.encoder.self_attend.num_heads == 2
+        told = capsys.readouterr().out
+        assert told.startswith(f'{bare} does not say what its model is: ')
+        assert told.count('\n') == 1
+
+
+def test_a_config_follows_weights_of_another_kind_of_inputs(tmp_path):
+    wanted = config_like('learned')
+    learned = write_pystate(tmp_path / 'learned.pystate', 'imagenet_learned')
+    read_bare(learned, wanted.model.to_dict(), dict(size=16, mean=[0.5] * 3)).save(tmp_path / 'x')
+    config = config_like('fourier')
+    config.model.encoder.self_attend.num_heads = 2
+    open_model.open_to_evaluate(config, str(tmp_path / 'x'), side='weights')
+    assert config.model.to_dict() == wanted.model.to_dict()
+    assert config.is_locked
+
+
+def test_a_bare_file_has_no_best_checkpoint(released):
+    with pytest.raises(Refused, match='fourier.pystate is no run: it has no best checkpoint'):
+        open_model.open_to_evaluate(config_like('fourier'), released[0], best=True)
 
 
 def test_weights_of_another_function_are_refused(released):

@@ -170,7 +170,8 @@ def _open_carrying(path: str, best: bool) -> Pretrained | None:
     """Opens weights that say what their model is; None: a bare file, which does not."""
     if (path_of(path) / 'checkpoints').is_dir() or in_bucket(path_of(path)):
         return open_model(path, best=best)
-    return open_model(path, best=best) if carries_arguments(path) else None
+    # A bare file has no best checkpoint: `open_model` says so.
+    return open_model(path, best=best) if best or carries_arguments(path) else None
 
 
 def _open_bare(path: str, wanted: Pretrained, config: ConfigDict) -> Pretrained:
@@ -236,7 +237,11 @@ def _task_like(
         )
     if differing:
         for key, (theirs, _) in differing.items():
-            _set(config.model, key, theirs)
+            _set(config.model, key, theirs, model.arguments)
+        init_std = model.arguments['inputs'].get('position_init_std')
+        if init_std is not None and 'position_init_std' not in config.model.inputs:
+            # It is not compared, and learned positions need it.
+            _set(config.model, 'inputs.position_init_std', init_std, model.arguments)
         listed = [f'{key} {theirs!r}, not {ours!r}' for key, (theirs, ours) in differing.items()]
         parallel.say(f'config.model becomes that of {path}: {list_names(listed)}.')
         return _task_like(config, path, model, 'config', without)
@@ -250,15 +255,21 @@ def _task_like(
     return task, wanted
 
 
-def _set(config: ConfigDict, key: str, value: Any) -> None:
-    """Sets a key such as 'encoder.self_attend.num_heads'; makes the mappings on its way."""
+def _set(config: ConfigDict, key: str, value: Any, arguments: Mapping[str, Any]) -> None:
+    """Sets a key such as 'encoder.self_attend.num_heads' to what arguments say.
+
+    Makes the mappings on its way; what the arguments leave out without a default is removed.
+    """
     *sections, name = key.split('.')
     with config.unlocked(), config.ignore_type():
         for section in sections:
             if config.get(section) is None:
                 config[section] = ConfigDict()
-            config = config[section]
-        config[name] = ConfigDict(value) if isinstance(value, Mapping) else value
+            config, arguments = config[section], arguments.get(section) or {}
+        if value is None and name not in arguments:
+            del config[name]
+        else:
+            config[name] = ConfigDict(value) if isinstance(value, Mapping) else value
 
 
 def _no_config(workdir: str | Path, error: Exception) -> Refused:

@@ -11,6 +11,7 @@ import pytest
 from configs import imagenet
 from experiments import command_line, launch, open_model, tasks
 from experiments.imagenet.task import ImageNet
+from experiments.pictures import report
 from experiments.results import load_result
 from experiments.training import compiling, loop, stopping
 from experiments.training.checkpointing import digest, flatten, load_params
@@ -355,6 +356,8 @@ def weights_of_toy(tmp_path, monkeypatch):
 
 
 def test_a_run_reads_the_weights_it_starts_from_once(tmp_path, monkeypatch, capsys, weights_of_toy):
+    monkeypatch.setattr(report, 'write_report', lambda *_: None)  # which is slow
+
     def config():
         config = get_config(freeze=['mlp/~/linear_0:b'])
         config.init_from = str(weights_of_toy)

@@ -11,6 +11,8 @@ import pytest
 from configs import audioset, flow, imagenet, modelnet40
 from experiments.tasks import TASKS, Task, make_task
 from perceiver_jax.errors import Refused
+from perceiver_jax.weights.released import RELEASED
+from perceiver_jax.weights.transfer import compare_arguments
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {'audioset': audioset, 'flow': flow, 'imagenet': imagenet, 'modelnet40': modelnet40}
@@ -55,3 +57,27 @@ def test_describing_a_task_imports_no_library_that_it_does_not_use(name):
     others = {f'experiments.{task}' for task in TASKS} - {f'experiments.{name}'}
     assert f'experiments.{name}.task' in loaded
     assert not others & loaded
+
+
+def deepminds_tiles():
+    config = flow.get_config('main')
+    config.evaluation.placement = 'deepmind'
+    return config
+
+
+@pytest.mark.parametrize(
+    ('name', 'config'),
+    [
+        ('imagenet_fourier', imagenet.get_config('io_fourier')),
+        ('imagenet_learned', imagenet.get_config('io_learned')),
+        ('imagenet_conv', imagenet.get_config('io_conv')),
+        ('optical_flow', flow.get_config('main')),
+        ('optical_flow', deepminds_tiles()),
+    ],
+    ids=['fourier', 'learned', 'conv', 'flow', 'flow, placement=deepmind'],
+)
+def test_what_is_trained_is_what_was_released(name, config):
+    released, trained = RELEASED[name], make_task(config).pretrained({}, {})
+    assert trained.function == released.function
+    assert compare_arguments(released.function, released.arguments, trained.arguments) == {}
+    assert trained.front_end == released.front_end

@@ -14,15 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import flow, imagenet
-from experiments.tasks import make_task
 from perceiver_jax.attention import attend
 from perceiver_jax.inputs import extract_patches, space_to_depth
 from perceiver_jax.position_encoding import fourier_features, grid_positions
 from perceiver_jax.weights import foreign_files, translation
 from perceiver_jax.weights.pretrained import Pretrained
 from perceiver_jax.weights.released import RELEASED
-from perceiver_jax.weights.transfer import compare_arguments
 from perceiver_jax.weights.trees import check_fit
 from tests.toys.golden import OURS, image_model, read_arrays, read_tree
 
@@ -144,12 +141,6 @@ def check_outputs(name, golden, outputs):
         assert difference < 1e-5, key
 
 
-def deepminds_tiles():
-    config = flow.get_config('main')
-    config.evaluation.placement = 'deepmind'
-    return config
-
-
 def test_there_are_golden_files():
     assert MODELS, f'{GOLDEN} holds no <model>.npz'
 
@@ -197,24 +188,6 @@ def test_full_size_parameters_equal_the_released_models(name):
     assert shapes(params) == ours(released['params'], 'param')
     assert shapes(state) == ours(released['state'], 'name')
     assert sum(p.size for p in jax.tree.leaves(params)) == released['total']
-
-
-@pytest.mark.parametrize(
-    ('name', 'config'),
-    [
-        ('imagenet_fourier', imagenet.get_config('io_fourier')),
-        ('imagenet_learned', imagenet.get_config('io_learned')),
-        ('imagenet_conv', imagenet.get_config('io_conv')),
-        ('optical_flow', flow.get_config('main')),
-        ('optical_flow', deepminds_tiles()),
-    ],
-    ids=['fourier', 'learned', 'conv', 'flow', 'flow, placement=deepmind'],
-)
-def test_what_is_trained_is_what_was_released(name, config):
-    released, trained = RELEASED[name], make_task(config).pretrained({}, {})
-    assert trained.function == released.function
-    assert compare_arguments(released.function, released.arguments, trained.arguments) == {}
-    assert trained.front_end == released.front_end
 
 
 @pytest.fixture(scope='module')

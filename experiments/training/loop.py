@@ -125,7 +125,7 @@ def _train(
         total_steps, steps_per_epoch = count_steps(config, task.num_train_examples)
         data_name, paper_value = task.data_name, task.paper_value  # opens the evaluation data too
         data.update({'data': data_name, 'number of training examples': task.num_train_examples})
-        loaded = () if start is None else loaded_names(task, start)
+        loaded = () if start is None else taken_names(task, start)
         optimizer, schedule = make_optimizer(
             total_steps, steps_per_epoch, **config.optimizer, loaded=loaded
         )
@@ -407,7 +407,7 @@ def split(params: hk.Params, freeze: Sequence[str]) -> tuple[hk.Params, hk.Param
     return trained, frozen
 
 
-def loaded_names(task: Any, start: Start) -> set[str]:
+def taken_names(task: Any, start: Start) -> set[str]:
     """Returns the flat names of the parameters that a run did not start anew.
 
     Args:

@@ -28,6 +28,9 @@ from tests.toys.known_model import KnownModel, make_clip
 
 # What reads no file of a user's, and why.
 WITHOUT_FILES = {
+    'perceiver_jax.weights.pretrained.read_bare': 'reads what load reads, as load does',
+    'experiments.open_model.open_to_evaluate': 'reads by open_model and read_bare',
+    'experiments.open_model.open_to_start': 'reads by open_model and read_bare',
     'experiments.keys.read_notes': 'is given the source of a config that was imported before',
     'experiments.training.profiling.read_profile': 'reads what jax has just written',
     'experiments.flow.sources.Several': 'joins sources',

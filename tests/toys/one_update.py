@@ -24,7 +24,7 @@ def one_update(task, num_devices, learning_rate=1.0, params=None):
     """
     optimizer = optax.sgd(learning_rate)
     devices = parallel.make(task.config.parallel, jax.devices()[:num_devices])
-    state = jax.device_get(loop.init(0, task, optimizer))
+    state = jax.device_get(loop.init(task.config, task, optimizer))
     state.params.update(params or {})
     update = devices.compile_update(
         functools.partial(

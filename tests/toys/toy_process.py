@@ -63,8 +63,8 @@ if __name__ == '__main__':
         except ValueError as error:
             print('refused:', str(error).partition('; choose')[0], flush=True)
 
-    Path(folder, 'done').touch()
-    parallel.barrier('one is killed while the other waits for it')
+    parallel.barrier('both have printed what they were refused')
+    Path(folder, 'done').touch()  # one is killed while the other waits for it
     if process_id == '1':
         time.sleep(100)
     parallel.barrier('never passed')

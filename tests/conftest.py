@@ -5,7 +5,12 @@ Where JAX_PLATFORMS names something else, those marked `gpu` run there, on one d
 
 import importlib.metadata
 import os
+import signal
 import tempfile
+
+# What a script starts in the background ignores Ctrl-C, and the tests that send it would wait.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Arrays of different ranks do not broadcast: [B] losses times [B, K] weights are an error.
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'

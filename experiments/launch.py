@@ -119,6 +119,9 @@ def main(argv: list[str]) -> None:
         refuse(f'--mode={MODE.value} needs --workdir')
     if WEIGHTS.value is not None and MODE.value != 'eval':
         refuse('--weights goes with --mode=eval alone; a run starts from --config.init_from')
+    starts = MODE.value == 'train' and CONFIG.value.init_from
+    if MODEL_FROM.value == 'weights' and WEIGHTS.value is None and not starts:
+        refuse('--model_from=weights goes with --weights, or with training from config.init_from')
     if PROFILE.value is not None and MODE.value != 'train':
         refuse(f'--profile={PROFILE.value} is of updates: it goes with --mode=train alone')
     flags.FLAGS['workdir'].value = run_path(WORKDIR.value, '--workdir')
@@ -145,7 +148,7 @@ def main(argv: list[str]) -> None:
     if WEIGHTS.value is not None:
         evaluate_weights(config, name)
         return
-    if MODE.value == 'train' and config.init_from:
+    if starts:
         task, start = start_of(config)
         train(config, task, name, start)
         return

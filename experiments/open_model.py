@@ -5,7 +5,7 @@ For the launcher, as the model of a config: what they say of themselves is compa
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,12 +33,7 @@ if TYPE_CHECKING:
 Side = str  # 'config' or 'weights': whose arguments count where both say them
 
 
-def open_model(
-    path: str | Path,
-    *,
-    best: bool = False,
-    conv_kernel: str = 'hub',
-) -> Pretrained:
+def open_model(path: str | Path, *, best: bool = False, conv_kernel: str = 'hub') -> Pretrained:
     """Loads the weights of a run, or whatever `perceiver_jax.load` takes.
 
     Args:
@@ -150,7 +145,7 @@ def open_to_start(config: ConfigDict, *, side: Side = 'config') -> tuple['Task',
 
     path = config.init_from
     source = _open_carrying(path, best=False)
-    task, target = _task_like(config, path, source, side, without=('num_classes',))
+    task, target = _task_like(config, path, source, side, new_classes=True)
     if source is None:
         source = _open_bare(path, target, config)
     params, state = jax.device_get(jax.jit(task.init)(jax.random.key(config.seed)))
@@ -200,7 +195,8 @@ def _task_like(
     path: str,
     model: Pretrained | None,
     side: Side,
-    without: Collection[str] = (),
+    *,
+    new_classes: bool = False,
 ) -> tuple['Task', Pretrained]:
     """Makes the task of a config, and makes sure that its model is that of weights.
 
@@ -209,7 +205,7 @@ def _task_like(
       path: The weights.
       model: What they say of themselves; None: nothing.
       side: What counts where the two differ.
-      without: Arguments that may differ.
+      new_classes: Whether the classes may be others than those of the weights.
 
     Returns:
       The task, and its model without weights.
@@ -223,12 +219,13 @@ def _task_like(
     task = make_task(config)
     if model is None:
         return task, task.pretrained({}, {})
-    if not without:  # the classes are those of the weights
+    if not new_classes:
         task.known_classes = model.classes
     wanted = task.pretrained({}, {})
     _check_function(path, model, wanted, config)
-    found = compare_arguments(model.function, model.arguments, wanted.arguments)
-    differing = {key: values for key, values in found.items() if key not in without}
+    differing = compare_arguments(model.function, model.arguments, wanted.arguments)
+    if new_classes:
+        differing.pop('num_classes', None)
     if differing and side == 'config':
         listed = [f'{key} {theirs!r}, not {ours!r}' for key, (theirs, ours) in differing.items()]
         raise Refused(
@@ -244,7 +241,7 @@ def _task_like(
             _set(config.model, 'inputs.position_init_std', init_std, model.arguments)
         listed = [f'{key} {theirs!r}, not {ours!r}' for key, (theirs, ours) in differing.items()]
         parallel.say(f'config.model becomes that of {path}: {list_names(listed)}.')
-        return _task_like(config, path, model, 'config', without)
+        return _task_like(config, path, model, 'config', new_classes=new_classes)
     for key in sorted(wanted.front_end.keys() & model.front_end.keys()):
         theirs, ours = (json.loads(json.dumps(x.front_end[key])) for x in (model, wanted))
         if theirs != ours:

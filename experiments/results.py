@@ -35,11 +35,12 @@ OPTIONAL_FIELDS = {
 }
 
 
-EVALUATION_FIELDS = {
-    key: FIELDS[key]
-    for key in FIELDS
-    if key not in ('steps',)  # others made them
-} | {'weights': str, 'metrics': dict, 'date': str}
+EVALUATION_FIELDS = {  # of weights, whose updates others made
+    **{key: kind for key, kind in FIELDS.items() if key != 'steps'},
+    'weights': str,
+    'metrics': dict,
+    'date': str,
+}
 
 
 def load_result(path: Path) -> dict:

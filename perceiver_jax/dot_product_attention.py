@@ -34,26 +34,14 @@ IMPLEMENTATIONS = ('auto', 'plain', 'chunked', 'fused', 'pallas', 'splash')
 FUSED_CHANNELS = 128  # the most per head that cuDNN's kernel takes on every GPU it runs on
 
 
-def attention_logits(
-    query: Array,
-    key: Array,
-    mask: Array | None = None,
-    *,
-    scale: float | None = None,
-    key_bias: Array | None = None,
-    prepare_query: Prepare | None = None,
-    prepare_key: Prepare | None = None,
-) -> Array:
+def attention_logits(query: Array, key: Array, mask: Array | None = None) -> Array:
     """Computes the scaled dot products of queries and keys, of which attention takes the softmax.
 
     Args:
-      query: As of `attention_weights`.
-      key: As of `attention_weights`.
-      mask: As of `attention_weights`.
-      scale: As of `attention_weights`.
-      key_bias: As of `attention_weights`.
-      prepare_query: As of `attention_weights`.
-      prepare_key: As of `attention_weights`.
+      query: `[B, T, H, F]`.
+      key: `[B, S, H, F]`.
+      mask: Boolean or 0/1, broadcastable to `[B, T, S]`; true where a query attends to a key;
+        None: everywhere.
 
     Returns:
       `[B, H, T, S]` float32; where masked, the lowest finite float32, -3.4e38, so that the softmax
@@ -64,11 +52,7 @@ def attention_logits(
 
     Source: Perceiver IO, equation 3; shown as pictures in Perceiver, figure 3 and appendix E.
     """
-    _check_operands(query, key, None, mask, key_bias)
-    scale = _scale(scale, query)
-    query, key, mask, key_bias = laid_out_alike(query, key, mask, key_bias)
-    operands = without_unused_keys(heads_first(query, key, None, key_bias, mask))
-    return _logits(_prepared_operands(operands, prepare_query, prepare_key), scale)
+    return _logits(_operands(query, key, mask), _scale(None, query))
 
 
 def attention_weights(
@@ -101,11 +85,18 @@ def attention_weights(
 
     Source: Perceiver IO, equation 3.
     """
+    operands = _operands(query, key, mask, key_bias)
+    operands = _prepared_operands(operands, prepare_query, prepare_key)
+    return _weights(operands, _scale(scale, query))
+
+
+def _operands(
+    query: Array, key: Array, mask: Array | None, key_bias: Array | None = None
+) -> Operands:
+    """Checks what attention weights are computed of, and lays it out; there are no values."""
     _check_operands(query, key, None, mask, key_bias)
-    scale = _scale(scale, query)
     query, key, mask, key_bias = laid_out_alike(query, key, mask, key_bias)
-    operands = without_unused_keys(heads_first(query, key, None, key_bias, mask))
-    return _weights(_prepared_operands(operands, prepare_query, prepare_key), scale)
+    return without_unused_keys(heads_first(query, key, None, key_bias, mask))
 
 
 def attend(

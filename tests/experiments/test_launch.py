@@ -105,6 +105,10 @@ def set_flags(monkeypatch, **values):
             '--weights goes with --mode=eval alone; a run starts from --config.init_from',
         ),
         (
+            [DEMO, '--workdir=x', '--model_from=weights'],
+            '--model_from=weights goes with --weights, or with training from config.init_from',
+        ),
+        (
             ['--mode=eval', '--workdir=no run'],
             'no run/config.json is not the config of a run: there is no such file',
         ),

@@ -13,7 +13,7 @@ TASKS = ('audioset', 'flow', 'imagenet', 'kinetics', 'language', 'modelnet40')
 # From the top: each may import from the floors below, and from its own room. The rooms of a floor
 # stand side by side.
 FLOORS = [
-    ['launch', 'predict', 'convert', 'submit', 'table', 'compare'],  # the commands
+    ['launch', 'predict', 'convert', 'submit', 'table', 'compare', 'sweep'],  # the commands
     ['open_model', 'planning'],
     ['tasks'],
     [*TASKS],
@@ -26,7 +26,7 @@ FLOORS = [
 ]
 
 # What a reader may use of perceiver_jax: nothing that builds a model.
-FOR_READERS = ('errors', 'files', 'front_ends', 'limits', 'tiling')
+FOR_READERS = ('errors', 'files', 'front_ends', 'limits', 'pickles', 'tiling')
 
 # Files of perceiver_jax that read and write formats, and what they import within functions.
 ONLY_WHERE_USED = {

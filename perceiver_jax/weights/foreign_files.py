@@ -3,19 +3,17 @@
 Names and layouts stay those of the file; `translation` brings them to ours and back.
 """
 
-import mmap
 import os
 import pickle
-import pickletools
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import read_json, whole, write_whole
+from perceiver_jax.pickles import ARRAYS, MAPPINGS, PickledArray, read_pickle
 from perceiver_jax.weights.translation import recognise
 from perceiver_jax.weights.trees import Arrays, Tree, flatten, list_names, nest, widen
 
@@ -27,13 +25,14 @@ _NAMES_IN_FOLDER = (
     'pytorch_model.bin.index.json',
 )
 
+_ADMITTED = {*ARRAYS, *MAPPINGS}  # names that a pickle of weights may ask for
+
 
 def read_deepmind(path: str | os.PathLike) -> tuple[Arrays, Arrays]:
     """Reads a file of DeepMind's release, without running anything that is in it.
 
-    A pickle can call any function while it is read. Here it gets dictionaries in the place of
-    Haiku's mappings, arrays of plain numbers in the place of NumPy's and JAX's, and nothing else.
-    It takes no more memory than its own size accounts for.
+    It gets dictionaries in the place of Haiku's mappings, arrays of plain numbers in the place of
+    NumPy's and JAX's, and nothing else; see `read_pickle`.
 
     Args:
       path: A `.pystate` or `.pickle` file: a pickle of `{'params', 'state'}`, or of parameters
@@ -46,22 +45,7 @@ def read_deepmind(path: str | os.PathLike) -> tuple[Arrays, Arrays]:
       Refused: The file does not exist, is damaged or of another kind, or its pickle asks for
         something else.
     """
-    path = _existing(path)
-    try:
-        with path.open('rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            _check_instructions(data)
-            data.seek(0)
-            content = _Unpickler(data).load()
-    except Refused as refused:
-        raise Refused(
-            f'{path} asks for {refused!s:.200}, which weights do not need: it was refused, and '
-            'nothing in the file was run.'
-        ) from None
-    except Exception as error:  # what pickle raises depends on which byte is wrong
-        raise Refused(
-            f"{path} is not a pickle of DeepMind's parameters, or damaged: "
-            f'{type(error).__name__}: {error!s:.200}.'
-        ) from None
+    content = read_pickle(_existing(path), "a pickle of DeepMind's parameters", _ADMITTED)
     if not isinstance(content, dict) or content.keys() != {'params', 'state'}:
         content = {'params': content, 'state': {}}
     if not (_is_tree(content['params']) and _is_tree(content['state'])):
@@ -130,129 +114,23 @@ def write_huggingface(path: str | os.PathLike, tensors: Mapping[str, Any]) -> No
     write_whole(path, save(tensors, metadata={'format': 'pt'}))  # transformers asks for that
 
 
-class _Dtype:
-    """Stands in for NumPy's in a pickle: plain numbers only, so that no bytes become pointers."""
-
-    def __init__(self, code, *_):
-        if not re.fullmatch(r'[<>=|]?[biuf][1248]', code):
-            raise Refused(f'an array of dtype {str(code)[:40]!r}')
-        self.dtype = np.dtype(code)
-
-    def __setstate__(self, state):
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _Array:
-    """Stands in for NumPy's in a pickle, whose own `__setstate__` trusts what it is given."""
-
-    array: np.ndarray  # not there before `__setstate__` where a pickle makes it without arguments
-
-    def __init__(self, shape, dtype, data, order='C', axes=None):
-        dtype = dtype if isinstance(dtype, _Dtype) else _Dtype(dtype)
-        array = np.frombuffer(data, dtype.dtype)
-        if order == 'K':  # NumPy's for an array that is contiguous in another order of its axes
-            self.array = array.reshape(shape).transpose(axes)
-        else:
-            self.array = array.reshape(shape, order=order)
-
-    def __setstate__(self, state):
-        _, shape, dtype, is_fortran, data = state
-        self.array = _Array(shape, dtype, data, 'F' if is_fortran else 'C').array
-
-
 def _is_tree(content: Any) -> bool:
-    """Whether this is module name -> parameter name -> `_Array`, each with its content."""
+    """Whether this is module name -> parameter name -> array, each with its content."""
     if not isinstance(content, dict):
         return False
     for values in content.values():
         if not isinstance(values, dict):
             return False
-        if not all(isinstance(x, _Array) and hasattr(x, 'array') for x in values.values()):
+        if not all(isinstance(x, PickledArray) and x.is_whole for x in values.values()):
             return False
     return True
 
 
-def _arrays_of(tree: dict[str, dict[str, _Array]]) -> Arrays:
+def _arrays_of(tree: dict[str, dict[str, PickledArray]]) -> Arrays:
     return {
         module: {name: value.array for name, value in values.items()}
         for module, values in tree.items()
     }
-
-
-def _check_instructions(data: mmap.mmap) -> None:
-    """Checks a pickle's instructions, all of which end within the file, before one is followed.
-
-    The memo grows to the index that an instruction names, and buffers to the length.
-    """
-    instructions = pickletools.genops(cast(IO[bytes], data))
-    for number, (instruction, argument, place) in enumerate(instructions):
-        if not isinstance(argument, int):
-            continue
-        if instruction.name == 'FRAME' and argument > len(data) - (place or 0):
-            raise ValueError(f'a frame of {argument} bytes, of which the file has fewer')
-        if instruction.name in ('PUT', 'BINPUT', 'LONG_BINPUT') and argument > number:
-            raise ValueError(f'entry {argument} of the memo, of {number} instructions')
-
-
-def _stand_ins(spend: Callable[[int], None]) -> dict[str, Callable]:
-    """What a pickle gets for each name that it may ask for.
-
-    Args:
-      spend: Called with the size of what is copied, which instructions could repeat.
-    """
-
-    def mapping(*content):
-        made = dict(*content)
-        spend(len(made))
-        return made
-
-    def encode(text, _):
-        spend(len(text))
-        return text.encode('latin1')  # bytes in protocols 0 to 2
-
-    def empty(*_):
-        return _Array.__new__(_Array)  # a __setstate__ follows
-
-    def from_jax(function, arguments, state, *_):
-        array = empty()
-        array.__setstate__(state)
-        return array
-
-    return {
-        'haiku._src.data_structures.FlatMapping': mapping,
-        'haiku._src.data_structures.FlatMap': mapping,
-        'haiku._src.data_structures.frozendict': mapping,
-        'collections.OrderedDict': mapping,
-        'numpy.ndarray': _Array,
-        'numpy.dtype': _Dtype,
-        'numpy.core.multiarray._reconstruct': empty,
-        'numpy.core.multiarray.scalar': lambda dtype, data: _Array((), dtype, data),
-        'numpy.core.numeric._frombuffer': lambda data, dtype, shape, *order: _Array(
-            shape, dtype, data, *order
-        ),
-        '_codecs.encode': encode,
-        'jax.interpreters.xla.reconstruct_device_array': from_jax,
-        'jax._src.device_array.reconstruct_device_array': from_jax,
-        'jax._src.array._reconstruct_array': from_jax,
-    }
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, data: mmap.mmap):
-        super().__init__(data)
-        self._unspent = len(data)  # whatever is copied once is not larger than the file
-
-    def _spend(self, size: int) -> None:
-        self._unspent -= size
-        if self._unspent < 0:
-            raise ValueError('it copies more than the file holds')
-
-    def find_class(self, module, name):
-        name = f'{module.replace("numpy._core", "numpy.core")}.{name}'
-        stand_ins = _stand_ins(self._spend)  # made anew: what a pickle sets on one is gone with it
-        if name not in stand_ins:
-            raise Refused(name)
-        return stand_ins[name]
 
 
 class _Pickler(pickle.Pickler):

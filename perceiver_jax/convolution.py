@@ -1,9 +1,9 @@
-"""The convolution that Perceiver IO reads images with, and its batch normalisation."""
+"""Convolution, batch normalisation, pooling: what Perceiver IO and ResNet-50 read images with."""
 
 import contextlib
 import contextvars
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 import haiku as hk
 import jax
@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from perceiver_jax.checks import Module, check_axes
+from perceiver_jax.errors import Refused
 from perceiver_jax.layers import check_floating
 
 # Full Haiku names of the BatchNorms that this thread keeps as they are.
@@ -77,16 +78,56 @@ class ConvDownsample(Module):
         shape = (7, 7, images.shape[-1], self.channels)
         init = hk.initializers.TruncatedNormal(1 / np.sqrt(np.prod(shape[:-1])))
         kernel = hk.get_parameter('w', shape, jnp.float32, init)
-        x = jax.lax.conv_general_dilated(
-            images,
-            kernel.astype(images.dtype),
-            window_strides=(2, 2),
-            padding='SAME',
-            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        )
+        x = convolve(images, kernel, stride=2)
         x = BatchNorm(self.batch_norm_axis, name='batch_norm')(x, is_training=is_training)
-        x = jax.nn.relu(x)
-        return hk.max_pool(x, (1, 3, 3, 1), (1, 2, 2, 1), padding='SAME')
+        return max_pool(jax.nn.relu(x))
+
+
+def convolve(images: Array, kernel: Array, *, stride: int = 1, padding: str = 'same') -> Array:
+    """Convolves images, in their dtype.
+
+    Args:
+      images: `[B, height, width, C]`.
+      kernel: `[side, side, C, channels]`, the side odd.
+      stride: Pixels from one output to the next, along both axes.
+      padding: How the zeros lie around an image. 'same': with a stride of 2 and an even size there
+        is one more at the end, as in TensorFlow and JAX. 'centred': side // 2 on all four sides, as
+        in torchvision's networks.
+
+    Returns:
+      `[B, ceil(height / stride), ceil(width / stride), channels]` in the dtype of `images`.
+    """
+    return jax.lax.conv_general_dilated(
+        images,
+        kernel.astype(images.dtype),
+        window_strides=(stride, stride),
+        padding=_padding(kernel.shape[0], padding),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+
+
+def max_pool(images: Array, *, padding: str = 'same') -> Array:
+    """Takes the largest of 3x3 pixels, with a stride of 2.
+
+    Args:
+      images: `[B, height, width, C]`.
+      padding: As of `convolve`; what is beyond the border is never the largest.
+
+    Returns:
+      `[B, ceil(height / 2), ceil(width / 2), C]` in the dtype of `images`.
+    """
+    around = _padding(3, padding)
+    if not isinstance(around, str):
+        around = [(0, 0), *around, (0, 0)]
+    return jax.lax.reduce_window(
+        images, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding=around
+    )
+
+
+def _padding(side: int, padding: str) -> str | Sequence[tuple[int, int]]:
+    if padding not in ('same', 'centred'):
+        raise Refused(f"padding must be 'same' or 'centred', not {padding!r}.")
+    return 'SAME' if padding == 'same' else 2 * [(side // 2, side // 2)]
 
 
 @dataclasses.dataclass

@@ -59,13 +59,13 @@ class ImageInputs(Module):
       contents: 'pixels', raw; 'conv1x1', a Linear of each pixel; or 'conv7x7', a convolution with
         batch normalisation and max-pooling that leaves a quarter of either side.
       contents_channels: Output channels of either convolution; None with 'pixels'.
-      positions: 'fourier' or 'learned'.
-      num_bands: Fourier positions: frequencies along each axis; None with learned ones.
+      positions: 'fourier', 'learned', or 'none' for contents alone.
+      num_bands: Fourier positions: frequencies along each axis; None with others.
       max_resolution: Fourier positions: twice the highest frequency along height and width; None
-        with learned ones.
-      position_channels: Learned positions: channels of an encoding; None with Fourier ones.
+        with others.
+      position_channels: Learned positions: channels of an encoding; None with others.
       position_init_std: Learned positions: standard deviation of the initial encodings; None with
-        Fourier ones.
+        others.
       project_positions_to: Learned positions: channels of a Linear behind; None: no Linear.
       permutation_seed: Seed of one fixed shuffle of the elements; None: no shuffle.
       batch_norm_axis: Name of the axis mapped by `jax.pmap` that the batch statistics of 'conv7x7'
@@ -94,13 +94,16 @@ class ImageInputs(Module):
             'conv7x7': ('contents_channels',),
             'fourier': ('num_bands', 'max_resolution'),
             'learned': ('position_channels', 'position_init_std'),
+            'none': (),
         }
         if self.contents not in ('pixels', 'conv1x1', 'conv7x7'):
             raise Refused(
                 f"contents must be 'pixels', 'conv1x1' or 'conv7x7', not {self.contents!r}."
             )
-        if self.positions not in ('fourier', 'learned'):
-            raise Refused(f"positions must be 'fourier' or 'learned', not {self.positions!r}.")
+        if self.positions not in ('fourier', 'learned', 'none'):
+            raise Refused(
+                f"positions must be 'fourier', 'learned' or 'none', not {self.positions!r}."
+            )
         for field in (*needs[self.contents], *needs[self.positions]):
             if getattr(self, field) is None:
                 raise Refused(f'{self.contents} with {self.positions} positions needs {field}.')
@@ -146,14 +149,17 @@ class ImageInputs(Module):
                 permutation_seed=self.permutation_seed,
             )
         num_elements = math.prod(images.shape[1:3])
-        encode = LearnedPositions(
-            num_elements,
-            channels=_given(self.position_channels),
-            init_std=_given(self.position_init_std),
-            project_to=self.project_positions_to,
-            name='position_encoding',
-        )
-        inputs = with_positions(images, encode())
+        if self.positions == 'none':
+            inputs = reshape_examples(images, num_elements, images.shape[-1])
+        else:
+            encode = LearnedPositions(
+                num_elements,
+                channels=_given(self.position_channels),
+                init_std=_given(self.position_init_std),
+                project_to=self.project_positions_to,
+                name='position_encoding',
+            )
+            inputs = with_positions(images, encode())
         if self.permutation_seed is not None:
             inputs = inputs[:, permutation(self.permutation_seed, num_elements)]
         return inputs

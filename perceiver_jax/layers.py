@@ -46,6 +46,19 @@ def check_floating(where: str, **arrays: Any) -> None:
             )
 
 
+def check_dtype(dtype: str) -> None:
+    """Checks the precision that a model is to compute in.
+
+    Args:
+      dtype: What was given.
+
+    Raises:
+      Refused: It is neither 'float32' nor 'bfloat16'.
+    """
+    if dtype not in ('float32', 'bfloat16'):
+        raise Refused(f"dtype must be 'float32' or 'bfloat16', not {dtype!r}.")
+
+
 def check_integer_array(where: str, **arrays: Array | np.ndarray) -> None:
     """Checks that arrays hold integers, such as tokens or indices.
 

@@ -13,6 +13,7 @@ import haiku as hk
 import jax.numpy as jnp
 from jax import Array
 
+from perceiver_jax.baselines.classifiers import image_baseline, point_baseline
 from perceiver_jax.checks import build, check_array, check_axes
 from perceiver_jax.decoder import (
     AverageDecoder,
@@ -35,7 +36,7 @@ from perceiver_jax.inputs import (
     spectrogram_elements,
     video_elements,
 )
-from perceiver_jax.layers import Linear
+from perceiver_jax.layers import Linear, check_dtype
 from perceiver_jax.position_encoding import LearnedPositions, grid_fourier_features
 from perceiver_jax.sharding import for_each_example, in_mesh_of, reshape_examples
 
@@ -79,7 +80,7 @@ def image_classifier(
 
     Source: Perceiver, section 4.1; Perceiver IO, section 4.4 and appendix A.
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
     check_axes('image_classifier', images=(images, 'B height width channels'))
     read = build(ImageInputs, inputs, batch_norm_axis=batch_norm_axis, name='inputs')
     byte_array = read(images.astype(dtype), input_mask, is_training=is_training)  # [B, M, C]
@@ -130,7 +131,7 @@ def point_classifier(
 
     Source: Perceiver, section 4.3.
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
     check_axes('point_classifier', points=(points, 'B M coordinates'))
     points = points.astype(jnp.float32)  # positions are, whatever `dtype` is
     elements = build(point_elements, inputs, points=points).astype(dtype)  # [B, M, C]
@@ -210,7 +211,7 @@ def optical_flow(
 
     Source: Perceiver IO, section 4.2 and appendix H; scales and queries of DeepMind's release.
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
     check_axes('optical_flow', frames=(frames, 'B 2 height width channels'))
     read = build(FlowInputs, inputs, batch_norm_axis=batch_norm_axis, name='inputs')
     if (upsampling is None) != (read.contents == 'patches'):
@@ -286,7 +287,7 @@ def masked_language_model(
 
     Source: Perceiver IO, section 4.1; masks and output queries of DeepMind's release.
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
     embed = build(TextInputs, inputs, name='inputs')
     elements, embeddings = embed(tokens, dtype)  # [B, M, C], [vocabulary, C]
     latents = build(Encoder, encoder, implementation=implementation, name='encoder')(
@@ -368,7 +369,7 @@ def video_autoencoder(
 
     Source: Perceiver IO, section 4.3; paddings, mask tokens and queries of DeepMind's release.
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
     check_axes(
         'video_autoencoder',
         video=(video, 'B frames height width channels'),
@@ -490,7 +491,7 @@ def audio_visual_classifier(
 
     Source: Perceiver, section 4.2; Perceiver IO, appendix G.
     """
-    _check_dtype(dtype)
+    check_dtype(dtype)
     make_elements: dict[str, Callable[..., Array | FourierGrid]] = {
         'audio': audio_elements,
         'spectrogram': spectrogram_elements,
@@ -533,6 +534,8 @@ MODELS: dict[str, Callable[..., Any]] = {
     'masked_language_model': masked_language_model,
     'video_autoencoder': video_autoencoder,
     'audio_visual_classifier': audio_visual_classifier,
+    'image_baseline': image_baseline,
+    'point_baseline': point_baseline,
 }
 
 
@@ -544,8 +547,3 @@ def _check_parts(
         shown = sorted(parts) if hasattr(parts, 'keys') else repr(parts)
         either = f', and of {sorted(possible)}' if possible else ''
         raise Refused(f'{name} is a mapping with {sorted(needed)}{either}; got {shown}.')
-
-
-def _check_dtype(dtype: str) -> None:
-    if dtype not in ('float32', 'bfloat16'):
-        raise Refused(f"dtype must be 'float32' or 'bfloat16', not {dtype!r}.")

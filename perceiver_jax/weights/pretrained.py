@@ -369,11 +369,25 @@ _USUAL_ACTIVATIONS = {
     'masked_language_model': 'softmax',
     'video_autoencoder': 'softmax',  # of the label
     'audio_visual_classifier': 'sigmoid',
+    'image_baseline': 'softmax',
+    'point_baseline': 'softmax',
 }
+
+
+def _image_example(x):
+    return [((x['size'], x['size'], len(x['mean'])), jnp.float32)]
+
+
+def _point_example(x):
+    return [((x['num_points'], 3), jnp.float32)]
+
+
 # What a model is called with: shapes without the batch, and dtypes.
 _EXAMPLES: dict[str, Callable[[Mapping[str, Any]], list]] = {
-    'image_classifier': lambda x: [((x['size'], x['size'], len(x['mean'])), jnp.float32)],
-    'point_classifier': lambda x: [((x['num_points'], 3), jnp.float32)],
+    'image_classifier': _image_example,
+    'image_baseline': _image_example,
+    'point_classifier': _point_example,
+    'point_baseline': _point_example,
     'optical_flow': lambda x: [((2, *x['tile'], 3), jnp.float32)],
     'audio_visual_classifier': _audio_visual_example,
     'masked_language_model': lambda x: [((x['length'],), jnp.int32), ((x['length'],), jnp.bool_)],

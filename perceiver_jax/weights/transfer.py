@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perceiver_jax.attention import CrossAttend, SelfAttend
+from perceiver_jax.baselines.classifiers import NETWORKS
 from perceiver_jax.decoder import ClassQueryDecoder, FlowUpsample, QueryDecoder
 from perceiver_jax.encoder import Encoder, schedule
 from perceiver_jax.errors import Refused
@@ -33,6 +34,8 @@ HEADS = {
     'image_classifier': ('decoder/output', 'decoder/query_decoder/output'),
     'point_classifier': ('decoder/output', 'decoder/query_decoder/output'),
     'audio_visual_classifier': ('decoder/output', 'decoder/query_decoder/output'),
+    'image_baseline': ('decoder/output',),
+    'point_baseline': ('decoder/output',),
 }
 _POSITIONS = 'inputs/position_encoding'  # the learned ones of an image
 
@@ -185,6 +188,8 @@ _BUILT: dict[str, dict[str, Callable[..., Any]]] = {
     'masked_language_model': {'inputs': TextInputs, 'decoder': QueryDecoder},
     'video_autoencoder': {**_ELEMENTS, 'decoder': QueryDecoder},
     'audio_visual_classifier': {**_ELEMENTS, 'decoder': ClassQueryDecoder},
+    'image_baseline': {'inputs': ImageInputs, 'network.self_attend': SelfAttend},
+    'point_baseline': {'inputs': point_elements, 'network.self_attend': SelfAttend},
 }
 _BUILT_EVERYWHERE: dict[str, Callable[..., Any]] = {
     'encoder': Encoder,
@@ -217,7 +222,12 @@ def compare_arguments(
     Raises:
       Refused: The arguments give no schedule.
     """
-    built = {'': MODELS[function], **_BUILT_EVERYWHERE, **_BUILT[function]}
+    built = {'': MODELS[function], **_built(function)}
+    if 'network' in inspect.signature(MODELS[function]).parameters:  # instead of an encoder
+        kinds = {arguments['network']['kind'] for arguments in (source, target)}
+        if len(kinds) == 1:  # otherwise they have no defaults in common
+            built['network'] = NETWORKS[kinds.pop()]
+        return _differences(source, target, built)
     steps, fields = [], inspect.signature(schedule).parameters
     for arguments in (source, target):
         encoder = {**_defaults(Encoder), **arguments.get('encoder', {})}
@@ -225,6 +235,12 @@ def compare_arguments(
     alike = [f'encoder.{field}' for field in fields] if steps[0] == steps[1] else []
     found = _differences(source, target, built)
     return {key: values for key, values in found.items() if key not in alike}
+
+
+def _built(function: str) -> dict[str, Callable[..., Any]]:
+    parameters = inspect.signature(MODELS[function]).parameters
+    built = {**_BUILT_EVERYWHERE, **_BUILT[function]}
+    return {key: owner for key, owner in built.items() if key.split('.')[0] in parameters}
 
 
 def _differences(

@@ -3,7 +3,13 @@ import jax
 import numpy as np
 import pytest
 
-from perceiver_jax.convolution import BatchNorm, ConvDownsample, frozen_batch_norm
+from perceiver_jax.convolution import (
+    BatchNorm,
+    ConvDownsample,
+    convolve,
+    frozen_batch_norm,
+    max_pool,
+)
 from perceiver_jax.errors import Refused
 
 
@@ -90,3 +96,25 @@ def test_no_images_give_no_outputs_and_leave_the_averages(is_training):
     output, after = model.apply(params, state, None, images(batch=0), is_training)
     assert output.shape == (0, 2, 2, 4)
     jax.tree.map(np.testing.assert_array_equal, after, state)
+
+
+@pytest.mark.parametrize('side, stride, size', [(7, 2, 8), (7, 2, 9), (3, 1, 5), (1, 2, 5)])
+def test_centred_zeros_are_as_many_on_either_side(side, stride, size):
+    """The sum over a window of ones counts the pixels that the window covers."""
+    ones = np.ones((1, size, size, 1), np.float32)
+    counts = convolve(ones, np.ones((side, side, 1, 1)), stride=stride, padding='centred')
+    reach = side // 2
+    covered = [min(at + reach, size - 1) - max(at - reach, 0) + 1 for at in range(0, size, stride)]
+    np.testing.assert_array_equal(counts[0, :, :, 0], np.outer(covered, covered))
+
+
+def test_max_pooling_never_takes_what_is_beyond_the_border():
+    x = -np.arange(1.0, 17, dtype=np.float32).reshape(1, 4, 4, 1)
+    centred = max_pool(x, padding='centred')[0, :, :, 0]
+    np.testing.assert_array_equal(centred, [[-1, -2], [-5, -6]])
+    np.testing.assert_array_equal(max_pool(x)[0, :, :, 0], [[-1, -3], [-9, -11]])
+
+
+def test_an_unknown_padding_is_refused():
+    with pytest.raises(Refused, match="padding must be 'same' or 'centred', not 'valid'"):
+        convolve(images(), np.ones((3, 3, 3, 1)), padding='valid')

@@ -26,7 +26,8 @@ from tests.toys.golden import OURS, image_model, read_arrays, read_tree
 pytestmark = pytest.mark.gpu
 # Primitives and parameter lists are always OURS.
 GOLDEN = pathlib.Path(os.environ.get('GOLDEN_DIR') or OURS)
-MODELS = sorted(p.stem for p in GOLDEN.glob('*.npz') if p.stem != 'primitives')
+OTHERS = ('primitives', 'baselines')  # which are no released models
+MODELS = sorted(p.stem for p in GOLDEN.glob('*.npz') if p.stem not in OTHERS)
 HUGGING_FACE = sorted(p.stem.removeprefix('hf_') for p in GOLDEN.glob('hf_*.safetensors'))
 
 

@@ -67,6 +67,15 @@ def test_values_of_elements_return_to_where_their_pixels_were():
     np.testing.assert_array_equal(as_images(shuffled, 7), maps)
 
 
+def test_without_positions_elements_are_pixels():
+    output, params = run(images(), positions='none', permutation_seed=None)
+    np.testing.assert_array_equal(output, images().reshape(*output.shape))
+    shuffled, _ = run(images(), positions='none', permutation_seed=3)
+    order = permutation(3, output.shape[1])
+    np.testing.assert_array_equal(shuffled, np.asarray(output)[:, order])
+    assert not params
+
+
 def test_learned_positions_of_the_icml_paper():
     output, params = run(images(), positions='learned', position_channels=13, position_init_std=1.0)
     assert output.shape == (2, 35, 16)

@@ -7,9 +7,11 @@ import numpy as np
 
 from perceiver_jax.models import (
     audio_visual_classifier,
+    image_baseline,
     image_classifier,
     masked_language_model,
     optical_flow,
+    point_baseline,
     point_classifier,
     video_autoencoder,
 )
@@ -21,6 +23,7 @@ ENCODER = dict(
     num_self_attends_per_block=1,
     self_attend=dict(num_heads=2, dropout_rate=0.1),
 )
+NARROW = dict(num_heads=2, dropout_rate=0.1)
 DECODER = dict(cross_attend=dict(use_query_residual=False))
 AUDIO = dict(samples_per_patch=2, num_bands=2, max_resolution=(4,))
 VIDEO = dict(patch=(1, 2, 2), num_bands=2, max_resolution=(2, 2, 2))
@@ -83,6 +86,18 @@ def _text(x, **fields):
     return masked_language_model(x, x > 50, inputs=inputs, decoder={}, **fields)
 
 
+def _baseline(kind, function=image_baseline, inputs=None, **network):
+    if inputs is None:
+        inputs = dict(num_bands=2, max_resolution=(8, 8), permutation_seed=0)
+
+    def forward(x, encoder, **fields):  # it has no encoder
+        return function(
+            x, num_classes=3, inputs=inputs, network=dict(kind=kind, **network), **fields
+        )
+
+    return forward
+
+
 MODELS = {
     'images': (_images(), IMAGES),
     'images, masked, with a query': (_masked_images, IMAGES),
@@ -124,6 +139,22 @@ MODELS = {
             ),
         ),
         {'spectrogram': IMAGES[:, :, :4, 0], 'video': FRAMES},
+    ),
+    'ResNet': (_baseline('resnet', blocks=(1, 1), channels=4), IMAGES),
+    'ViT': (
+        _baseline('vit', patch_size=3, channels=8, self_attend=NARROW, num_self_attends=1),
+        IMAGES,
+    ),
+    'Transformer of pixels': (
+        _baseline('transformer', channels=8, self_attend=NARROW, num_self_attends=1),
+        IMAGES,
+    ),
+    'Transformer of points': (
+        _baseline(
+            *('transformer', point_baseline, dict(num_bands=2, max_resolution=(8, 8, 8))),
+            **dict(channels=8, self_attend=NARROW, num_self_attends=1),
+        ),
+        IMAGES.reshape(4, 64, -1)[:, :, :3],
     ),
     'autoencoder': (_reconstruct, {'video': FRAMES, 'audio': SOUND}),
     'autoencoder, some outputs': (_reconstruct_some, {'video': FRAMES, 'audio': SOUND}),

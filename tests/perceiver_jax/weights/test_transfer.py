@@ -198,11 +198,36 @@ def test_defaults_and_what_only_training_sees_are_no_difference(key, value):
     assert compare_arguments('image_classifier', other, arguments) == {}
 
 
+VIT = dict(kind='vit', patch_size=4, self_attend=dict(num_heads=12, widening_factor=4))
+
+
+@pytest.mark.parametrize(
+    'key, ours, theirs',
+    [
+        ('network.self_attend.num_heads', 12, 6),
+        ('network.patch_size', 4, 2),
+        ('network.kind', 'vit', 'resnet'),
+        ('inputs.permutation_seed', None, 0),
+    ],
+)
+def test_baselines_are_compared_too(key, ours, theirs):
+    arguments = dict(num_classes=3, inputs=dict(positions='none'), network=VIT)
+    found = compare_arguments('image_baseline', arguments, changed(arguments, key, theirs))
+    assert found[key] == (ours, theirs)
+    assert len(found) == 1 or key == 'network.kind'
+
+
+def test_defaults_of_a_baseline_are_no_difference():
+    arguments = dict(num_classes=3, inputs=dict(positions='none'), network=dict(kind='vit'))
+    written_out = changed(arguments, 'network.self_attend', VIT['self_attend'])
+    assert compare_arguments('image_baseline', arguments, written_out) == {}
+
+
 @pytest.mark.parametrize('function', MODELS)
 def test_the_defaults_of_every_mapping_are_known(function):
-    built = {**module._BUILT_EVERYWHERE, **module._BUILT[function]}
+    built = module._built(function)
     parameters = inspect.signature(MODELS[function]).parameters
-    for name in ('inputs', 'encoder', 'decoder', 'upsampling'):
+    for name in ('inputs', 'encoder', 'network', 'decoder', 'upsampling'):
         known = {key for key in built if key.split('.')[0] == name}
         assert bool(known) == (name in parameters), name
     for key, owner in built.items():

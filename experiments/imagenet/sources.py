@@ -1,4 +1,4 @@
-"""Where ImageNet's images are read from: TFDS's array_record or TFRecord files, or a folder.
+"""Where images are read from: ImageNet as TFDS prepares it, a folder, CIFAR-10, digits.
 
 Every source is a `LabelledSource` of examples {'encoded': bytes of a JPEG or PNG file, 'label':
 int, 'name': str, the file's name for error messages}. None of them needs TensorFlow.
@@ -13,7 +13,6 @@ from typing import Any
 import google_crc32c
 import numpy as np
 
-from experiments.data.class_folders import ClassFolders
 from experiments.data.hidden import visible
 from experiments.data.pipeline import BrokenExample, Example, LabelledSource
 from experiments.data.prepared import (
@@ -23,15 +22,17 @@ from experiments.data.prepared import (
     open_split,
     version_folder,
 )
+from experiments.imagenet.cifar10 import open_cifar10
 from experiments.imagenet.digits import Digits
+from experiments.imagenet.image_folder import ImageFolder
 from experiments.paths import folder_of_data
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import whole
 
 SPLITS = ('train', 'validation')
-_KINDS = ('tfds', 'tfrecord', 'folder')  # of real images
+_PARTS = {'train': 'train', 'validation': 'val'}  # folders of the splits
+_KINDS = ('tfds', 'tfrecord', 'folder', 'cifar10', 'digits')
 _FEATURES = ('image', 'label', 'file_name')  # of TFDS's imagenet2012
-_IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png')  # in lower or upper case
 # A TFRecord is the data's length (uint64), its CRC (uint32), the data, and their CRC (uint32).
 _LENGTH = struct.Struct('<Q')
 _HEADER_BYTES, _CHECKSUM_BYTES = 12, 4  # before the data; after it
@@ -41,14 +42,14 @@ _FRAME_BYTES = _HEADER_BYTES + _CHECKSUM_BYTES
 def open_source(
     kind: str, path: str | None, split: str, classes: Sequence[str] | None = None
 ) -> LabelledSource:
-    """Opens one split of ImageNet, or of the digits that stand in for it.
+    """Opens one split of ImageNet, or of smaller images that stand in for it.
 
     Args:
       kind: 'tfds' (imagenet2012 as array_record files), 'tfrecord' (imagenet2012 as TFRecord
-        files), 'folder' (train/<class>/*.JPEG and val/<class>/*.JPEG) or 'digits'.
+        files), 'folder' (train/<class>/*.JPEG and val/<class>/*.JPEG), 'cifar10' or 'digits'.
       path: TFDS's data folder or the folder of one version in it; or the folder that holds
-        train/ and val/; '~' is the home folder. Unused for digits.
-      split: 'train' or 'validation'.
+        train/ and val/; or what `open_cifar10` takes; '~' is the home folder. Unused for digits.
+      split: 'train' or 'validation'; of CIFAR-10 also 'test' and 'train+validation'.
       classes: Names of the folders of all classes in the order of their labels, for 'folder', also
         of those that have none; None: the folders in train/, or where there is no train/, in val/.
 
@@ -59,15 +60,18 @@ def open_source(
     Raises:
       Refused: `kind` or `split` is unknown, or `path` holds no such data.
     """
+    if kind not in _KINDS:
+        raise Refused(f'config.data.source must be one of {_KINDS}, got {kind!r}')
+    if kind == 'cifar10':
+        return open_cifar10(folder_of_data(path, kind), split)
     if split not in SPLITS:
-        raise Refused(f'split must be one of {SPLITS}, got {split!r}')
+        raise Refused(f'config.data: a split of {kind} is one of {SPLITS}, got {split!r}')
     if kind == 'digits':
         return Digits(split)
-    if kind not in _KINDS:
-        raise Refused(f'config.data.source must be one of {[*_KINDS, "digits"]}, got {kind!r}')
     folder = folder_of_data(path, kind)
     if kind == 'folder':
-        return _Folder(folder, split, classes)
+        layout = 'train/<class>/ and val/<class>/'
+        return ImageFolder(folder, _PARTS[split], layout, classes)
     return _open_records(folder, split) if kind == 'tfds' else _TFRecords(folder, split)
 
 
@@ -123,30 +127,6 @@ class _TFRecords:
         except Exception as error:  # TFDS has no error class for records that are no examples
             raise BrokenExample(f'{name}: {str(error):.300}') from error
         return _from_tfds(example)
-
-
-class _Folder:
-    """Images train/<class>/* and val/<class>/*; see `ClassFolders` for the classes."""
-
-    def __init__(self, path: Path, split: str, classes: Sequence[str] | None):
-        part = {'train': 'train', 'validation': 'val'}[split]
-        layout = 'train/<class>/ and val/<class>/'
-        self._files = ClassFolders(path, [part], _IMAGE_ENDINGS, layout=layout, classes=classes)
-        self.classes = self._files.classes
-
-    def __repr__(self) -> str:
-        return str(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Example:
-        file, label = self._files[index]
-        try:
-            encoded = file.read_bytes()
-        except OSError as error:
-            raise BrokenExample(f'{file}: {error.strerror}') from error
-        return {'encoded': encoded, 'label': label, 'name': str(file)}
 
 
 def _from_tfds(example: dict[str, Any]) -> Example:

@@ -24,6 +24,7 @@ import soundfile
 
 from tests.faults.damage import of_arrays
 from tests.toys import foreign_weights, modelnet40_files
+from tests.toys.cifar10 import batch_of
 from tests.toys.known_model import KnownModel, make_clip
 
 # What reads no file of a user's, and why.
@@ -36,6 +37,7 @@ WITHOUT_FILES = {
     'experiments.flow.sources.Several': 'joins sources',
     'experiments.flow.scenes.MovingScenes': 'generated',
     'experiments.imagenet.digits.Digits': 'generated',
+    'experiments.imagenet.cifar10._Part': 'chooses among the images of another source',
     'experiments.audioset.sounds.Sounds': 'generated',
     'experiments.modelnet40.shapes.Shapes': 'generated',
     'experiments.data.pipeline.Source': 'a protocol',
@@ -518,7 +520,7 @@ def features_json_of_tfrecords(folder):
     return Sample(folder / 'features.json', read, 'json')
 
 
-@door('experiments.imagenet.sources.open_source', 'experiments.imagenet.sources._Folder')
+@door('experiments.imagenet.sources.open_source', 'experiments.imagenet.image_folder.ImageFolder')
 def folder_of_images(folder):
     from experiments.imagenet.sources import open_source
     from experiments.imagenet.transforms import _decode_example
@@ -528,6 +530,33 @@ def folder_of_images(folder):
     file = folder / 'train' / 'cat' / '1.png'
     file.write_bytes(cv2.imencode('.png', np.zeros((5, 7, 3), np.uint8))[1].tobytes())
     return Sample(file, lambda: _decode_example(open_source('folder', str(folder), 'train')[0], 3))
+
+
+CIFAR10 = (
+    'experiments.imagenet.cifar10.open_cifar10',
+    'experiments.imagenet.cifar10._Batches',
+    'experiments.imagenet.sources.open_source',
+)
+
+
+@door(*CIFAR10, 'perceiver_jax.pickles.read_pickle')
+def cifar10_pickle(folder):
+    from experiments.imagenet.sources import open_source
+
+    images = np.arange(4 * 3072, dtype=np.uint32).astype(np.uint8).reshape(4, 3072)
+    file = folder / 'test_batch'
+    file.write_bytes(batch_of('testing batch 1 of 1', images, [3, 8, 8, 0]))
+
+    return Sample(file, lambda: open_source('cifar10', str(folder), 'test')[0])
+
+
+@door(*CIFAR10)
+def cifar10_binary(folder):
+    from experiments.imagenet.sources import open_source
+
+    file = folder / 'test_batch.bin'
+    file.write_bytes(b'\x03' + bytes(3072) + b'\x09' + bytes(3072))
+    return Sample(file, lambda: open_source('cifar10', str(folder), 'test')[0])
 
 
 # ModelNet40

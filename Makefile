@@ -3,7 +3,7 @@
 PYTHON ?= python3 python3.13 python3.12 python3.11
 FLAGS ?= -n 2
 
-.PHONY: help test test-gpu test-tpu faults sweep demo table bench bench-gpu
+.PHONY: help test test-gpu test-tpu faults values demo table bench bench-gpu
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
 
@@ -26,8 +26,8 @@ test-tpu: .venv/installed .venv/libtpu ## compile attention for TPUs that are no
 faults: .venv/installed ## damage files of every kind, kill runs, fill their disks: refused or resumed; 15 minutes
 	@.venv/bin/python -m tests.faults
 
-sweep: .venv/installed ## set each key of each demo to wrong values: one line, or it runs; ten minutes
-	@SWEEP=all .venv/bin/python -m pytest -q $(FLAGS) tests/experiments/test_config_sweep.py
+values: .venv/installed ## set each key of each demo to wrong values: one line, or it runs; ten minutes
+	@VALUES=all .venv/bin/python -m pytest -q $(FLAGS) tests/experiments/test_wrong_values.py
 
 demo: .venv/installed ## train on scikit-learn's handwritten digits: minutes on two CPU cores
 	@test ! -e runs/demo/result.json || echo 'runs/demo is finished; to start afresh: rm -r runs/demo'

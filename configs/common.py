@@ -27,6 +27,7 @@ class Paper(NamedTuple):
 
 
 NOT_IN_PAPER = Paper()
+YES_NO = {'yes': True, 'no': False}  # values of an option
 RECIPES = {'recipe': {'fine_tune': 'fine_tune'}}  # an option: see `fine_tune`
 
 
@@ -85,6 +86,61 @@ def lamb(learning_rate: float, schedule: dict[str, object]) -> dict[str, object]
 def adamw(learning_rate: float, schedule: dict[str, object]) -> dict[str, object]:
     """AdamW, for few steps on little data: under LAMB what starts at zero grows slowly."""
     return {**lamb(learning_rate, schedule), 'trust_ratio': False}
+
+
+def sgd(learning_rate: float, schedule: dict[str, object]) -> dict[str, object]:
+    """SGD with momentum, the usual one for residual networks."""
+    return dict(
+        learning_rate=learning_rate,
+        schedule=schedule,
+        momentum=0.9,
+        weight_decay=1e-4,
+        clip_norm=10.0,
+        loaded_scale=1.0,  # of the learning rate of what config.init_from gave
+    )
+
+
+def set_network(config: ml_collections.ConfigDict, network: dict[str, object]) -> None:
+    """Puts one of the networks of `perceiver_jax.baselines` in the place of a Perceiver.
+
+    Args:
+      config: The config of a variant; changed in place.
+      network: The arguments `network` of `image_baseline`.
+    """
+    del config.model.encoder
+    config.model.network = network
+
+
+def resnet(
+    blocks: tuple[int, ...] = (3, 4, 6, 3), channels: int = 64, stem: str = 'imagenet'
+) -> dict[str, object]:
+    """ResNet-50, or another one; see `perceiver_jax.baselines.resnet.ResNet`."""
+    return dict(kind='resnet', blocks=blocks, channels=channels, stem=stem, padding='same')
+
+
+def vit(
+    patch_size: int = 16, channels: int = 768, num_self_attends: int = 12, num_heads: int = 12
+) -> dict[str, object]:
+    """ViT-B/16, or another one; see `VisionTransformer`."""
+    return dict(
+        kind='vit',
+        patch_size=patch_size,
+        channels=channels,
+        num_self_attends=num_self_attends,
+        self_attend=dict(num_heads=num_heads, widening_factor=4, dropout_rate=0.0),
+    )
+
+
+def transformer(
+    channels: int = 512, num_self_attends: int = 12, num_heads: int = 8
+) -> dict[str, object]:
+    """A Transformer of all elements; its sizes are our choice, see `PixelTransformer`."""
+    return dict(
+        kind='transformer',
+        channels=channels,
+        num_self_attends=num_self_attends,
+        self_attend=dict(num_heads=num_heads, widening_factor=1, dropout_rate=0.0),
+    )
 
 
 def fine_tune(config: ml_collections.ConfigDict, steps: int) -> None:

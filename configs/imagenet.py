@@ -9,6 +9,10 @@ Expected top-1 on the 50,000 validation images, and what the paper states of eac
     io_fourier           IO table 7, config A   79.0 %   48.4M        407B            7.9 h
     io_learned           IO table 7, config A   72.7 %   62.3M        407B            9.2 h
     io_conv              IO table 7, config A   82.1 %   48.6M        369B            6.9 h
+    resnet50             ICML table 1           77.6 %   not stated   not stated      not stated
+    vit_b16              ICML table 1           77.9 %   not stated   not stated      not stated
+    transformer          ICML table 1, 64x64    57.0 %   not stated   not stated      not stated
+    cifar10              CIFAR-10 at 32x32, see below; a quarter of an hour on two CPU cores
     small                a folder of one's own images, 64x64, half an hour on two CPU cores
     demo                 scikit-learn's digits; two minutes on two CPU cores
 
@@ -24,6 +28,17 @@ The rows of the ablations are options behind a variant:
     perceiver,share=no                                       ICML table 7, first row
     perceiver,cross_attends=4|8|12,self_attends=0,share=no   ICML table 5
     io_fourier|io_learned|io_conv,decoder=average            IO table 7, 'Perceiver'
+    resnet50|vit_b16,features=fourier                        ICML table 1: 73.5 %, 76.7 %
+    perceiver|perceiver_learned|transformer,permuted=yes     ICML table 2: 78.0, 70.9, 57.0 %
+    resnet50|vit_b16,features=fourier,permuted=yes           ICML table 2: 39.4 %, 61.7 %
+
+Of the networks that the paper compares with it states no training: ViT and the Transformer have the
+Perceiver's recipe here, ResNet-50 the usual one for residual networks; our choice. The two without
+Fourier features are quoted by the paper.
+
+The same comparison in miniature, four small models of about equal cost on CIFAR-10:
+
+    cifar10,model=perceiver|resnet|vit|transformer,permuted=yes|no
 
 Any of them but the demo, from weights, with `recipe=fine_tune` behind it: IO's 131,000 steps for
 the models of the papers, flat for 70,000 and a cosine after them (appendix A, configuration B).
@@ -43,19 +58,31 @@ from configs import common
 from configs.common import NOT_IN_PAPER, Paper
 
 IO_OPTIONS = {'decoder': {'query': 'query', 'average': 'average'}, **common.RECIPES}
+NETWORK_OPTIONS: common.Options = {
+    'features': {'rgb': 'none', 'fourier': 'fourier'},
+    'permuted': common.YES_NO,
+}
 VARIANTS: dict[str, common.Options] = {
     'perceiver': {
         'cross_attends': {str(n): n for n in (1, 2, 4, 8, 12)},
         'placement': {'start': 'start', 'interleaved': 'interleaved'},
         'share': {'yes': True, 'no': False},
         'self_attends': {'0': 0, '6': 6},
+        'permuted': common.YES_NO,
         **common.RECIPES,
     },
-    'perceiver_permuted': common.RECIPES,
-    'perceiver_learned': common.RECIPES,
+    'perceiver_permuted': common.RECIPES,  # the former name of perceiver,permuted=yes
+    'perceiver_learned': {'permuted': common.YES_NO, **common.RECIPES},
     'io_fourier': IO_OPTIONS,
     'io_learned': IO_OPTIONS,
     'io_conv': IO_OPTIONS,
+    'resnet50': NETWORK_OPTIONS,
+    'vit_b16': NETWORK_OPTIONS,
+    'transformer': {'permuted': common.YES_NO},
+    'cifar10': {
+        'model': {name: name for name in ('perceiver', 'resnet', 'vit', 'transformer')},
+        'permuted': common.YES_NO,
+    },
     'small': common.RECIPES,
     'demo': {},
 }
@@ -94,6 +121,26 @@ IO = {  # by variant and decoder
     ('io_learned', 'average'): Paper('IO table 7', 0.676, 55.9e6, 404e9),
     ('io_conv', 'average'): Paper('IO table 7', 0.774, 42.1e6, 367e9),
 }
+# By variant, positions, and whether the pixels are permuted.
+NETWORKS = {
+    ('resnet50', 'none', False): Paper('ICML table 1', 0.776),
+    ('resnet50', 'fourier', False): Paper('ICML table 1', 0.735),
+    ('resnet50', 'fourier', True): Paper('ICML table 2', 0.394),
+    ('vit_b16', 'none', False): Paper('ICML table 1', 0.779),
+    ('vit_b16', 'fourier', False): Paper('ICML table 1', 0.767),
+    ('vit_b16', 'fourier', True): Paper('ICML table 2', 0.617),
+    ('transformer', 'fourier', False): Paper('ICML table 1', 0.570),
+    ('transformer', 'fourier', True): Paper('ICML table 2', 0.570),
+}
+
+TABLE_2 = {  # with Fourier features: as they are, and permuted
+    'perceiver': (0.780, 0.780),
+    'resnet': (0.735, 0.394),
+    'vit': (0.767, 0.617),
+    'transformer': (0.570, 0.570),
+}
+PERMUTATION_SEED = 0  # our choice: any fixed permutation
+LEARNING_RATES = {'perceiver': 1e-3, 'resnet': 1e-3, 'vit': 1e-3, 'transformer': 1e-3}
 
 
 def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
@@ -108,8 +155,11 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
     config.init_from = ''  # weights to start from: a file, a folder, a run, a name on the hub
 
     config.data = dict(
-        source='tfds',  # or 'tfrecord', 'folder', 'digits'; see experiments/imagenet/sources.py
+        # Or 'tfrecord', 'folder', 'cifar10', 'digits'; see experiments/imagenet/sources.py.
+        source='tfds',
         path='~/tensorflow_datasets',
+        train_split='train',
+        eval_split='validation',
         # File of all folders' names in the order of the labels: one a line, or the column `name` of
         # a .csv. '': the folders in train/; where there is no train/, as for evaluation, in val/.
         classes='',
@@ -183,8 +233,12 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
         paper = _perceiver(config, variant, **options)
     elif variant.startswith('io'):
         paper = _perceiver_io(config, variant, **options)
-    else:
+    elif variant in ('small', 'demo'):
         paper = (_small if variant == 'small' else _demo)(config)
+    elif variant == 'cifar10':
+        paper = _cifar10(config, **options)
+    else:
+        paper = _network(config, variant, **options)
     if recipe == 'fine_tune':
         paper = paper._replace(source=None, value=None)  # of the model alone
         _fine_tune(config, variant)
@@ -200,6 +254,7 @@ def _perceiver(
     placement: str = 'interleaved',
     share: bool = True,
     self_attends: int = 6,
+    permuted: bool = False,
 ) -> Paper:
     """The ICML Perceiver; returns what its paper states."""
     config.optimizer = common.lamb(
@@ -225,12 +280,104 @@ def _perceiver(
         share_cross_attends=share,
         share_blocks=share,
     )
+    if permuted or variant == 'perceiver_permuted':
+        config.model.inputs.permutation_seed = PERMUTATION_SEED
     if variant == 'perceiver_learned':
         return Paper('ICML table 2', 0.709)
-    if variant == 'perceiver_permuted':
-        config.model.inputs.permutation_seed = 0  # our choice: any fixed permutation
-        return Paper('ICML table 2', 0.780, 44.9e6, 707.2e9)
-    return ICML.get(Schedule(cross_attends, placement, self_attends, share), NOT_IN_PAPER)
+    paper = ICML.get(Schedule(cross_attends, placement, self_attends, share), NOT_IN_PAPER)
+    if 'permutation_seed' not in config.model.inputs:
+        return paper
+    is_main = paper.source == 'ICML table 1'
+    return paper._replace(source='ICML table 2') if is_main else NOT_IN_PAPER
+
+
+def _network(
+    config: ml_collections.ConfigDict,
+    variant: str,
+    *,
+    features: str = 'none',
+    permuted: bool = False,
+) -> Paper:
+    """One of the networks that the paper compares with; returns what it states."""
+    if variant == 'transformer':
+        features = 'fourier'  # it knows nothing else of where a pixel is
+        config.images.image_size = 64
+        config.model.inputs.max_resolution = (64, 64)
+    if features == 'none':
+        config.model.inputs = dict(contents='pixels', positions='none')
+    if permuted:
+        config.model.inputs.permutation_seed = PERMUTATION_SEED
+    networks = {
+        'resnet50': common.resnet(),
+        'vit_b16': common.vit(),
+        'transformer': common.transformer(),
+    }
+    common.set_network(config, networks[variant])
+    if variant == 'resnet50':
+        # What ResNet-50 is usually trained with, and 0.1 for each 256 images; our choice.
+        config.optimizer = common.sgd(
+            learning_rate=0.4, schedule=dict(kind='cosine', warmup_steps=6250)
+        )
+    else:
+        # The Perceiver's, our choice.
+        config.optimizer = common.lamb(
+            learning_rate=4e-3,
+            schedule=dict(kind='step', boundary_epochs=(84, 102, 114), factor=0.1),
+        )
+    return NETWORKS.get((variant, features, permuted), NOT_IN_PAPER)
+
+
+def _cifar10(
+    config: ml_collections.ConfigDict, *, model: str = 'perceiver', permuted: bool = False
+) -> Paper:
+    """ICML table 2 in miniature: small models of about equal cost; everything is our choice.
+
+    All of them see Fourier features. The Transformer reads images of 16x16, as the paper shrinks
+    them to 64x64.
+    """
+    config.data.update(source='cifar10', path='~/cifar10', eval_split='test', num_workers=0)
+    size = 16 if model == 'transformer' else 32
+    config.images.update(
+        image_size=size, mean=(0.4914, 0.4822, 0.4465), std=(0.247, 0.2435, 0.2616)
+    )
+    config.augmentation.update(crop_area=(0.5, 1.0), randaugment_layers=0)
+    config.evaluation.update(batch_size=250, crop_fraction=1.0)
+    config.model.num_classes = 10
+    config.model.inputs.update(num_bands=16, max_resolution=(size, size))
+    if permuted:
+        config.model.inputs.permutation_seed = PERMUTATION_SEED
+    if model == 'perceiver':
+        config.model.encoder.update(
+            num_latents=64,
+            latent_channels=96,
+            num_cross_attends=2,
+            num_blocks=2,
+            num_self_attends_per_block=2,
+            self_attend=dict(num_heads=4),
+        )
+        # On the array of all elements: 'auto' may read a grid, which no permutation changes.
+        config.model.implementation = 'plain'
+    else:
+        common.set_network(
+            config,
+            {
+                'resnet': common.resnet(blocks=(2, 2, 2), channels=16, stem='small'),
+                'vit': common.vit(patch_size=4, channels=96, num_self_attends=4, num_heads=4),
+                'transformer': common.transformer(channels=64, num_self_attends=2, num_heads=4),
+            }[model],
+        )
+    config.optimizer = common.adamw(
+        learning_rate=LEARNING_RATES[model], schedule=dict(kind='cosine', warmup_steps=200)
+    )
+    config.train.update(
+        batch_size=64,
+        epochs=ml_collections.config_dict.placeholder(float),
+        steps=7000,
+        log_every_steps=50,
+        evaluate_every_steps=7000,  # the test images are seen once, at the end
+        checkpoint_every_steps=500,
+    )
+    return Paper('ICML table 2, on ImageNet', TABLE_2[model][permuted])
 
 
 def _perceiver_io(

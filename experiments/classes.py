@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.data.tables import read_names
@@ -178,13 +179,17 @@ def shown_attention(model: Pretrained, arguments: argparse.Namespace) -> Shown:
     """Returns what the command line asks to see of attention.
 
     Args:
-      model: A model with an encoder.
+      model: A classifier.
       arguments: The command line: `attention` and `latents`, ranges of latents.
 
     Raises:
-      Refused: The encoder has no such latents, or they are too many for a picture.
+      Refused: The model has no encoder, or the encoder no such latents, or they are too many for a
+        picture.
     """
     logits = arguments.attention == 'logits'
+    if (logits or arguments.latents is not None) and 'encoder' not in model.params:
+        flag = '--attention=logits' if logits else '--latents'
+        raise Refused(f'{flag}: expected a Perceiver, got {model.function} without latents')
     if arguments.latents is None:
         return Shown(logits)
     count = len(model.params['encoder']['latents'])
@@ -216,6 +221,24 @@ def attention_maps(model: Pretrained, inputs: np.ndarray, shown: Shown) -> Mappi
             title += f', head 1 of {len(heads)}'
         maps[title] = heads[0] if shown.one_head else heads.mean(0)
     return maps
+
+
+def saliency(forward: Callable[[jax.Array], jax.Array], inputs: np.ndarray) -> np.ndarray:
+    """Computes how much each element changes the logit of its example's best class.
+
+    For models that attend to no inputs: what else can be shown of what they look at.
+
+    Args:
+      forward: Makes logits `[B, K]` of inputs; pure.
+      inputs: `[B, ..., C]`, such as images.
+
+    Returns:
+      `[B, ...]`, the norms of the gradients of the elements.
+
+    Source: Simonyan et al., "Deep inside convolutional networks" (arXiv 1312.6034), section 3.
+    """
+    gradient = jax.grad(lambda x: forward(x).max(-1).sum())(jnp.asarray(inputs))
+    return np.linalg.norm(gradient, axis=-1)
 
 
 def cross_attends(model: Pretrained) -> list[str]:

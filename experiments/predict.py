@@ -55,7 +55,9 @@ from experiments.data.hidden import visible
 
 TASKS = {  # function of `perceiver_jax.models` -> the task whose predict.py runs such models
     'image_classifier': 'imagenet',
+    'image_baseline': 'imagenet',
     'point_classifier': 'modelnet40',
+    'point_baseline': 'modelnet40',
     'optical_flow': 'flow',
     'masked_language_model': 'language',
     'video_autoencoder': 'kinetics',

@@ -8,6 +8,9 @@ ABLATIONS = (
     'perceiver,share=no',
     'perceiver,cross_attends=12,self_attends=0,share=no',
     'io_learned,decoder=average',
+    'perceiver,permuted=yes',
+    'resnet50,features=fourier,permuted=yes',
+    'cifar10,model=transformer,permuted=yes',
 )
 FLOW_ABLATIONS = ('main,patch=1,frames=separate', 'conv,frames=separate', 'conv,size=small')
 
@@ -15,7 +18,7 @@ FLOW_ABLATIONS = ('main,patch=1,frames=separate', 'conv,frames=separate', 'conv,
 @pytest.mark.parametrize(
     ('configs', 'variant'),
     [(imagenet, x) for x in (*imagenet.VARIANTS, *ABLATIONS)]
-    + [(modelnet40, x) for x in modelnet40.VARIANTS]
+    + [(modelnet40, x) for x in (*modelnet40.VARIANTS, 'vit_b8,grid=32', 'small,model=vit16')]
     + [(audioset, x) for x in (*audioset.VARIANTS, 'io_mel_video,decoder=average')]
     + [(audioset, 'esc,input=raw_audio')]
     + [(flow, x) for x in (*flow.VARIANTS, *FLOW_ABLATIONS)],
@@ -38,6 +41,37 @@ def test_ablations_carry_their_rows_of_the_paper():
     assert flow.get_config('conv,size=small').paper.epe.kitti2015 == 6.12
     # A combination that the paper does not list has no number.
     assert imagenet.get_config('perceiver,cross_attends=2,share=no').paper.value is None
+
+
+def test_the_papers_comparison_carries_its_rows():
+    values = {
+        'resnet50': 0.776,
+        'resnet50,features=fourier': 0.735,
+        'resnet50,features=fourier,permuted=yes': 0.394,
+        'vit_b16,features=fourier,permuted=yes': 0.617,
+        'vit_b16,permuted=yes': None,  # the paper permutes what has Fourier features
+        'transformer,permuted=yes': 0.570,
+        'perceiver,permuted=yes': 0.780,
+        'perceiver,permuted=yes,cross_attends=4': None,
+    }
+    assert {x: imagenet.get_config(x).paper.value for x in values} == values
+    assert modelnet40.get_config('vit_b4').paper.value == 0.734
+    assert modelnet40.get_config('vit_b4,grid=32').paper.value is None
+    assert modelnet40.get_config('transformer').points.num_points == 1936
+
+
+def test_the_former_name_of_the_permuted_perceiver_means_the_same():
+    former, now = map(imagenet.get_config, ('perceiver_permuted', 'perceiver,permuted=yes'))
+    assert former.to_dict() == now.to_dict()
+
+
+def test_the_miniature_differs_in_the_permutation_alone():
+    for model in ('perceiver', 'resnet', 'vit', 'transformer'):
+        plain, permuted = (
+            imagenet.get_config(f'cifar10,model={model},permuted={x}') for x in ('no', 'yes')
+        )
+        changed = differences(plain.to_dict(), permuted.to_dict())
+        assert {*changed} <= {'model.inputs.permutation_seed', 'paper.value'}, model
 
 
 @pytest.mark.parametrize(
@@ -64,7 +98,7 @@ def test_ios_recipe_of_fine_tuning(variant, learning_rate):
 )
 def test_every_model_of_weights_has_a_recipe_of_fine_tuning(configs, variant):
     if 'recipe' not in configs.VARIANTS[variant]:
-        assert variant == 'demo'
+        assert variant in ('demo', 'cifar10') or 'network' in configs.get_config(variant).model
         return
     before, config = (configs.get_config(f'{variant}{x}') for x in ('', ',recipe=fine_tune'))
     assert config.is_locked

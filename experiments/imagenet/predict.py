@@ -14,7 +14,9 @@ from experiments.classes import (
     attention_maps,
     best_classes,
     classify_each,
+    cross_attends,
     probabilities,
+    saliency,
     shown_attention,
 )
 from perceiver_jax.weights.pretrained import Pretrained
@@ -33,6 +35,8 @@ def classify(
 ) -> dict:
     """Classifies one image, and draws what the first cross-attends attend to.
 
+    Of a model without them it draws the saliency of the pixels.
+
     Args:
       model: An image classifier.
       path: An image file.
@@ -47,7 +51,11 @@ def classify(
       Refused: The file is no image.
     """
     from experiments.imagenet.transforms import is_coloured
-    from experiments.pictures.predictions import write_attention, write_attention_tiles
+    from experiments.pictures.predictions import (
+        write_attention,
+        write_attention_tiles,
+        write_saliency,
+    )
     from perceiver_jax.front_ends import prepare_image, read_image
     from perceiver_jax.inputs import as_images
 
@@ -57,17 +65,21 @@ def classify(
         warnings.warn(f'{path} is in colour, and the model sees it in grey', stacklevel=2)
     Path(out).mkdir(parents=True, exist_ok=True)  # before the work, which may take long
     best = best_classes(probabilities(model(image[None])[0], 'softmax'), names)
+    seen = np.clip(image * front_end['std'] + front_end['mean'], 0, 1)
+    if seen.shape[-1] == 1:
+        seen = seen[..., 0]
+    answer = f'{best[0]["label"]}, {100 * best[0]["probability"]:.1f} %'
+    title = f'{Path(path).name}: {answer}'
+    if not cross_attends(model):
+        picture = Path(out, f'{Path(path).stem}_saliency.png')
+        write_saliency(picture, seen, saliency(model, image[None])[0], title)
+        return {'input': path, 'best': best, 'files': [str(picture)]}
     seed = model.arguments['inputs'].get('permutation_seed')
     attention = {
         name: as_images(maps, seed)
         for name, maps in attention_maps(model, image[None], shown).items()
     }
-    seen = np.clip(image * front_end['std'] + front_end['mean'], 0, 1)
-    if seen.shape[-1] == 1:
-        seen = seen[..., 0]
     picture = Path(out, f'{Path(path).stem}_attention.png')
-    answer = f'{best[0]["label"]}, {100 * best[0]["probability"]:.1f} %'
-    title = f'{Path(path).name}: {answer}'
     if shown.one_head:
         write_attention_tiles(
             picture, seen, attention, title, logits=shown.logits, latents=shown.latents

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from experiments.classes import saliency
 from experiments.data import reading
 from experiments.data.pipeline import Batches, LabelledSource
 from experiments.imagenet.mixing import mixup_cutmix
@@ -22,7 +23,7 @@ from experiments.training.describe import describe_model
 from experiments.training.losses import softmax_cross_entropy
 from perceiver_jax.errors import Refused
 from perceiver_jax.inputs import as_images
-from perceiver_jax.models import image_classifier
+from perceiver_jax.models import MODELS
 from perceiver_jax.recording import record_attention
 from perceiver_jax.weights.pretrained import Pretrained
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import SubFigure  # slow to import, and needed to draw alone
 
 PAPER_EXAMPLES = (1_281_167, 50_000)  # training and validation images of ILSVRC 2012
+SOURCE_NAMES = {'cifar10': 'CIFAR-10'}
 NUM_DRAWN = 20
 NUM_AT_ONCE = 4  # the attention over one full-size image takes 100 MB
 
@@ -50,6 +52,8 @@ class ImageNet:
                 'config.loss.mixup_alpha and config.loss.cutmix_alpha must both be 0 or both be '
                 f'more, got {config.loss.mixup_alpha} and {config.loss.cutmix_alpha}'
             )
+        # One of the networks that the paper compares with, or a Perceiver.
+        self.function = 'image_baseline' if 'network' in config.model else 'image_classifier'
         self.model = hk.transform_with_state(self._forward)
         size, channels = config.images.image_size, len(config.images.mean)
         if channels not in (1, 3) or len(config.images.std) != channels:
@@ -68,7 +72,9 @@ class ImageNet:
         axis = parallel.AXIS if self.config.parallel == 'pmap' else None
         model = {**self.config.model, **changes}
         with below_key('model'):
-            return image_classifier(images, is_training=is_training, batch_norm_axis=axis, **model)
+            return MODELS[self.function](
+                images, is_training=is_training, batch_norm_axis=axis, **model
+            )
 
     # Data
 
@@ -83,11 +89,11 @@ class ImageNet:
             'config.model.inputs.max_resolution',
             inputs.get('max_resolution'),
         )
-        return self._open('train')
+        return self._open(self.config.data.train_split)
 
     @functools.cached_property
     def eval_source(self) -> LabelledSource:
-        return self._open('validation')
+        return self._open(self.config.data.eval_split)
 
     def _open(self, split: str) -> LabelledSource:
         data = self.config.data
@@ -108,15 +114,27 @@ class ImageNet:
     def data_name(self) -> str:
         if self._is_the_papers_data:
             return 'ImageNet'
-        sizes = f'{len(self.train_source):,} training, {len(self.eval_source):,} evaluation images'
-        return f'{self.config.data.source} ({sizes})'
+        split = self._split
+        sizes = f'{len(self.train_source):,} training, {len(self.eval_source):,} {split} images'
+        return f'{self._source_name} ({sizes})'
 
     @property
     def eval_data_name(self) -> str:
         number = f'{len(self.eval_source):,}'
         if self.paper_eval_data:
             return f'ImageNet ({number} validation images)'
-        return f'{self.config.data.source} ({number} images)'
+        split = f'{self._split} ' if self.config.data.source == 'cifar10' else ''
+        return f'{self._source_name} ({number} {split}images)'
+
+    @property
+    def _source_name(self) -> str:
+        source = self.config.data.source
+        return SOURCE_NAMES.get(source, source)
+
+    @property
+    def _split(self) -> str:
+        is_named = self.config.data.source == 'cifar10'  # elsewhere there is a single one
+        return self.config.data.eval_split if is_named else 'evaluation'
 
     @property
     def paper_eval_data(self) -> bool:
@@ -203,7 +221,7 @@ class ImageNet:
             mean=list(images.mean),
             std=list(images.std),
         )
-        return Pretrained('image_classifier', model, front_end, params, state, classes)
+        return Pretrained(self.function, model, front_end, params, state, classes)
 
     # What people look at
 
@@ -216,8 +234,8 @@ class ImageNet:
     ) -> None:
         """Draws evaluation images, up to a third of them mistakes, beside what is attended to.
 
-        The heat map is the attention of the first cross-attend, averaged over the latents; a model
-        without one is drawn without it.
+        The heat map is the attention of the first cross-attend, averaged over the latents; of a
+        model without one it is the saliency of the pixels.
         """
         from experiments.pictures.panels import answers, choose_to_draw, image_grid
 
@@ -237,8 +255,20 @@ class ImageNet:
             for i in range(0, len(images), NUM_AT_ONCE)
         ]
         guesses = np.concatenate([guess for guess, _ in parts])
-        heat = None
-        if parts[0][1] is not None:
+        if parts[0][1] is None:
+            what = 'saliency'
+
+            def logits(images):
+                return self.model.apply(params, state, None, images, is_training=False)[0]
+
+            heat = np.concatenate(
+                [
+                    saliency(logits, images[i : i + NUM_AT_ONCE])
+                    for i in range(0, len(images), NUM_AT_ONCE)
+                ]
+            )
+        else:
+            what = 'attention of the first cross-attend'
             heat = np.concatenate([heat for _, heat in parts])
             heat = as_images(heat, self.config.model.inputs.get('permutation_seed'))
         names = self.eval_source.classes
@@ -248,7 +278,7 @@ class ImageNet:
             answers(names, guesses, labels),
             guesses == labels,
             heat,
-            'attention of the first cross-attend',
+            what,
         )
 
     def _displayable(self, images: np.ndarray) -> np.ndarray:

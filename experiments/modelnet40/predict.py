@@ -13,7 +13,9 @@ from experiments.classes import (
     attention_maps,
     best_classes,
     classify_each,
+    cross_attends,
     probabilities,
+    saliency,
     shown_attention,
 )
 from perceiver_jax.errors import Refused
@@ -33,6 +35,8 @@ def classify_shape(
 ) -> dict:
     """Classifies one shape, and draws what the first cross-attends attend to.
 
+    Of a model without them it draws the saliency of the points.
+
     Args:
       model: A point classifier.
       path: A file of a mesh, on whose surface points are sampled, or of points.
@@ -47,7 +51,7 @@ def classify_shape(
       Refused: The file is no shape.
     """
     from experiments.modelnet40.files import read_cloud
-    from experiments.pictures.predictions import write_cloud_attention
+    from experiments.pictures.predictions import write_cloud_attention, write_cloud_saliency
     from perceiver_jax.front_ends import prepare_points
 
     num_points = model.front_end['num_points']
@@ -59,10 +63,14 @@ def classify_shape(
         raise Refused(f'{path}: {error}') from error
     Path(out).mkdir(parents=True, exist_ok=True)
     best = best_classes(probabilities(model(points[None])[0], 'softmax'), names)
-    attention = attention_maps(model, points[None], shown)
-    picture = Path(out, f'{Path(path).stem}_attention.png')
     answer = f'{best[0]["label"]}, {100 * best[0]["probability"]:.1f} %'
     title = f'{Path(path).name}: {answer}'
+    if not cross_attends(model):
+        picture = Path(out, f'{Path(path).stem}_saliency.png')
+        write_cloud_saliency(picture, points, saliency(model, points[None])[0], title)
+        return {'input': path, 'best': best, 'files': [str(picture)]}
+    attention = attention_maps(model, points[None], shown)
+    picture = Path(out, f'{Path(path).stem}_attention.png')
     what = 'logits' if shown.logits else 'attention'
     write_cloud_attention(picture, points, attention, title, what=what, latents=shown.latents)
     return {'input': path, 'best': best, 'files': [str(picture)]}

@@ -10,14 +10,16 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from experiments.classes import saliency
 from experiments.data import reading
 from experiments.data.pipeline import Batches, LabelledSource
 from experiments.modelnet40.sources import open_source
 from experiments.modelnet40.transforms import EvalTransform, TrainTransform
+from experiments.training import parallel
 from experiments.training.checks import below_key
 from experiments.training.describe import describe_model
 from experiments.training.losses import softmax_cross_entropy
-from perceiver_jax.models import point_classifier
+from perceiver_jax.models import MODELS
 from perceiver_jax.recording import record_attention
 from perceiver_jax.weights.pretrained import Pretrained
 
@@ -40,6 +42,8 @@ class ModelNet40:
         self.config = config
         self.known_classes: Sequence[str] | None = None
         num_points = config.points.num_points
+        # One of the networks that the paper compares with, or a Perceiver.
+        self.function = 'point_baseline' if 'network' in config.model else 'point_classifier'
         self.model = hk.transform_with_state(self._forward)
         self.points_shape = (1, num_points, 3)
         self.train_transform = TrainTransform(num_points=num_points, **config.augmentation)
@@ -48,8 +52,10 @@ class ModelNet40:
 
     def _forward(self, points: jax.Array, is_training: bool, **changes) -> jax.Array:
         model = {**self.config.model, **changes}
+        if self.config.parallel == 'pmap' and self.function == 'point_baseline':
+            model['batch_norm_axis'] = parallel.AXIS
         with below_key('model'):
-            return point_classifier(points, is_training=is_training, **model)
+            return MODELS[self.function](points, is_training=is_training, **model)
 
     # Data
 
@@ -166,7 +172,7 @@ class ModelNet40:
         classes = reading.class_names(lambda: self.eval_source)
         front_end = dict(num_points=self.config.points.num_points)
         model = self.config.model.to_dict()
-        return Pretrained('point_classifier', model, front_end, params, state, classes)
+        return Pretrained(self.function, model, front_end, params, state, classes)
 
     # What people look at
 
@@ -179,7 +185,8 @@ class ModelNet40:
     ) -> None:
         """Draws the confusion matrix, and clouds, up to a third of them mistakes.
 
-        A point is the brighter the more the first cross-attend, if there is one, attends to it.
+        A point is the brighter the more the first cross-attend attends to it; without one, the more
+        it changes the logit of the best class.
         """
         from experiments.pictures.panels import (
             answers,
@@ -197,7 +204,14 @@ class ModelNet40:
         drawn = choose_to_draw(predictions['label'] == predictions['guess'], NUM_DRAWN)
         examples = [self.eval_source[int(i)] for i in predictions['index'][drawn]]
         clouds = np.stack([self.eval_transform(example)['points'] for example in examples])
-        heat, _ = apply(*jax.device_put((params, state)), None, clouds)
+        params, state = jax.device_put((params, state))
+        heat, _ = apply(params, state, None, clouds)
+        what = 'attention'
+        if heat is None:
+            what = 'saliency'
+            heat = saliency(
+                lambda x: self.model.apply(params, state, None, x, is_training=False)[0], clouds
+            )
         labels, guesses = predictions['label'][drawn], predictions['guess'][drawn]
         names = self.eval_source.classes
         left, right = subfigure.subfigures(1, 2, squeeze=False)[0]
@@ -207,8 +221,8 @@ class ModelNet40:
             clouds,
             answers(names, guesses, labels),
             guesses == labels,
-            None if heat is None else np.asarray(heat),
-            'attention',
+            np.asarray(heat),
+            what,
         )
 
     def describe(self) -> dict[str, Any]:

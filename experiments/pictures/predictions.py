@@ -29,6 +29,7 @@ NUM_LATENTS_DRAWN = 6
 NUM_TILES = 64  # latents drawn as tiles, as many as in the figures of the Perceiver paper
 NUM_FRAMES_DRAWN = 8
 TILES_WIDTH = 8.1  # inches
+SALIENCY = 'Gradient of the best logit'
 
 
 def write_picture(path: str | os.PathLike, picture: np.ndarray) -> None:
@@ -198,6 +199,50 @@ def _short(value: float) -> str:
 
 def _count(drawn: int, count: int) -> str:
     return f'all {count} latents' if drawn == count else f'{drawn} of {count} latents'
+
+
+def write_saliency(
+    path: str | os.PathLike, image: np.ndarray, saliency: np.ndarray, title: str
+) -> None:
+    """Draws an image beside how much each of its pixels changes the answer.
+
+    Args:
+      path: The file to write.
+      image: The image `[height, width, 3]`, or grey `[height, width]`, in 0..1.
+      saliency: `[height, width]`, not negative.
+      title: One line over the picture.
+    """
+    height, width = image.shape[:2]
+    extent = (0, width, height, 0)
+    pixels = 'nearest' if max(height, width) <= 64 else 'antialiased'
+    with saved_figure(path, title, height=5.2 * height / width + 0.9) as figure:
+        cells = figure.subfigures(squeeze=False)[0, 0]
+        room = headed(cells, SALIENCY, Scale('0', 'highest', 'magma'))
+        left, right = room.subplots(1, 2, squeeze=False)[0]
+        left.imshow(image, cmap='gray', vmin=0, vmax=1, extent=extent, interpolation=pixels)
+        left.set_title('The image as the model sees it')
+        right.imshow(saliency, cmap='magma', vmin=0, extent=extent, interpolation=pixels)
+        right.set_title('Saliency')
+        for axes in (left, right):
+            axes.set_axis_off()
+
+
+def write_cloud_saliency(
+    path: str | os.PathLike, points: np.ndarray, saliency: np.ndarray, title: str
+) -> None:
+    """Draws a point cloud in the colours of how much each point changes the answer.
+
+    Args:
+      path: The file to write.
+      points: `[P, 3]`, z upwards, in -1..1.
+      saliency: `[P]`.
+      title: One line over the picture.
+    """
+    with saved_figure(path, title, height=6) as figure:
+        titles = ['The shape as the model sees it', 'Saliency']
+        values = np.stack([points @ [0.5, -0.7, 0.5], saliency])
+        cells = figure.subfigures(squeeze=False)[0, 0]
+        cloud_grid(cells, np.stack([points] * 2), titles, None, values, SALIENCY)
 
 
 def write_cloud_attention(

@@ -226,7 +226,7 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'model.inputs.channels': CHANNELS,
     'model.inputs.patch_size': whole(1, 99),
     'model.inputs.concatenate_frames': YES_NO,
-    'model.inputs.positions': choice('fourier', 'learned'),
+    'model.inputs.positions': choice('fourier', 'learned', 'none'),
     'model.inputs.num_bands': BANDS,
     'model.inputs.max_resolution': RESOLUTION,
     'model.inputs.position_channels': optional(CHANNELS),
@@ -255,6 +255,13 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'model.encoder.scan': optional(YES_NO),
     'model.encoder.remat_cross_attends': YES_NO,
     'model.encoder.remat_blocks': YES_NO,
+    'model.network.kind': choice('resnet', 'vit', 'transformer'),
+    'model.network.blocks': several(LAYERS),
+    'model.network.channels': CHANNELS,
+    'model.network.stem': choice('imagenet', 'small'),
+    'model.network.padding': choice('same', 'centred'),
+    'model.network.patch_size': whole(1, 2**10),
+    'model.network.num_self_attends': whole(0, 1000),
     'model.decoder.query_channels': CHANNELS,
     'model.decoder.query_init_std': DEVIATION,
     'model.decoder.zero_init_output': YES_NO,
@@ -269,6 +276,7 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'optimizer.b1': below(0, 1),
     'optimizer.b2': below(0, 1),
     'optimizer.eps': number(0),
+    'optimizer.momentum': below(0, 1),
     'optimizer.weight_decay': number(0),
     'optimizer.clip_norm': above(0),
     'optimizer.trust_ratio': YES_NO,
@@ -292,7 +300,10 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'evaluation.tiles_at_once': whole(1, 2**12),
 } | {
     f'model.{part}.{key}': allowed
-    for part in ('encoder.cross_attend', 'encoder.self_attend', 'decoder.cross_attend')
+    for part in (
+        *('encoder.cross_attend', 'encoder.self_attend'),
+        *('network.self_attend', 'decoder.cross_attend'),
+    )
     for key, allowed in {
         'num_heads': CHANNELS,
         'qk_channels': optional(CHANNELS),

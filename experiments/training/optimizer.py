@@ -1,4 +1,4 @@
-"""The optimizer: LAMB as both papers train with it, AdamW, and the learning-rate schedules."""
+"""The optimizer: LAMB as both papers train with it, AdamW, SGD, and the learning-rate schedules."""
 
 import functools
 import inspect
@@ -22,34 +22,31 @@ def make_optimizer(
     *,
     learning_rate: float,
     schedule: Mapping,
-    b1: float,
-    b2: float,
-    eps: float,
     weight_decay: float,
     clip_norm: float,
-    trust_ratio: bool,
     loaded_scale: float = 1.0,
     loaded: Collection[str] = (),
+    **direction: Any,
 ) -> tuple[optax.GradientTransformation, Schedule]:
-    """Makes LAMB: clip the gradients, scale as Adam, decay, scale by the trust ratio, step.
+    """Makes LAMB, AdamW, or SGD with momentum, by the arguments.
 
-    The trust ratio |w| / |update| applies to every tensor, biases and norms included, is not
-    clipped, and is 1 where either norm is 0. Without it this is AdamW.
+    LAMB clips the gradients, scales as Adam, decays, scales by the trust ratio, and steps. The
+    trust ratio |w| / |update| applies to every tensor, biases and norms included, is not clipped,
+    and is 1 where either norm is 0. Without it this is AdamW. SGD clips, adds the decay to the
+    gradients, averages, and steps.
 
     Args:
       total_steps: Updates of the whole run, the length of the schedule.
       steps_per_epoch: Updates that make one epoch, for schedules told in epochs.
       learning_rate: The peak learning rate.
       schedule: `{'kind': a key of SCHEDULES}` and the keyword arguments of that function.
-      b1: Decay rate of Adam's average of the gradients.
-      b2: Decay rate of Adam's average of the squared gradients.
-      eps: Added to the square root of that average, against a division by 0.
-      weight_decay: Factor of the weights that are added to Adam's update before the trust ratio.
+      weight_decay: Factor of the weights that are added to Adam's update before the trust ratio, or
+        to the gradients of SGD.
       clip_norm: Largest global norm of the gradients; greater ones are scaled down to it.
-      trust_ratio: Whether to scale each tensor's update by its trust ratio.
       loaded_scale: What the learning rate of parameters that were loaded is multiplied by; their
         decay shrinks with it.
       loaded: Flat names of the parameters that were loaded, such as 'encoder:latents'.
+      **direction: The arguments of `_lamb` or of `_sgd`.
 
     Returns:
       The transformation, and the schedule: updates made so far -> learning rate.
@@ -65,15 +62,45 @@ def make_optimizer(
     def rate(step: jax.typing.ArrayLike) -> jax.Array:
         return learning_rate * multiplier(step)
 
+    decay = optax.add_decayed_weights(weight_decay, mask=decays)
     optimizer = optax.chain(
         optax.clip_by_global_norm(clip_norm),
-        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
-        optax.add_decayed_weights(weight_decay, mask=decays),
-        optax.scale_by_trust_ratio() if trust_ratio else optax.identity(),
+        *(_sgd if 'momentum' in direction else _lamb)(decay, **direction),
         optax.scale_by_learning_rate(rate),
         optax.masked(optax.scale(loaded_scale), functools.partial(_are_named, names=set(loaded))),
     )
     return optimizer, rate
+
+
+def _lamb(
+    decay: optax.GradientTransformation, *, b1: float, b2: float, eps: float, trust_ratio: bool
+) -> list[optax.GradientTransformation]:
+    """The parts of LAMB, or of AdamW, between clipping and the learning rate.
+
+    Args:
+      decay: Adds the decayed weights.
+      b1: Decay rate of Adam's average of the gradients.
+      b2: Decay rate of Adam's average of the squared gradients.
+      eps: Added to the square root of that average, against a division by 0.
+      trust_ratio: Whether to scale each tensor's update by its trust ratio.
+    """
+    return [
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        decay,
+        optax.scale_by_trust_ratio() if trust_ratio else optax.identity(),
+    ]
+
+
+def _sgd(
+    decay: optax.GradientTransformation, *, momentum: float
+) -> list[optax.GradientTransformation]:
+    """The parts of SGD between clipping and the learning rate.
+
+    Args:
+      decay: Adds the decayed weights.
+      momentum: Share of the last update that the next one keeps; the gradients are added to it.
+    """
+    return [decay, optax.trace(decay=momentum)]
 
 
 def _are_named(params: Tree, names: Collection[str]) -> dict[str, dict[str, bool]]:

@@ -22,8 +22,8 @@ CONFIGS = {'audioset': audioset, 'flow': flow, 'imagenet': imagenet, 'modelnet40
 OPTIONS = {
     'audioset': ['io_mel_video,decoder=average'],
     'flow': ['main,frames=separate', 'conv,size=small'],
-    'imagenet': ['io_conv,decoder=average'],
-    'modelnet40': [],
+    'imagenet': ['io_conv,decoder=average', 'cifar10,model=resnet,permuted=yes'],
+    'modelnet40': ['small,model=vit2'],
 }
 
 
@@ -84,7 +84,7 @@ def use(config, has_data):
     task = make_task(config)
     rng = jax.random.key(0)
     weights = jax.eval_shape(task.init, rng)
-    make_optimizer(1000, 10.0, **config.optimizer)
+    make_optimizer(100_000, 10.0, **config.optimizer)
     if has_data:
         assert task.describe()['paper'] == config.paper.to_dict()
         with contextlib.closing(task.train_batches(0)) as batches:

@@ -26,6 +26,11 @@ from tests.toys.known_model import (
 RNG = np.random.default_rng(0)
 
 
+NETWORK = dict(
+    kind='vit', patch_size=3, channels=8, num_self_attends=1, self_attend=dict(num_heads=1)
+)
+
+
 def tiny_model(function):
     latents = dict(num_latents=3, latent_channels=8, num_blocks=1, num_self_attends_per_block=1)
     positions = dict(num_bands=2, max_resolution=[4, 4, 4])
@@ -85,6 +90,14 @@ def tiny_model(function):
             ),
             {**AUDIO_VISUAL_CLIPS, 'modalities': ['spectrogram']},
         ),
+        'image_baseline': (
+            dict(num_classes=7, inputs=dict(positions='none'), network=NETWORK),
+            IMAGES,
+        ),
+        'point_baseline': (
+            dict(num_classes=7, inputs=positions, network=NETWORK),
+            {'num_points': 25},
+        ),
     }[function]
     for part in ('encoder', 'decoder'):
         if part in arguments:
@@ -109,6 +122,8 @@ def tiny_model(function):
             ['--tiles', 'even'],
             ['1_flow.flo', '1_flow.png', '1_flow_picture.png'],
         ),
+        ('image_baseline', ['1.png', '2.png'], [], ['1_saliency.png', '2_saliency.png']),
+        ('point_baseline', ['a.off', 'b.txt'], [], ['a_saliency.png', 'b_saliency.png']),
         ('point_classifier', ['a.off', 'b.txt'], [], ['a_attention.png', 'b_attention.png']),
         ('masked_language_model', ['text.txt'], [], []),
         (
@@ -142,6 +157,15 @@ def test_a_saved_model_runs_on_files(tmp_path, capsys, function, inputs, options
         assert [x['position'] for x in results[0]['bytes']] == [3, 4, 5]
     else:
         assert [file for x in results for file in x['files']] == [f'{out}/{x}' for x in outputs]
+
+
+@pytest.mark.parametrize('option', ['--attention=logits', '--latents=0'])
+def test_what_has_no_latents_shows_none(tmp_path, option):
+    tiny_model('image_baseline').save(tmp_path / 'model')
+    write_image(tmp_path / '1.png', 13, 19)
+    command = [str(tmp_path / 'model'), str(tmp_path / '1.png'), option]
+    with pytest.raises(Refused, match=f'{option[:9]}.*: expected a Perceiver, got image_baseline'):
+        predict.main(predict.parse(command))
 
 
 def test_options_may_stand_between_the_inputs(tmp_path):

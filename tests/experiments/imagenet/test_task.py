@@ -3,17 +3,19 @@ import json
 import math
 
 import cv2
-import haiku as hk
 import jax
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from configs import common
 from configs import imagenet as configs
 from experiments import run_config
 from experiments.imagenet.task import PAPER_EXAMPLES, ImageNet
+from experiments.open_model import open_model
 from experiments.training import evaluate, loop, parallel
 from experiments.training.checks import check_resumable
+from perceiver_jax import load
 from tests.toys.one_update import assert_same_update, one_update
 from tests.toys.sources import Untouchable
 
@@ -247,14 +249,49 @@ def test_drawing_shows_digits_beside_their_attention():
     assert axes[0].get_title().startswith('0, is ')
 
 
-def test_a_model_without_attention_is_drawn_without_heat():
-    task = ImageNet(get_config())
-    task._forward = lambda images, is_training: hk.Linear(10)(images.reshape(len(images), -1))
-    params, state = hk.transform_with_state(task._forward).init(
-        jax.random.key(0), np.zeros(task.image_shape), False
-    )
+NETWORKS = {
+    'resnet': common.resnet(blocks=(1,), channels=4, stem='small'),
+    'vit': common.vit(2, channels=8, num_self_attends=1, num_heads=2),
+    'transformer': common.transformer(8, num_self_attends=1, num_heads=2),
+}
+
+
+def network_config(kind):
+    config = get_config()
+    common.set_network(config, NETWORKS[kind])
+    return config
+
+
+def test_a_network_without_attention_is_drawn_beside_the_saliency_of_pixels():
+    task = ImageNet(network_config('vit'))
+    params, state = jax.jit(task.init)(jax.random.key(0))
+    params['decoder/output']['w'] += np.random.default_rng(0).normal(size=(8, 10))
     figure = Figure()
     predictions = {'index': np.arange(360), 'top1': np.arange(360) % 10 == 0}
     task.draw(figure.subfigures(), params, state, predictions)
     axes = [a for a in figure.findobj(lambda a: hasattr(a, 'get_images')) if a.get_images()]
-    assert [len(a.get_images()) for a in axes] == [1] * 20
+    maps = [np.asarray(a.get_images()[1].get_array()) for a in axes]
+    assert len(axes) == 20
+    assert all(heat.shape == (8, 8) and heat.min() >= 0 and np.ptp(heat) > 0 for heat in maps)
+
+
+@pytest.mark.parametrize('kind', NETWORKS)
+def test_the_networks_of_the_papers_comparison_train_and_are_models(kind, tmp_path):
+    config = network_config(kind)
+    config.train.update(epochs=None, steps=2, log_every_steps=1, evaluate_every_steps=2)
+    task = ImageNet(config)
+    result = loop.train(config, task, tmp_path / 'run', kind)
+    assert 0 <= result['value'] <= 1 and (tmp_path / 'run' / 'report.png').exists()
+    model = open_model(tmp_path / 'run')
+    assert model.function == 'image_baseline'
+    model.save(tmp_path / 'model')
+    image = np.random.default_rng(0).normal(size=(2, 8, 8, 1)).astype(np.float32)
+    np.testing.assert_array_equal(load(tmp_path / 'model')(image), model(image))
+
+
+@pytest.mark.parametrize('parallel_kind', ['jit', 'pmap'])
+def test_a_resnet_on_several_devices_equals_one(parallel_kind):
+    config = network_config('resnet')
+    config.parallel = parallel_kind
+    task = ImageNet(config)
+    assert_same_update(one_update(task, 4), one_update(task, 1))

@@ -1,9 +1,9 @@
-import haiku as hk
 import jax
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from configs import common
 from configs import modelnet40 as configs
 from experiments.modelnet40.task import PAPER_EXAMPLES, ModelNet40
 from experiments.training import evaluate, loop, parallel
@@ -126,15 +126,24 @@ def test_the_model_of_a_run_takes_clouds_of_any_size():
     assert model(np.zeros((2, 41, 3), np.float32)).shape == (2, 10)
 
 
-def test_a_model_without_attention_is_drawn_too():
-    task = ModelNet40(get_config())
-    task._forward = lambda points, is_training: hk.Linear(10)(points.reshape(len(points), -1))
-    params, state = hk.transform_with_state(task._forward).init(
-        jax.random.key(0), np.zeros(task.points_shape), False
-    )
+def test_a_network_without_attention_is_drawn_in_the_colours_of_saliency():
+    config = get_config(**{'points.num_points': 36})
+    common.set_network(config, common.vit(2, channels=8, num_self_attends=1, num_heads=2))
+    task = ModelNet40(config)
+    params, state = jax.jit(task.init)(jax.random.key(0))
+    params['decoder/output']['w'] += np.random.default_rng(0).normal(size=(8, 10))
     labels = np.arange(500) % 10
     predictions = {'index': np.arange(500), 'label': labels, 'guess': labels}
     figure = Figure()
     task.draw(figure.subfigures(), params, state, predictions)
     _, *clouds = [a for a in figure.findobj(lambda a: hasattr(a, 'get_images'))]
     assert len(clouds) == 12
+    assert all(np.ptp(axes.collections[0].get_array()) > 0 for axes in clouds)
+    assert task.pretrained(params, state).function == 'point_baseline'
+
+
+def test_clouds_that_fill_no_grid_are_refused():
+    config = get_config(**{'points.num_points': 37})
+    common.set_network(config, common.transformer(8, num_self_attends=1, num_heads=2))
+    with pytest.raises(ValueError, match='37 is no square number: take 36'):
+        ModelNet40(config).init(jax.random.key(0))

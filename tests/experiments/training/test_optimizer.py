@@ -83,6 +83,30 @@ def test_two_steps_equal_those_by_hand(gradient_scale, trust_ratio):
     jax.tree.map(lambda a, e: np.testing.assert_allclose(a, e, rtol=2e-5), actual, expected)
 
 
+@pytest.mark.parametrize('gradient_scale', [0.1, 30.0], ids=['not clipped', 'clipped'])
+def test_two_steps_of_sgd_equal_those_by_hand(gradient_scale):
+    rng = np.random.default_rng(5)
+    params = random_tree(rng, 1.0)
+    gradients = [random_tree(rng, gradient_scale) for _ in range(2)]
+    settings = dict(learning_rate=0.03, momentum=0.9, weight_decay=0.1, clip_norm=2.0)
+    optimizer, _ = make_optimizer(10, 5, schedule=dict(kind='constant'), **settings)
+    actual, opt_state = params, optimizer.init(params)
+    for gradient in gradients:
+        updates, opt_state = jax.jit(optimizer.update)(gradient, opt_state, actual)
+        actual = optax.apply_updates(actual, updates)
+    for module, tensors in params.items():
+        for name, w in tensors.items():
+            velocity = np.zeros_like(w)
+            for gradient in gradients:
+                norm = np.sqrt(
+                    sum((g.astype(np.float64) ** 2).sum() for g in jax.tree.leaves(gradient))
+                )
+                g = min(1.0, 2.0 / norm) * gradient[module][name]
+                velocity = 0.9 * velocity + g + (0.1 * w if name in ('w', 'embeddings') else 0)
+                w = w - 0.03 * velocity
+            np.testing.assert_allclose(actual[module][name], w, rtol=2e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize('trust_ratio', [True, False], ids=['LAMB', 'AdamW'])
 def test_what_was_loaded_learns_at_its_own_rate(trust_ratio):
     settings = {**LAMB, 'trust_ratio': trust_ratio, 'schedule': dict(kind='constant')}

@@ -2,7 +2,7 @@
 
 Wrong types, zero, negative and huge values, one number for a pair and the like, made from the value
 that the config has. What is not refused must trace: an update and a prediction are made of shapes
-alone. Without SWEEP=all, which `make sweep` sets, it is a sample, always the same.
+alone. Without VALUES=all, which `make values` sets, it is a sample, always the same.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ CASES = [
     for value in unusual(usual)
     if repr(value) != repr(usual)
 ]
-if os.environ.get('SWEEP') != 'all':
+if os.environ.get('VALUES') != 'all':
     CASES = random.Random(0).sample(CASES, SAMPLE)
 
 

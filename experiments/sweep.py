@@ -1,0 +1,275 @@
+r"""Runs a config again and again with other values: one run for each combination, then a table.
+
+    python -m experiments.sweep --workdir=runs/table2 --config.seed='0|1|2' \
+        --config='configs/imagenet.py:cifar10,model=resnet|vit,permuted=no|yes'
+
+Values that `|` separates are alternatives, also in the options of a variant; each combination is a
+run of `experiments.launch` in a folder of its own in WORKDIR, one after the other. The same command
+again goes on: finished runs are not repeated, an interrupted one resumes. Runs that differ in the
+seed alone are one row of the table, with mean and standard deviation; --average names other keys.
+WORKDIR/sweep.json, sweep.md and sweep.png hold what is finished.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.command_line import Parser, local_path, one_line_errors
+from experiments.pictures.units import duration_text, metric_text
+from experiments.results import load_result
+from perceiver_jax.errors import Refused
+from perceiver_jax.files import read_json, write_whole
+
+_OF_AN_AXIS = '|'  # stands in a flag's pieces for a value of the next axis
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One combination of the alternatives.
+
+    Attributes:
+      values: Key, such as 'model' or 'seed' -> the value of this run, for the keys that vary.
+      flags: Flags of `experiments.launch`.
+    """
+
+    values: Mapping[str, str]
+    flags: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        """Name of its folder, such as 'model=vit,permuted=yes,seed=1'."""
+        return re.sub(r'[^\w.,=+-]', '_', ','.join(f'{k}={v}' for k, v in self.values.items()))
+
+
+def combinations(flags: Sequence[str]) -> list[Run]:
+    """Finds the alternatives in flags, and combines them.
+
+    Args:
+      flags: Flags of `experiments.launch`, such as '--config=configs/imagenet.py:small,lr=a|b' or
+        '--config.seed=1|2'.
+
+    Returns:
+      The runs, the first key varying slowest.
+
+    Raises:
+      Refused: There are no alternatives, two keys of one name, or two equal values.
+    """
+    axes: list[tuple[str, list[str]]] = []
+    templates: list[list[str]] = []  # the pieces of each flag
+    for flag in flags:
+        name, _, value = flag.removeprefix('--').partition('=')
+        path, colon, options = value.partition(':')
+        template = [f'--{name}=']
+        if name == 'config' and colon:
+            variant, *assignments = options.split(',')
+            pieces = [('variant', f'{path}:', variant)]
+            for assignment in assignments:
+                key, _, chosen = assignment.partition('=')
+                pieces.append((key, f',{key}=', chosen))
+        else:
+            pieces = [(name.rpartition('.')[2], '', value)]
+        for key, before, text in pieces:
+            template.append(before)
+            if '|' in text:
+                axes.append((key, text.split('|')))
+                template.append(_OF_AN_AXIS)
+            else:
+                template.append(text)
+        templates.append(template)
+    if not axes:
+        raise Refused("there is one run: | separates alternatives, as in '--config.seed=0|1'")
+    keys = [key for key, _ in axes]
+    for key, values in axes:
+        if keys.count(key) > 1 or len({*values}) < len(values) or '' in values:
+            raise Refused(f'{key}: expected different values of one key, got {"|".join(values)}')
+    runs = []
+    for combination in itertools.product(*(values for _, values in axes)):
+        rest = iter(combination)
+        flags = [
+            ''.join(next(rest) if piece is _OF_AN_AXIS else piece for piece in template)
+            for template in templates
+        ]
+        runs.append(Run(dict(zip(keys, combination, strict=True)), flags))
+    return runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Finished runs that differ in what is averaged over alone.
+
+    Attributes:
+      values: Key -> value, of the keys that vary otherwise.
+      results: What `load_result` returned of each run.
+      paper: What the paper states of the model, by the run's config; None: nothing.
+    """
+
+    values: Mapping[str, str]
+    results: Sequence[Mapping[str, Any]]
+    paper: float | None
+
+    @property
+    def mean(self) -> float:
+        """Mean of the headline metric."""
+        return statistics.fmean(result['value'] for result in self.results)
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation of the headline metric; None of a single run."""
+        values = [result['value'] for result in self.results]
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+def finished_rows(runs: Sequence[Run], workdir: Path, average: Sequence[str]) -> list[Row]:
+    """Reads the results that there are.
+
+    Args:
+      runs: All runs of the sweep.
+      workdir: The folder of their folders.
+      average: Keys whose values are averaged over.
+
+    Returns:
+      The rows, in the order of the runs.
+
+    Raises:
+      Refused: A result is damaged.
+    """
+    groups: dict[tuple, list[tuple[Run, dict]]] = {}
+    for run in runs:
+        path = workdir / run.name / 'result.json'
+        if path.exists():
+            key = tuple((k, v) for k, v in run.values.items() if k not in average)
+            groups.setdefault(key, []).append((run, load_result(path)))
+    return [
+        Row(
+            dict(key),
+            [result for _, result in found],
+            read_json(workdir / found[0][0].name / 'config.json')['paper']['value'],
+        )
+        for key, found in groups.items()
+    ]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Writes the rows as a Markdown table.
+
+    Args:
+      rows: What `finished_rows` returned, at least one.
+    """
+    keys = list(rows[0].values)
+    metric = rows[0].results[0]['metric']
+    lines = [[*keys, metric, 'deviation', 'runs', 'paper', 'parameters', 'time of a run']]
+    lines.append(['---'] * len(lines[0]))
+    for row in rows:
+        spread, times = row.deviation, [result['wall_seconds'] for result in row.results]
+        lines.append(
+            [
+                *row.values.values(),
+                metric_text(metric, row.mean),
+                '-' if spread is None else metric_text(metric, spread).replace('%', 'points'),
+                str(len(row.results)),
+                '-' if row.paper is None else metric_text(metric, row.paper),
+                f'{row.results[0]["parameters"]:,}',
+                duration_text(statistics.fmean(times)),
+            ]
+        )
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def write(rows: Sequence[Row], workdir: Path) -> None:
+    """Writes sweep.json, sweep.md and sweep.png.
+
+    Args:
+      rows: What is finished, at least one run.
+      workdir: The folder.
+    """
+    from experiments.pictures.bars import write_bars
+
+    content = [dataclasses.asdict(row) for row in rows]
+    write_whole(workdir / 'sweep.json', json.dumps({'rows': content}, indent=2) + '\n')
+    write_whole(workdir / 'sweep.md', table(rows) + '\n')
+    write_bars(
+        workdir / 'sweep.png',
+        [row.values for row in rows],
+        [[result['value'] for result in row.results] for row in rows],
+        [row.paper for row in rows],
+        metric=rows[0].results[0]['metric'],
+        title=rows[0].results[0]['data'],
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs what is not finished, and writes the table after each run.
+
+    Args:
+      argv: Arguments of the command line; None takes this process's own.
+
+    Raises:
+      Refused: The command line cannot be used, or a run failed: the others were run.
+    """
+    parser = Parser(
+        prog='python -m experiments.sweep',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument('--workdir', required=True, help='folder of the folders of the runs')
+    parser.add_argument('--average', default='seed', help='keys to average over (%(default)s)')
+    parser.add_argument('--table', action='store_true', help='run nothing, show what is finished')
+    options, flags = parser.parse_known_args(argv)
+    for flag in flags:
+        if not re.match(r'--[\w.]+=', flag):
+            raise Refused(f'{flag}: flags of experiments.launch are written --name=value')
+        if flag.startswith('--mode='):
+            raise Refused(f'{flag}: a sweep trains')
+    workdir = Path(local_path(options.workdir, '--workdir'))
+    runs, average = combinations(flags), options.average.split(',')
+    failed = [] if options.table else run_all(runs, workdir, average)
+    rows = finished_rows(runs, workdir, average)
+    if rows:
+        write(rows, workdir)
+        print(table(rows))
+        print(f'The picture is {workdir / "sweep.png"}')
+    elif not failed:
+        raise Refused(f'{workdir}: no run is finished')
+    if failed:
+        raise Refused(f'{len(failed)} of {len(runs)} runs failed: {"; ".join(failed)}')
+
+
+def run_all(runs: Sequence[Run], workdir: Path, average: Sequence[str]) -> list[str]:
+    """Runs what is not finished, one after the other.
+
+    Args:
+      runs: All runs of the sweep.
+      workdir: The folder of their folders.
+      average: Keys whose values are averaged over.
+
+    Returns:
+      Names of the runs that failed; their own messages were printed.
+    """
+    failed = []
+    for number, run in enumerate(runs, start=1):
+        if (workdir / run.name / 'result.json').exists():
+            continue
+        print(f'Run {number} of {len(runs)}: {run.name}', flush=True)
+        command = [sys.executable, '-m', 'experiments.launch', *run.flags]
+        done = subprocess.run([*command, f'--workdir={workdir / run.name}'])
+        if done.returncode:
+            failed.append(run.name)
+        elif not (workdir / run.name / 'result.json').exists():
+            raise Refused(f'{run.name} was stopped; the same command goes on')
+        else:
+            write(finished_rows(runs, workdir, average), workdir)
+    return failed
+
+
+if __name__ == '__main__':
+    with one_line_errors():
+        main()

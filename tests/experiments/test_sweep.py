@@ -1,0 +1,126 @@
+import json
+
+import pytest
+
+from experiments import sweep
+from experiments.sweep import combinations
+from perceiver_jax.errors import Refused
+from tests.toys.results import RESULT
+
+
+def test_each_combination_is_a_run():
+    flags = ['--config=configs/imagenet.py:cifar10,model=vit|resnet,permuted=no']
+    runs = combinations([*flags, '--config.seed=0|1', '--config.data.path=/a:b'])
+    assert [run.name for run in runs] == [
+        'model=vit,seed=0',
+        'model=vit,seed=1',
+        'model=resnet,seed=0',
+        'model=resnet,seed=1',
+    ]
+    assert runs[3].flags == [
+        '--config=configs/imagenet.py:cifar10,model=resnet,permuted=no',
+        '--config.seed=1',
+        '--config.data.path=/a:b',
+    ]
+    assert runs[0].values == {'model': 'vit', 'seed': '0'}
+
+
+def test_variants_can_be_alternatives():
+    runs = combinations(['--config=configs/modelnet40.py:small|demo'])
+    assert [run.flags for run in runs] == [
+        ['--config=configs/modelnet40.py:small'],
+        ['--config=configs/modelnet40.py:demo'],
+    ]
+    assert runs[1].name == 'variant=demo'
+
+
+def test_names_are_those_of_folders():
+    (run, _) = combinations(['--config.augmentation.crop_area=(0.5, 1.0)|(0.1, 1.0)'])
+    assert run.name == 'crop_area=_0.5,_1.0_'
+
+
+@pytest.mark.parametrize(
+    'flags, said',
+    [
+        (['--config=a.py:small'], 'there is one run'),
+        (['--config.seed=1|1'], 'seed: expected different values of one key'),
+        (['--config.seed=1|'], 'seed: expected different values'),
+        (['--config.seed=1|2', '--config.data.seed=1|2'], 'different values of one key'),
+    ],
+)
+def test_what_makes_no_sweep(flags, said):
+    with pytest.raises(Refused, match=said):
+        combinations(flags)
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Runs that write a result whose value is their seed's; 'fails' fails, 'stops' stops early."""
+    calls = []
+
+    class Done:
+        returncode = 0
+
+    def run(command):
+        *_, last = command
+        workdir = last.removeprefix('--workdir=')
+        name = workdir.rpartition('/')[2]
+        calls.append(name)
+        done = Done()
+        if 'kind=fails' in name:
+            done.returncode = 2
+            return done
+        sweep.Path(workdir).mkdir(parents=True)
+        if 'kind=stops' in name:
+            return done
+        value = {'0': 0.5, '1': 0.7}[name[-1]]
+        (sweep.Path(workdir) / 'result.json').write_text(json.dumps({**RESULT, 'value': value}))
+        config = json.dumps({'paper': {'value': 0.78}})
+        (sweep.Path(workdir) / 'config.json').write_text(config)
+        return done
+
+    monkeypatch.setattr(sweep.subprocess, 'run', run)
+    return calls
+
+
+def test_runs_are_averaged_and_finished_ones_not_repeated(launched, tmp_path, capsys):
+    flags = ['--workdir', str(tmp_path), '--config.kind=a|b', '--config.seed=0|1']
+    sweep.main(flags)
+    assert launched == ['kind=a,seed=0', 'kind=a,seed=1', 'kind=b,seed=0', 'kind=b,seed=1']
+    sweep.main(flags)
+    assert len(launched) == 4
+    rows = json.loads((tmp_path / 'sweep.json').read_text())['rows']
+    assert [row['values'] for row in rows] == [{'kind': 'a'}, {'kind': 'b'}]
+    table = (tmp_path / 'sweep.md').read_text()
+    # 0.5 and 0.7: the mean is 0.6, the sample deviation 0.1414.
+    assert '| a | 60.0 % | 14.1 points | 2 | 78.0 % |' in table
+    assert table.strip() in capsys.readouterr().out
+    assert (tmp_path / 'sweep.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_run_that_fails_does_not_keep_the_others(launched, tmp_path):
+    flags = ['--workdir', str(tmp_path), '--config.kind=fails|a', '--config.seed=0|1']
+    with pytest.raises(Refused, match='2 of 4 runs failed: kind=fails,seed=0; kind=fails,seed=1'):
+        sweep.main(flags)
+    assert launched[2:] == ['kind=a,seed=0', 'kind=a,seed=1']
+    assert (tmp_path / 'sweep.md').exists()
+
+
+def test_a_run_that_was_stopped_ends_the_sweep(launched, tmp_path):
+    flags = ['--workdir', str(tmp_path), '--config.kind=stops|a', '--config.seed=0|1']
+    with pytest.raises(Refused, match='kind=stops,seed=0 was stopped; the same command goes on'):
+        sweep.main(flags)
+    assert launched == ['kind=stops,seed=0']
+
+
+@pytest.mark.parametrize(
+    'flags, said',
+    [
+        (['--config.seed', '0|1'], 'flags of experiments.launch are written --name=value'),
+        (['--mode=eval', '--config.seed=0|1'], 'a sweep trains'),
+        (['--table', '--config.seed=0|1'], 'no run is finished'),
+    ],
+)
+def test_command_lines_that_cannot_be_used(tmp_path, flags, said):
+    with pytest.raises(Refused, match=said):
+        sweep.main(['--workdir', str(tmp_path), *flags])

@@ -35,9 +35,11 @@ from perceiver_jax.inputs import (
 from perceiver_jax.layers import Mlp
 from perceiver_jax.models import (
     audio_visual_classifier,
+    image_baseline,
     image_classifier,
     masked_language_model,
     optical_flow,
+    point_baseline,
     point_classifier,
     video_autoencoder,
 )
@@ -102,6 +104,9 @@ __all__ = [
     'masked_language_model',
     'video_autoencoder',
     'audio_visual_classifier',
+    # What the papers compare them with
+    'image_baseline',
+    'point_baseline',
     # Models with their weights
     'load',
     'initialise',

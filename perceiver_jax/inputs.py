@@ -68,6 +68,8 @@ class ImageInputs(Module):
         others.
       project_positions_to: Learned positions: channels of a Linear behind; None: no Linear.
       permutation_seed: Seed of one fixed shuffle of the elements; None: no shuffle.
+      as_array: Fourier positions: whether the elements are written out. Attention to a grid never
+        looks at their order, and a shuffle is not even carried out; here it is.
       batch_norm_axis: Name of the axis mapped by `jax.pmap` that the batch statistics of 'conv7x7'
         are averaged across; None: only over the batch at hand.
       name: Name of the module.
@@ -83,6 +85,7 @@ class ImageInputs(Module):
     position_init_std: float | None = None
     project_positions_to: int | None = None
     permutation_seed: int | None = None
+    as_array: bool = False
     batch_norm_axis: str | None = None
     name: str | None = None
 
@@ -125,7 +128,7 @@ class ImageInputs(Module):
         Returns:
           `[B, M, C]` in the dtype of `images`: M elements, row after row (shuffled with a
           permutation); C channels, contents before positions. With Fourier positions as a grid,
-          whose `array()` it is.
+          whose `array()` it is, unless `as_array`.
 
         Raises:
           Refused: If `images` or `input_mask` have another shape, or `images` another dtype.
@@ -142,12 +145,13 @@ class ImageInputs(Module):
                 images = self._without_masked(images, input_mask)
             images = Linear(_given(self.contents_channels), name='conv1x1')(images)
         if self.positions == 'fourier':
-            return fourier_grid(
+            grid = fourier_grid(
                 images,
                 _given(self.num_bands),
                 _given(self.max_resolution),
                 permutation_seed=self.permutation_seed,
             )
+            return grid.array() if self.as_array else grid
         num_elements = math.prod(images.shape[1:3])
         if self.positions == 'none':
             inputs = reshape_examples(images, num_elements, images.shape[-1])

@@ -233,6 +233,7 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'model.inputs.position_init_std': optional(DEVIATION),
     'model.inputs.project_positions_to': optional(CHANNELS),
     'model.inputs.permutation_seed': optional(whole(0, 2**32 - 1)),
+    'model.inputs.as_array': YES_NO,
     'model.inputs.min_padding': whole(0, 2**16),
     'model.inputs.audio.samples_per_patch': whole(1, 2**20),
     'model.inputs.audio.num_bands': BANDS,

@@ -60,6 +60,20 @@ def test_permuted_pixels_keep_their_positions():
     np.testing.assert_array_equal(shuffled, output[:, order])
 
 
+def test_written_out_elements_are_those_of_the_grid_in_their_order():
+    x = images()
+    for seed in (None, 11):
+        given, _ = run(x, **FOURIER, permutation_seed=seed)
+
+        def forward(x, is_training, seed=seed):
+            read = ImageInputs(**FOURIER, permutation_seed=seed, as_array=True)
+            return read(x, is_training=is_training)
+
+        array, _ = hk.transform_with_state(forward).apply({}, {}, None, x, False)
+        assert isinstance(array, jax.Array)
+        np.testing.assert_array_equal(array, given)
+
+
 def test_values_of_elements_return_to_where_their_pixels_were():
     maps = np.random.default_rng(0).random((2, 3, 5, 5))
     np.testing.assert_array_equal(as_images(maps.reshape(2, 3, 25)), maps)

@@ -289,6 +289,18 @@ def test_the_networks_of_the_papers_comparison_train_and_are_models(kind, tmp_pa
     np.testing.assert_array_equal(load(tmp_path / 'model')(image), model(image))
 
 
+def test_the_first_update_on_permuted_pixels_is_that_on_pixels():
+    """The permutation is carried out, so what is equal is so up to rounding."""
+    updates = []
+    for seed in (None, 0):
+        config = get_config()
+        with config.unlocked():
+            config.model.inputs.update(as_array=True, permutation_seed=seed)
+        task = ImageNet(config)
+        updates.append(one_update(task, 1))
+    assert_same_update(*updates)
+
+
 @pytest.mark.parametrize('parallel_kind', ['jit', 'pmap'])
 def test_a_resnet_on_several_devices_equals_one(parallel_kind):
     config = network_config('resnet')

@@ -50,10 +50,10 @@ IMAGENET = {
     'vit_b16': (None, 86_567_656, 35_127_656_448),
     'vit_b16,features=fourier': (None, 137_292_520, 55_011_803_136),
     'transformer': (None, 19_582_952, 568_031_420_416),
-    'cifar10': ([1024, 69], 204_064, 117_892_992),
-    'cifar10,model=resnet': (None, 229_882, 86_938_624),
-    'cifar10,model=vit': (None, 560_938, 77_565_312),
-    'cifar10,model=transformer,permuted=yes': (None, 55_562, 60_982_528),
+    'cifar10': ([1024, 37], 296_672, 53_586_432),
+    'cifar10,model=resnet': (None, 925_418, 46_360_576),
+    'cifar10,model=vit': (None, 399_946, 55_274_496),
+    'cifar10,model=transformer,permuted=yes': (None, 53_514, 59_933_952),
     'small': ([256, 130], 520_558, 175_909_376),  # of ten classes
     'demo': ([64, 35], 171_916, 9_996_672),
 }

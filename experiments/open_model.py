@@ -185,8 +185,8 @@ def _open_bare(path: str, wanted: Pretrained, config: ConfigDict) -> Pretrained:
 def _check_function(path: str, model: Pretrained, wanted: Pretrained, config: ConfigDict) -> None:
     if model.function != wanted.function:
         raise Refused(
-            f'{path} is weights of {model.function}, and config.task {config.task!r} takes those '
-            f'of {wanted.function}'
+            f'{path} is weights of {model.function}, and config.model of task {config.task!r} is '
+            f'that of {wanted.function}'
         )
 
 

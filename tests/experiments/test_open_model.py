@@ -131,8 +131,8 @@ def test_weights_of_another_function_are_refused(released):
         with pytest.raises(Refused) as refused:
             open_model.open_to_evaluate(modelnet40.get_config('demo'), path)
         assert str(refused.value) == (
-            f"{path} is weights of image_classifier, and config.task 'modelnet40' takes those of "
-            'point_classifier'
+            f"{path} is weights of image_classifier, and config.model of task 'modelnet40' is that "
+            'of point_classifier'
         )
 
 

@@ -1,11 +1,13 @@
-"""What `result.json` of a finished run holds, and `evaluation.json` of weights."""
+"""What `result.json` of a finished run holds, `evaluation.json` of weights, and rows of sweeps."""
 
+import dataclasses
 import math
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.pictures.units import metric_text
+from experiments.pictures.units import duration_text, metric_text
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import read_json
 
@@ -43,6 +45,89 @@ EVALUATION_FIELDS = {  # of weights, whose updates others made
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Finished runs that differ in what is averaged over alone.
+
+    Attributes:
+      values: Key -> value, of the keys that vary otherwise.
+      results: What `load_result` returned of each run, at least one.
+      paper: What the paper states of the model, by the run's config; None: nothing.
+    """
+
+    values: Mapping[str, str]
+    results: Sequence[Mapping[str, Any]]
+    paper: float | None
+
+    @property
+    def mean(self) -> float:
+        """Mean of the headline metric."""
+        return statistics.fmean(result['value'] for result in self.results)
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation of the headline metric; None of a single run."""
+        values = [result['value'] for result in self.results]
+        return statistics.stdev(values) if len(values) > 1 else None
+
+
+def rows_table(rows: Sequence[Row]) -> str:
+    """Writes the rows as a Markdown table.
+
+    Args:
+      rows: The rows, at least one, of the same keys.
+    """
+    keys = list(rows[0].values)
+    metric = rows[0].results[0]['metric']
+    lines = [[*keys, metric, 'deviation', 'runs', 'paper', 'parameters', 'time of a run']]
+    lines.append(['---'] * len(lines[0]))
+    for row in rows:
+        spread, times = row.deviation, [result['wall_seconds'] for result in row.results]
+        lines.append(
+            [
+                *row.values.values(),
+                metric_text(metric, row.mean),
+                '-' if spread is None else metric_text(metric, spread).replace('%', 'points'),
+                str(len(row.results)),
+                '-' if row.paper is None else metric_text(metric, row.paper),
+                f'{row.results[0]["parameters"]:,}',
+                duration_text(statistics.fmean(times)),
+            ]
+        )
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def load_sweep(path: Path) -> tuple[str, list[Row]]:
+    """Reads the sweep.json of `experiments.sweep`.
+
+    Args:
+      path: The file.
+
+    Returns:
+      The command, and the rows, at least one.
+
+    Raises:
+      Refused: The file is incomplete, or holds something else; the message names file and key.
+    """
+    content = read_json(path)
+    check_types(path, content, {'command': str, 'rows': list})
+    rows = []
+    for row in content['rows']:
+        if not isinstance(row, dict):
+            raise Refused(f'{path}: a row is {row!r:.80}, expected an object')
+        fields = {'values': dict, 'results': list, 'paper': int | float | None}
+        check_types(path, row, fields)
+        check_types(path, row['values'], dict.fromkeys(row['values'], str))
+        for result in row['results']:
+            if not isinstance(result, dict):
+                raise Refused(f'{path}: a result is {result!r:.80}, expected an object')
+            _check_result(path, result)
+        rows.append(Row(**{key: row[key] for key in fields}))
+    if not rows or not all(row.results and [*row.values] == [*rows[0].values] for row in rows):
+        raise Refused(f'{path}: expected rows of the same keys, each with results')
+    return content['command'], rows
+
+
 def load_result(path: Path) -> dict:
     """Reads the result.json of a finished run, or the evaluation.json of weights.
 
@@ -57,6 +142,11 @@ def load_result(path: Path) -> dict:
       Refused: The file is incomplete, or holds something else; the message names file and key.
     """
     result = read_json(path)
+    _check_result(path, result)
+    return result
+
+
+def _check_result(path: Path, result: dict) -> None:
     if 'checkpoint' in result and 'steps' not in result:
         raise Refused(f"{path} is of a run's checkpoint: that run's result.json is its result")
     fields = EVALUATION_FIELDS if 'weights' in result else FIELDS
@@ -71,7 +161,6 @@ def load_result(path: Path) -> dict:
             continue
         expected = 'a fraction in 0..1' if is_fraction else 'a finite number'
         raise Refused(f'{path}: {key!r} is {number}, expected {expected}')
-    return result
 
 
 def check_types(path: Path, content: Mapping[str, Any], fields: Mapping[str, Any]) -> None:

@@ -15,16 +15,14 @@ import dataclasses
 import itertools
 import json
 import re
-import statistics
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from experiments.command_line import Parser, local_path, one_line_errors
-from experiments.pictures.units import duration_text, metric_text
-from experiments.results import load_result
+from experiments.results import Row, load_result, rows_table
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import read_json, write_whole
 
@@ -101,32 +99,6 @@ def combinations(flags: Sequence[str]) -> list[Run]:
     return runs
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """Finished runs that differ in what is averaged over alone.
-
-    Attributes:
-      values: Key -> value, of the keys that vary otherwise.
-      results: What `load_result` returned of each run.
-      paper: What the paper states of the model, by the run's config; None: nothing.
-    """
-
-    values: Mapping[str, str]
-    results: Sequence[Mapping[str, Any]]
-    paper: float | None
-
-    @property
-    def mean(self) -> float:
-        """Mean of the headline metric."""
-        return statistics.fmean(result['value'] for result in self.results)
-
-    @property
-    def deviation(self) -> float | None:
-        """Sample standard deviation of the headline metric; None of a single run."""
-        values = [result['value'] for result in self.results]
-        return statistics.stdev(values) if len(values) > 1 else None
-
-
 def finished_rows(runs: Sequence[Run], workdir: Path, average: Sequence[str]) -> list[Row]:
     """Reads the results that there are.
 
@@ -157,44 +129,19 @@ def finished_rows(runs: Sequence[Run], workdir: Path, average: Sequence[str]) ->
     ]
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Writes the rows as a Markdown table.
-
-    Args:
-      rows: What `finished_rows` returned, at least one.
-    """
-    keys = list(rows[0].values)
-    metric = rows[0].results[0]['metric']
-    lines = [[*keys, metric, 'deviation', 'runs', 'paper', 'parameters', 'time of a run']]
-    lines.append(['---'] * len(lines[0]))
-    for row in rows:
-        spread, times = row.deviation, [result['wall_seconds'] for result in row.results]
-        lines.append(
-            [
-                *row.values.values(),
-                metric_text(metric, row.mean),
-                '-' if spread is None else metric_text(metric, spread).replace('%', 'points'),
-                str(len(row.results)),
-                '-' if row.paper is None else metric_text(metric, row.paper),
-                f'{row.results[0]["parameters"]:,}',
-                duration_text(statistics.fmean(times)),
-            ]
-        )
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-
-
-def write(rows: Sequence[Row], workdir: Path) -> None:
+def write(rows: Sequence[Row], workdir: Path, command: str) -> None:
     """Writes sweep.json, sweep.md and sweep.png.
 
     Args:
       rows: What is finished, at least one run.
       workdir: The folder.
+      command: The command line.
     """
     from experiments.pictures.bars import write_bars
 
-    content = [dataclasses.asdict(row) for row in rows]
-    write_whole(workdir / 'sweep.json', json.dumps({'rows': content}, indent=2) + '\n')
-    write_whole(workdir / 'sweep.md', table(rows) + '\n')
+    content = {'command': command, 'rows': [dataclasses.asdict(row) for row in rows]}
+    write_whole(workdir / 'sweep.json', json.dumps(content, indent=2) + '\n')
+    write_whole(workdir / 'sweep.md', rows_table(rows) + '\n')
     write_bars(
         workdir / 'sweep.png',
         [row.values for row in rows],
@@ -231,11 +178,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise Refused(f'{flag}: a sweep trains')
     workdir = Path(local_path(options.workdir, '--workdir'))
     runs, average = combinations(flags), options.average.split(',')
-    failed = [] if options.table else run_all(runs, workdir, average)
-    rows = finished_rows(runs, workdir, average)
+    command = ' '.join(['python -m experiments.sweep', *map(shlex.quote, flags)])
+
+    def finished() -> list[Row]:
+        rows = finished_rows(runs, workdir, average)
+        if rows:
+            write(rows, workdir, command)
+        return rows
+
+    failed = [] if options.table else run_all(runs, workdir, finished)
+    rows = finished()
     if rows:
-        write(rows, workdir)
-        print(table(rows))
+        print(rows_table(rows))
         print(f'The picture is {workdir / "sweep.png"}')
     elif not failed:
         raise Refused(f'{workdir}: no run is finished')
@@ -243,13 +197,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise Refused(f'{len(failed)} of {len(runs)} runs failed: {"; ".join(failed)}')
 
 
-def run_all(runs: Sequence[Run], workdir: Path, average: Sequence[str]) -> list[str]:
+def run_all(runs: Sequence[Run], workdir: Path, finished: Callable[[], object]) -> list[str]:
     """Runs what is not finished, one after the other.
 
     Args:
       runs: All runs of the sweep.
       workdir: The folder of their folders.
-      average: Keys whose values are averaged over.
+      finished: Called after each run that ends well.
 
     Returns:
       Names of the runs that failed; their own messages were printed.
@@ -266,7 +220,7 @@ def run_all(runs: Sequence[Run], workdir: Path, average: Sequence[str]) -> list[
         elif not (workdir / run.name / 'result.json').exists():
             raise Refused(f'{run.name} was stopped; the same command goes on')
         else:
-            write(finished_rows(runs, workdir, average), workdir)
+            finished()
     return failed
 
 

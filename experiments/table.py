@@ -1,8 +1,9 @@
-"""The tables of results, generated from results/*.json and results/compiled/*.json.
+"""The tables of results, generated from what lies in results/, compiled/ and sweeps/.
 
 python -m experiments.table                              rewrites README.md's and docs/hardware.md's
 python -m experiments.table --add runs/demo/result.json  takes a finished run in, then rewrites
 python -m experiments.table --add runs/x/evaluation.json  the same for weights that were evaluated
+python -m experiments.table --add runs/x/sweep.json --name x  the same for a sweep, and its picture
 python -m experiments.table --check                      fails where they and results/ differ
 
 A run that is taken in is called by its config, <task>_<variant>, with the keys that its command
@@ -12,7 +13,7 @@ line set; --name calls it otherwise, as where another run has that name.
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.command_line import Parser, one_line_errors, run_path
@@ -20,7 +21,7 @@ from experiments.data.hidden import visible
 from experiments.paths import path_of
 from experiments.pictures.units import duration_text, metric_text
 from experiments.planning.rows import fits_table
-from experiments.results import load_result
+from experiments.results import Row, load_result, load_sweep, rows_table
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import write_whole
 
@@ -67,12 +68,13 @@ def read_results(folder: Path) -> list[dict]:
     return [{**load_result(path), 'name': path.stem} for path in visible(folder, '*.json')]
 
 
-def render(results: Sequence[dict]) -> str:
+def render(results: Sequence[dict], sweeps: Mapping[str, tuple[str, Sequence[Row]]]) -> str:
     """Writes the tables as Markdown: of the two kinds of runs and, if there are any, of weights.
 
     Args:
       results: What `read_results` returned, in the order of the rows. A result without a `name` is
         called as `run_name` does.
+      sweeps: Name -> what `load_sweep` returned; each gets a table of its own, and a picture.
 
     Returns:
       The tables, each below a line that says what it holds.
@@ -92,6 +94,36 @@ def render(results: Sequence[dict]) -> str:
             'On embedded, generated or reduced data, not comparable with the paper:',
             _table(OTHER_COLUMNS, other),
             *(weights if evaluated else []),
+            *(_sweep(name, *sweeps[name]) for name in sweeps),
+        ]
+    )
+
+
+def read_sweeps(folder: Path) -> dict[str, tuple[str, list[Row]]]:
+    """Reads all sweeps in a folder, in the order of their file names.
+
+    Args:
+      folder: The folder of the JSON files; hidden ones are left alone.
+
+    Returns:
+      The file's name -> what `load_sweep` returned.
+
+    Raises:
+      Refused: A file is incomplete, or holds something else.
+    """
+    return {path.stem: load_sweep(path) for path in visible(folder, '*.json')}
+
+
+def _sweep(name: str, command: str, rows: Sequence[Row]) -> str:
+    first = rows[0].results[0]
+    about = f'{name}, {first["data"]}, {first["steps"]:,} steps. `{command} --workdir=runs/{name}`'
+    paper = 'Beside it what the paper states of its own model, on its own data.'
+    shown = any(row.paper is not None for row in rows)
+    return '\n\n'.join(
+        [
+            f'{about}. {paper}' if shown else f'{about}.',
+            rows_table(rows),
+            f'![{name}: a bar for each row](results/sweeps/{name}.png)',
         ]
     )
 
@@ -179,14 +211,12 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
     options = parser.parse_args(arguments)
     if options.name is not None and not options.add:
         raise Refused('--name is of the run that --add takes in')
-    if options.add:
+    if options.add and options.add.endswith('sweep.json'):
+        add_sweep(path_of(run_path(options.add, '--add')), options.name, root)
+    elif options.add:
         result = load_result(path_of(run_path(options.add, '--add')))
         name = run_name(result) if options.name is None else options.name
-        if not re.fullmatch(r'[^\W_][\w.-]{0,199}', name):
-            raise Refused(
-                '--name: expected up to 200 letters, digits, _, - and ., the first no sign, '
-                f'got {name!r}'
-            )
+        _check_name(name)
         added = root / 'results' / f'{name}.json'
         if added.exists() and load_result(added) != result:
             raise Refused(
@@ -194,7 +224,11 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
             )
         write_whole(added, json.dumps(result, indent=2) + '\n')
         print(f'{added.relative_to(root)} written')
-    tables = render(read_results(root / 'results')), fits_table(root / 'results' / 'compiled')
+    folder = root / 'results'
+    tables = (
+        render(read_results(folder), read_sweeps(folder / 'sweeps')),
+        fits_table(folder / 'compiled'),
+    )
     pages = ('README.md', MARKS), ('docs/hardware.md', COMPILED_MARKS)
     for (name, marks), content in zip(pages, tables, strict=True):
         text = (root / name).read_text('utf-8')
@@ -203,6 +237,36 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
             raise Refused(f'{name} and results/ differ; run: make table')
         if not options.check:
             write_whole(root / name, updated)
+
+
+def add_sweep(path: Path, name: str | None, root: Path) -> None:
+    """Takes a sweep in, with its picture; it takes the place of an earlier state of the same sweep.
+
+    Args:
+      path: Its sweep.json.
+      name: What it is called; None: as the folder of the file.
+      root: The folder of results/.
+
+    Raises:
+      Refused: The file is no whole sweep, or there is another sweep of that name.
+    """
+    command, _ = load_sweep(path)
+    name = path.parent.name if name is None else name
+    _check_name(name)
+    added = root / 'results' / 'sweeps' / f'{name}.json'
+    if added.exists() and load_sweep(added)[0] != command:
+        raise Refused(f'{added} holds another sweep; another --name adds this one too')
+    write_whole(added, path.read_bytes())
+    write_whole(added.with_suffix('.png'), path.with_suffix('.png').read_bytes())
+    print(f'{added.relative_to(root)} written')
+
+
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r'[^\W_][\w.-]{0,199}', name):
+        raise Refused(
+            '--name: expected up to 200 letters, digits, _, - and ., the first no sign, '
+            f'got {name!r}'
+        )
 
 
 if __name__ == '__main__':

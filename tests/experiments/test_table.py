@@ -31,7 +31,7 @@ def test_readme_agrees_with_results():
 
 
 def test_paper_row():
-    assert cells(table.render([RESULT, DEMO]), 'imagenet_fourier') == [
+    assert cells(table.render([RESULT, DEMO], {}), 'imagenet_fourier') == [
         'imagenet_fourier',
         'top1',
         '78.0 %',
@@ -46,7 +46,7 @@ def test_paper_row():
 
 
 def test_rows_without_a_paper_value_stand_in_a_table_of_their_own():
-    tables = table.render([DEMO, RESULT])
+    tables = table.render([DEMO, RESULT], {})
     assert tables.index('imagenet_fourier') < tables.index('not comparable with the paper')
     assert tables.index('not comparable with the paper') < tables.index('imagenet_demo')
     assert cells(tables, 'imagenet_demo')[:4] == ['imagenet_demo', 'top1', '77.1 %', 'digits']
@@ -54,20 +54,20 @@ def test_rows_without_a_paper_value_stand_in_a_table_of_their_own():
 
 def test_end_point_error_is_in_pixels():
     flow = {'task': 'flow', 'config': 'configs/flow.py', 'metric': 'epe', 'paper_value': 1.81}
-    row = cells(table.render([RESULT | flow | {'value': 1.9}]), 'flow')
+    row = cells(table.render([RESULT | flow | {'value': 1.9}], {}), 'flow')
     assert row[2:5] == ['1.81 px', '1.90 px', '+0.09 px']
 
 
 def test_optional_fields():
     extra = {'command': 'torun --a|b', 'note': 'a tenth of it', 'table': 'ICML Table 1'}
-    row = cells(table.render([RESULT | extra]), 'imagenet_fourier')
+    row = cells(table.render([RESULT | extra], {}), 'imagenet_fourier')
     assert row[2] == '78.0 % (ICML Table 1)'
     assert row[5] == 'imagenet2012; a tenth of it'
     assert row[8] == r'`torun --a\|b`'
 
 
 def test_no_results_is_said():
-    assert table.render([]).count('No runs yet.') == 2
+    assert table.render([], {}).count('No runs yet.') == 2
 
 
 def test_only_the_part_between_the_markers_is_rewritten():
@@ -225,3 +225,55 @@ def test_hidden_files_are_no_results(root):
     write(root / 'results' / 'a.json', DEMO)
     (root / 'results' / '._a.json').write_bytes(b'\0\5\x16\7\xff')  # macOS's
     assert [x['name'] for x in table.read_results(root / 'results')] == ['a']
+
+
+@pytest.fixture
+def sweep_json(tmp_path):
+    """A sweep of two rows, of two runs and of one."""
+    rows = [
+        {'values': {'model': 'vit', 'permuted': 'no'}, 'results': 2 * [RESULT], 'paper': 0.767},
+        {'values': {'model': 'vit', 'permuted': 'yes'}, 'results': [RESULT], 'paper': None},
+    ]
+    folder = tmp_path / 'table2'
+    folder.mkdir()
+    (folder / 'sweep.png').write_bytes(b'a picture')
+    content = {'command': 'python -m experiments.sweep --config=x', 'rows': rows}
+    return write(folder / 'sweep.json', content)
+
+
+def test_a_sweep_has_a_table_and_a_picture_of_its_own(root, sweep_json):
+    table.main(['--add', str(sweep_json)], root)
+    readme = (root / 'README.md').read_text()
+    assert '| vit | no | 77.1 % | 0.0 points | 2 | 76.7 % | 44,900,000 |' in readme
+    assert '| vit | yes | 77.1 % | - | 1 | - | 44,900,000 |' in readme
+    assert '`python -m experiments.sweep --config=x --workdir=runs/table2`' in readme
+    assert '](results/sweeps/table2.png)' in readme
+    assert (root / 'results' / 'sweeps' / 'table2.png').read_bytes() == b'a picture'
+    table.main(['--check'], root)
+    # A later state of the same sweep takes its place.
+    content = json.loads(sweep_json.read_text())
+    del content['rows'][1]
+    write(sweep_json, content)
+    table.main(['--add', str(sweep_json)], root)
+    assert 'yes' not in (root / 'README.md').read_text()
+    write(sweep_json, content | {'command': 'another'})
+    with pytest.raises(Refused, match='table2.json holds another sweep'):
+        table.main(['--add', str(sweep_json)], root)
+
+
+@pytest.mark.parametrize(
+    'changes, said',
+    [
+        ({'rows': []}, 'expected rows of the same keys, each with results'),
+        ({'rows': [3]}, 'a row is 3, expected an object'),
+        ({'rows': [{'values': {}, 'results': [], 'paper': None}]}, 'each with results'),
+        ({'rows': [{'values': {}, 'results': [3], 'paper': None}]}, 'a result is 3, expected'),
+        ({'rows': [{'values': {}, 'results': [{}], 'paper': None}]}, 'keys missing: config'),
+        ({'command': 3}, "'command' is 3, expected str"),
+    ],
+)
+def test_a_damaged_sweep_is_refused(root, sweep_json, changes, said):
+    write(sweep_json, json.loads(sweep_json.read_text()) | changes)
+    with pytest.raises(Refused, match=said):
+        table.main(['--add', str(sweep_json)], root)
+    assert not (root / 'results' / 'sweeps').exists()

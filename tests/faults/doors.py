@@ -851,7 +851,20 @@ def folder_of_results(folder):
     from experiments.table import read_results, render
 
     _write_run(folder, but=['checkpoints', 'config.json', 'metrics.jsonl'])
-    return Sample(folder / 'result.json', lambda: render(read_results(folder)), 'json')
+    return Sample(folder / 'result.json', lambda: render(read_results(folder), {}), 'json')
+
+
+@door('experiments.results.load_sweep', 'experiments.table.read_sweeps')
+def folder_of_sweeps(folder):
+    from experiments.table import read_sweeps, render
+
+    _write_run(folder, but=['checkpoints', 'config.json', 'metrics.jsonl'])
+    result = json.loads((folder / 'result.json').read_text())
+    (folder / 'result.json').unlink()
+    rows = [{'values': {'model': 'vit'}, 'results': [result], 'paper': 0.7}]
+    file = folder / 'table2.json'
+    file.write_text(json.dumps({'command': 'python -m experiments.sweep', 'rows': rows}))
+    return Sample(file, lambda: render([], read_sweeps(folder)), 'json')
 
 
 @door('experiments.planning.rows.load_plan')

@@ -16,6 +16,7 @@ import itertools
 import json
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +27,8 @@ from experiments.results import Row, load_result, rows_table
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import read_json, write_whole
 
+# Exit statuses after Ctrl-C and SIGTERM, also of a run that has saved a checkpoint first.
+STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 _OF_AN_AXIS = '|'  # stands in a flag's pieces for a value of the next axis
 
 
@@ -214,14 +217,34 @@ def run_all(runs: Sequence[Run], workdir: Path, finished: Callable[[], object]) 
             continue
         print(f'Run {number} of {len(runs)}: {run.name}', flush=True)
         command = [sys.executable, '-m', 'experiments.launch', *run.flags]
-        done = subprocess.run([*command, f'--workdir={workdir / run.name}'])
-        if done.returncode:
-            failed.append(run.name)
-        elif not (workdir / run.name / 'result.json').exists():
+        code = run_to_its_end([*command, f'--workdir={workdir / run.name}'])
+        if code in STOPPED or not code and not (workdir / run.name / 'result.json').exists():
             raise Refused(f'{run.name} was stopped; the same command goes on')
+        if code:
+            failed.append(run.name)
         else:
             finished()
     return failed
+
+
+def run_to_its_end(command: Sequence[str]) -> int:
+    """Runs a command, which gets the SIGINT and SIGTERM of this process and ends as it likes.
+
+    Args:
+      command: The program and its arguments.
+
+    Returns:
+      Its exit status; the negative number of a signal that killed it.
+    """
+    # In a session of its own: Ctrl-C reaches it once, by us, also where none is at a terminal.
+    process = subprocess.Popen(command, start_new_session=True)
+    numbers = signal.SIGINT, signal.SIGTERM
+    before = [signal.signal(x, lambda number, _: process.send_signal(number)) for x in numbers]
+    try:
+        return process.wait()
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 if __name__ == '__main__':

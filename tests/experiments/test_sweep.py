@@ -1,4 +1,8 @@
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -58,28 +62,25 @@ def launched(monkeypatch):
     """Runs that write a result whose value is their seed's; 'fails' fails, 'stops' stops early."""
     calls = []
 
-    class Done:
-        returncode = 0
-
     def run(command):
         *_, last = command
         workdir = last.removeprefix('--workdir=')
         name = workdir.rpartition('/')[2]
         calls.append(name)
-        done = Done()
         if 'kind=fails' in name:
-            done.returncode = 2
-            return done
+            return 2
+        if 'kind=interrupted' in name:
+            return 130
         sweep.Path(workdir).mkdir(parents=True)
         if 'kind=stops' in name:
-            return done
+            return 0
         value = {'0': 0.5, '1': 0.7}[name[-1]]
         (sweep.Path(workdir) / 'result.json').write_text(json.dumps({**RESULT, 'value': value}))
         config = json.dumps({'paper': {'value': 0.78}})
         (sweep.Path(workdir) / 'config.json').write_text(config)
-        return done
+        return 0
 
-    monkeypatch.setattr(sweep.subprocess, 'run', run)
+    monkeypatch.setattr(sweep, 'run_to_its_end', run)
     return calls
 
 
@@ -106,11 +107,39 @@ def test_a_run_that_fails_does_not_keep_the_others(launched, tmp_path):
     assert (tmp_path / 'sweep.md').exists()
 
 
-def test_a_run_that_was_stopped_ends_the_sweep(launched, tmp_path):
-    flags = ['--workdir', str(tmp_path), '--config.kind=stops|a', '--config.seed=0|1']
-    with pytest.raises(Refused, match='kind=stops,seed=0 was stopped; the same command goes on'):
+@pytest.mark.parametrize('kind', ['stops', 'interrupted'])
+def test_a_run_that_was_stopped_ends_the_sweep(launched, tmp_path, kind):
+    flags = ['--workdir', str(tmp_path), f'--config.kind={kind}|a', '--config.seed=0|1']
+    with pytest.raises(Refused, match=f'kind={kind},seed=0 was stopped; the same command goes on'):
         sweep.main(flags)
-    assert launched == ['kind=stops,seed=0']
+    assert launched == [f'kind={kind},seed=0']
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_reaches_the_run_which_ends_as_it_likes(tmp_path, number):
+    """The run takes its time after the signal, as one that saves a checkpoint."""
+    run = (
+        'import pathlib, signal, sys, time\n'
+        'def end(*_):\n'
+        '    time.sleep(0.5)\n'
+        '    pathlib.Path("saved").touch()\n'
+        '    sys.exit(7)\n'
+        'for x in (signal.SIGINT, signal.SIGTERM):\n'
+        '    signal.signal(x, end)\n'
+        'pathlib.Path("ready").touch()\n'
+        'time.sleep(60)\n'
+    )
+    script = (
+        'import sys; from experiments.sweep import run_to_its_end\n'
+        f'sys.exit(run_to_its_end([sys.executable, "-c", {run!r}]))'
+    )
+    process = subprocess.Popen([sys.executable, '-c', script], cwd=tmp_path)
+    while not (tmp_path / 'ready').exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(30) == 7
+    assert (tmp_path / 'saved').exists()
 
 
 @pytest.mark.parametrize(

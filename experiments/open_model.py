@@ -16,13 +16,8 @@ from experiments.command_line import quiet_libraries
 from experiments.paths import in_bucket, path_of
 from experiments.run_config import get_config
 from perceiver_jax.errors import Refused
-from perceiver_jax.weights.pretrained import (
-    Pretrained,
-    carries_arguments,
-    check_inputs,
-    load,
-    read_bare,
-)
+from perceiver_jax.weights.loading import carries_arguments, load, read_bare
+from perceiver_jax.weights.pretrained import Pretrained, check_inputs
 from perceiver_jax.weights.transfer import compare_arguments, transfer
 from perceiver_jax.weights.trees import check_fit, list_names
 

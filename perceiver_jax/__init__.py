@@ -52,7 +52,8 @@ from perceiver_jax.position_encoding import (
 )
 from perceiver_jax.recording import record_attention
 from perceiver_jax.weights.labels import parameter_labels
-from perceiver_jax.weights.pretrained import Pretrained, initialise, load
+from perceiver_jax.weights.loading import load
+from perceiver_jax.weights.pretrained import Pretrained, initialise
 from perceiver_jax.weights.released import RELEASED
 from perceiver_jax.weights.transfer import compare_arguments, transfer
 

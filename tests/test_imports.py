@@ -32,6 +32,7 @@ FOR_READERS = ('errors', 'files', 'front_ends', 'limits', 'pickles', 'tiling')
 ONLY_WHERE_USED = {
     'weights/foreign_files.py': ('safetensors', 'torch'),
     'weights/hub.py': ('huggingface_hub',),
+    'weights/loading.py': ('safetensors',),
     'weights/pretrained.py': ('safetensors',),
     'front_ends/images.py': ('cv2', 'scipy'),
     'front_ends/media.py': ('av', 'cv2'),

@@ -17,7 +17,7 @@ from experiments.training import compiling, loop, stopping
 from experiments.training.checkpointing import digest, flatten, load_params
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends import prepare_image
-from perceiver_jax.weights.pretrained import load
+from perceiver_jax.weights.loading import load
 from perceiver_jax.weights.released import RELEASED
 from perceiver_jax.weights.trees import flatten as flatten_weights
 from perceiver_jax.weights.trees import nest

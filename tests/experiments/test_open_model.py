@@ -9,7 +9,7 @@ from experiments import open_model
 from experiments.training import checkpointing
 from perceiver_jax.errors import Refused
 from perceiver_jax.position_encoding import resample_positions
-from perceiver_jax.weights.pretrained import read_bare
+from perceiver_jax.weights.loading import read_bare
 from perceiver_jax.weights.trees import flatten
 from tests.toys.demo_run import IMAGES, write_demo_run
 from tests.toys.golden import SMALL, SMALL_INPUTS, write_pystate

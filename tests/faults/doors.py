@@ -29,7 +29,7 @@ from tests.toys.known_model import KnownModel, make_clip
 
 # What reads no file of a user's, and why.
 WITHOUT_FILES = {
-    'perceiver_jax.weights.pretrained.read_bare': 'reads what load reads, as load does',
+    'perceiver_jax.weights.loading.read_bare': 'reads what load reads, as load does',
     'experiments.open_model.open_to_evaluate': 'reads by open_model and read_bare',
     'experiments.open_model.open_to_start': 'reads by open_model and read_bare',
     'experiments.keys.read_notes': 'is given the source of a config that was imported before',
@@ -178,20 +178,20 @@ def _write_model(folder):
         (folder / name).write_bytes(content)
 
 
-@door('perceiver_jax.weights.pretrained.load', slow=3)
+@door('perceiver_jax.weights.loading.load', slow=3)
 def model_json(folder):
-    from perceiver_jax.weights.pretrained import load
+    from perceiver_jax.weights.loading import load
 
     _write_model(folder)
     return Sample(folder / 'model.json', lambda: load(folder), 'json')
 
 
-@door('perceiver_jax.weights.pretrained.load', slow=3)
+@door('perceiver_jax.weights.loading.load', slow=3)
 def model_weights(folder):
     from safetensors.numpy import load as load_bytes
     from safetensors.numpy import save
 
-    from perceiver_jax.weights import pretrained
+    from perceiver_jax.weights import loading
 
     _write_model(folder)
     file, about = folder / 'weights.safetensors', folder / 'model.json'
@@ -202,15 +202,15 @@ def model_weights(folder):
         return save({name: np.ascontiguousarray(array) for name, array in changed.items()})
 
     def read():  # as if it had been damaged before it was saved
-        about.write_text(json.dumps({**described, 'sha256': pretrained._sha256(file)}))
-        return pretrained.load(folder)
+        about.write_text(json.dumps({**described, 'sha256': loading._sha256(file)}))
+        return loading.load(folder)
 
     return Sample(file, read, wrong=wrong)
 
 
-@door('perceiver_jax.weights.pretrained.load', slow=6)
+@door('perceiver_jax.weights.loading.load', slow=6)
 def foreign_model(folder):
-    from perceiver_jax.weights.pretrained import load
+    from perceiver_jax.weights.loading import load
 
     arrays = foreign_weights.three_trees('imagenet_fourier')[1]
     params, state = foreign_weights.as_trees(arrays)
@@ -244,13 +244,13 @@ def _huggingface_folder():
 
 
 @door(
-    'perceiver_jax.weights.pretrained.load',
+    'perceiver_jax.weights.loading.load',
     'perceiver_jax.weights.huggingface_config.read_config',
     slow=3,
 )
 def huggingface_config(folder):
     from perceiver_jax.errors import Refused
-    from perceiver_jax.weights.pretrained import load
+    from perceiver_jax.weights.loading import load
 
     for name, content in _huggingface_folder().items():
         (folder / name).write_bytes(content)

@@ -15,7 +15,7 @@ from experiments.audioset.builder import prepare
 from experiments.audioset.task import AudioSet
 from experiments.training import evaluate, loop, parallel
 from perceiver_jax.front_ends.media import write_clip
-from perceiver_jax.weights.pretrained import load
+from perceiver_jax.weights.loading import load
 from tests.toys.one_update import assert_same_update, one_update
 from tests.toys.sources import Untouchable
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from perceiver_jax import Refused, load
 from perceiver_jax.weights import hub
-from perceiver_jax.weights.pretrained import carries_arguments
+from perceiver_jax.weights.loading import carries_arguments
 from tests.toys.huggingface_folder import small_model, write_folder
 
 NAME = 'deepmind/small'

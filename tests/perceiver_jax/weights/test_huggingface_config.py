@@ -6,7 +6,7 @@ import pytest
 
 from perceiver_jax import RELEASED, Refused
 from perceiver_jax.weights.huggingface_config import differing_keys, from_config, to_config
-from perceiver_jax.weights.pretrained import carries_arguments, load
+from perceiver_jax.weights.loading import carries_arguments, load
 from tests.toys.huggingface_folder import config_of, small_model, write_folder
 
 # What the published config.json of this class has; the file for Fourier positions has the size of

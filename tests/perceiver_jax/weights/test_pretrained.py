@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save
 
 from perceiver_jax.models import MODELS
 from perceiver_jax.weights import foreign_files, pretrained, translation
-from perceiver_jax.weights.pretrained import Pretrained, initialise, load
+from perceiver_jax.weights.loading import load
+from perceiver_jax.weights.pretrained import Pretrained, initialise
 
 ENCODER = dict(
     num_latents=7,

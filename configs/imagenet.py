@@ -140,7 +140,8 @@ TABLE_2 = {  # with Fourier features: as they are, and permuted
     'transformer': (0.570, 0.570),
 }
 PERMUTATION_SEED = 0  # our choice: any fixed permutation
-LEARNING_RATES = {'perceiver': 1e-3, 'resnet': 1e-3, 'vit': 1e-3, 'transformer': 1e-3}
+# Of the miniature, chosen on CIFAR-10's validation images among two or three.
+LEARNING_RATES = {'perceiver': 1e-3, 'resnet': 3e-3, 'vit': 5e-4, 'transformer': 3e-3}
 
 
 def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:

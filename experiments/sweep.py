@@ -98,6 +98,7 @@ def combinations(flags: Sequence[str]) -> list[Run]:
             ''.join(next(rest) if piece is _OF_AN_AXIS else piece for piece in template)
             for template in templates
         ]
+        flags.sort(key=lambda flag: not flag.startswith('--config='))  # the launcher wants it first
         runs.append(Run(dict(zip(keys, combination, strict=True)), flags))
     return runs
 
@@ -197,7 +198,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif not failed:
         raise Refused(f'{workdir}: no run is finished')
     if failed:
-        raise Refused(f'{len(failed)} of {len(runs)} runs failed: {"; ".join(failed)}')
+        some = '; '.join(failed[:3]) + ('; ...' if len(failed) > 3 else '')
+        raise Refused(f'{len(failed)} of {len(runs)} runs failed: {some}')
 
 
 def run_all(runs: Sequence[Run], workdir: Path, finished: Callable[[], object]) -> list[str]:

@@ -1,8 +1,11 @@
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +30,25 @@ def test_each_combination_is_a_run():
         '--config.data.path=/a:b',
     ]
     assert runs[0].values == {'model': 'vit', 'seed': '0'}
+
+
+def test_the_first_flag_varies_slowest_and_the_config_stands_first():
+    runs = combinations(['--config.seed=0|1', '--config=a.py:small,kind=x|y'])
+    assert [run.name for run in runs] == [f'seed={i},kind={x}' for i in (0, 1) for x in 'xy']
+    assert runs[1].flags == ['--config=a.py:small,kind=y', '--config.seed=0']
+
+
+def test_the_command_of_the_readme_is_one_that_the_launcher_takes():
+    """Its first run, up to a description of the model."""
+    text = (Path(__file__).parents[2] / 'README.md').read_text()
+    (command,) = re.findall(r'python -m experiments\.sweep (.*?)```', text, re.DOTALL)
+    _, workdir, *flags = ['', *shlex.split(command.replace('\\\n', ' '))]
+    assert workdir.startswith('--workdir=')
+    runs = combinations(flags)
+    assert len(runs) == 24
+    launch = [sys.executable, '-m', 'experiments.launch', *runs[0].flags, '--mode=describe']
+    described = subprocess.run(launch, capture_output=True, text=True)
+    assert described.returncode == 0, described.stderr
 
 
 def test_variants_can_be_alternatives():

@@ -37,7 +37,10 @@ NUM_AT_ONCE = 4  # the attention over one full-size image takes 100 MB
 
 
 class ImageNet:
-    """Image classification by the Perceiver or Perceiver IO; an `experiments.tasks.Task`."""
+    """Image classification; an `experiments.tasks.Task`.
+
+    The model is a Perceiver, a Perceiver IO, or a network that the paper compares with.
+    """
 
     metric = 'top1'
     higher_is_better = True

@@ -32,7 +32,7 @@ NUM_DRAWN = 12
 
 
 class ModelNet40:
-    """Point clouds classified by the Perceiver; an `experiments.tasks.Task`."""
+    """Point clouds classified by the Perceiver, or what it is compared with; a `Task`."""
 
     metric = 'accuracy'
     higher_is_better = True

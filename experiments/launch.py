@@ -20,7 +20,6 @@ otherwise give --coordinator=<host>:<port> --num_processes=<n> --process_id=<0..
 
 import argparse
 import json
-import re
 import sys
 import tokenize
 from collections.abc import Mapping
@@ -30,7 +29,6 @@ from typing import Any
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from configs.common import near_misses
 from experiments.command_line import (
     end_at_once,
     fail,
@@ -39,6 +37,12 @@ from experiments.command_line import (
     quiet_libraries,
     refuse,
     run_path,
+)
+from experiments.config_parsing import (
+    check_config_file,
+    config_of,
+    parse_config_flags,
+    replace_length,
 )
 from experiments.planning import targets
 
@@ -315,19 +319,6 @@ def config_name(path: str, overrides: Mapping[str, Any]) -> str:
     return ' '.join([path, *(f'--config.{key}={value}' for key, value in overrides.items())])
 
 
-def replace_length(config: ConfigDict, overrides: Mapping[str, Any]) -> None:
-    """Has --config.train.steps replace the config's epochs, and the other way round.
-
-    Args:
-      config: The config; changed in place.
-      overrides: Keys that the command line set, and their values.
-    """
-    for given, other in (('steps', 'epochs'), ('epochs', 'steps')):
-        if f'train.{given}' in overrides and f'train.{other}' not in overrides:
-            with config.ignore_type():
-                config.train[other] = None
-
-
 def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line, and evaluates the config file that it names.
 
@@ -371,19 +362,6 @@ def parse_flags(argv: list[str]) -> list[str]:
     return rest
 
 
-def check_config_file(config: str) -> None:
-    """Raises Refused if there is no such config file.
-
-    Args:
-      config: The value of --config.
-    """
-    path, _, _ = config.partition(':')
-    if not Path(path).is_file():
-        configs = Path(__file__).resolve().parent.parent / 'configs'
-        known = [x.stem for x in sorted(configs.glob('[!_]*.py')) if x.stem != 'common']
-        refuse(f'No config file {path!r}. {near_misses(Path(path).stem, known)}')
-
-
 def tell_differences(path: str) -> None:
     """Tells how the config file differs from the config of the run, which counts.
 
@@ -395,13 +373,11 @@ def tell_differences(path: str) -> None:
     """
     from experiments.training.checks import differences  # slow to import
 
-    alone = flags.FlagValues()
-    file = config_flags.DEFINE_config_file('config', flag_values=alone, sys_argv=[])
-    parse_config_flags(alone, ['', f'--config={path}'])
+    file = config_of([f'--config={path}'])
     overrides = config_flags.get_override_values(flags.FLAGS['config'])
-    replace_length(file.value, overrides)
+    replace_length(file, overrides)
     replace_length(CONFIG.value, overrides)
-    differing = differences(CONFIG.value.to_dict(), file.value.to_dict())
+    differing = differences(CONFIG.value.to_dict(), file.to_dict())
     for key, (ours, theirs) in differing.items():
         if key == 'model.num_classes' and theirs == 0:  # the data told the run
             continue
@@ -411,57 +387,6 @@ def tell_differences(path: str) -> None:
                 f'and {theirs!r} in {path}',
                 file=sys.stderr,
             )
-
-
-def parse_config_flags(values: flags.FlagValues, argv: list[str]) -> list[str]:
-    """Parses flags of which one is --config.
-
-    Args:
-      values: The flags.
-      argv: The command line, the program's name first.
-
-    Returns:
-      What is left of it without the flags.
-
-    Raises:
-      Refused: As `parse_flags` does.
-      flags.Error: A flag is unknown, or its value is not of its type.
-      Exception: Whatever else a config file raised: a bug in it.
-    """
-    try:
-        rest = values(argv)
-    except flags.IllegalFlagValueError as error:
-        if 'Error whilst parsing config file' not in str(error):
-            raise
-        first = first_of_chain(error)
-        if isinstance(first, ValueError):
-            refuse(str(first))
-        raise first from None
-    except (KeyError, AttributeError) as error:
-        key = str(first_of_chain(error)).strip("'")  # the others hold ml_collections' hint too
-        flag = next((x for x in argv if key in x.partition('=')[0].split('.')), None)
-        if flag is None:  # not a key of the command line: a bug in the config file
-            raise
-        hint = re.search('Did you mean "(.*?)"', str(error))
-        suggestion = f' Did you mean {hint[1]}?' if hint else ''
-        refuse(f'Unknown key {key!r} in {flag}.{suggestion}')
-    except ValueError as error:  # ml_collections: keys below one that holds no keys
-        refuse(str(error))
-    return rest
-
-
-def first_of_chain(error: BaseException) -> BaseException:
-    """Returns the exception that started a chain.
-
-    ml_collections wraps what a config raises, twice, with its traceback as text; and a missing key,
-    with the nearest known one as text.
-
-    Args:
-      error: The last exception of the chain.
-    """
-    while error.__context__ is not None and not error.__suppress_context__:
-        error = error.__context__
-    return error
 
 
 def run() -> None:

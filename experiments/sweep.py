@@ -5,8 +5,9 @@ r"""Runs a config again and again with other values: one run for each combinatio
 
 Values that `|` separates are alternatives, also in the options of a variant; each combination is a
 run of `experiments.launch` in a folder of its own in WORKDIR, one after the other. The same command
-again goes on: finished runs are not repeated, an interrupted one resumes. Runs that differ in the
-seed alone are one row of the table, with mean and standard deviation; --average names other keys.
+again goes on: finished runs are not repeated, an interrupted one resumes, and a folder with a run
+of another config is refused. Runs that differ in the seed alone are one row of the table, with mean
+and standard deviation; --average names other keys.
 WORKDIR/sweep.json, sweep.md and sweep.png hold what is finished.
 """
 
@@ -23,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from experiments.command_line import Parser, local_path, one_line_errors
+from experiments.config_parsing import config_of
 from experiments.results import Row, load_result, rows_table
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import read_json, write_whole
@@ -103,6 +105,30 @@ def combinations(flags: Sequence[str]) -> list[Run]:
     return runs
 
 
+def is_finished(run: Run, workdir: Path) -> bool:
+    """Tells whether the result of a run is there, and of the config that its flags name.
+
+    Args:
+      run: The run.
+      workdir: The folder of the folders of all.
+
+    Raises:
+      Refused: The flags name no config, or the one in its folder is damaged.
+    """
+    folder = workdir / run.name
+    if not (folder / 'result.json').exists():
+        return False
+    from experiments.training.checks import differing_keys  # slow to import
+
+    config = config_of([x for x in run.flags if x.startswith(('--config=', '--config.'))])
+    # What the config leaves to the data or to weights, a run's config.json holds.
+    told = ('model.num_classes',) if config.model.get('num_classes') == 0 else ()
+    if '--model_from=weights' in run.flags:
+        told = ('model.',)
+    differing = differing_keys(read_json(folder / 'config.json'), config)
+    return all(key.startswith(told) for key in differing)
+
+
 def finished_rows(runs: Sequence[Run], workdir: Path, average: Sequence[str]) -> list[Row]:
     """Reads the results that there are.
 
@@ -119,10 +145,10 @@ def finished_rows(runs: Sequence[Run], workdir: Path, average: Sequence[str]) ->
     """
     groups: dict[tuple, list[tuple[Run, dict]]] = {}
     for run in runs:
-        path = workdir / run.name / 'result.json'
-        if path.exists():
+        if is_finished(run, workdir):
             key = tuple((k, v) for k, v in run.values.items() if k not in average)
-            groups.setdefault(key, []).append((run, load_result(path)))
+            result = load_result(workdir / run.name / 'result.json')
+            groups.setdefault(key, []).append((run, result))
     return [
         Row(
             dict(key),
@@ -215,7 +241,7 @@ def run_all(runs: Sequence[Run], workdir: Path, finished: Callable[[], object]) 
     """
     failed = []
     for number, run in enumerate(runs, start=1):
-        if (workdir / run.name / 'result.json').exists():
+        if is_finished(run, workdir):
             continue
         print(f'Run {number} of {len(runs)}: {run.name}', flush=True)
         command = [sys.executable, '-m', 'experiments.launch', *run.flags]

@@ -16,9 +16,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 if os.environ.setdefault('JAX_PLATFORMS', 'cpu') == 'cpu':
     # Tests compile much and run each program for a moment: without LLVM's optimizations and the
-    # slower of two ways to emit a fusion they take half of the time.
+    # slower of two ways to emit a fusion they take half of the time; and their processes keep the
+    # cores busy without threads that share a compilation.
     os.environ['XLA_FLAGS'] = (
         '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+        ' --xla_cpu_parallel_codegen_split_count=1'
     )
     if importlib.metadata.version('jaxlib').startswith('0.10.'):  # newer ones abort: no such flag
         os.environ['XLA_FLAGS'] += ' --xla_cpu_use_fusion_emitters=false'

@@ -20,7 +20,7 @@ FLOORS = [
     ['classes', 'results'],
     ['data'],
     ['training'],
-    ['pictures'],
+    ['pictures', 'config_parsing'],
     ['command_line', 'keys', 'run_config'],
     ['memory', 'paths'],
 ]

@@ -154,8 +154,7 @@ def check_resumable(workdir: Path, config: ConfigDict) -> None:
         saved = read_json(path)
     except Refused as error:
         raise Refused(f'{error}; {remedy}') from None
-    differing = differences(upgraded(saved), config.to_dict())
-    differing = {key: values for key, values in differing.items() if key not in FREE_KEYS}
+    differing = differing_keys(saved, config)
     if differing and differing.keys() <= LENGTH_KEYS:
         _check_lengthened(workdir, config)
         return
@@ -167,6 +166,22 @@ def check_resumable(workdir: Path, config: ConfigDict) -> None:
             f'{workdir} holds a run with another config: {listed:.300}. '
             'Resume it with its own config, or choose another workdir'
         )
+
+
+def differing_keys(
+    saved: Mapping[str, Any], config: ConfigDict
+) -> dict[str, tuple[object, object]]:
+    """Compares a run's config with another in what changes its result.
+
+    Args:
+      saved: What the run's `config.json` holds, of any version.
+      config: The other one.
+
+    Returns:
+      What `differences` does, without `FREE_KEYS`.
+    """
+    differing = differences(upgraded(saved), config.to_dict())
+    return {key: values for key, values in differing.items() if key not in FREE_KEYS}
 
 
 def _check_lengthened(workdir: Path, config: ConfigDict) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from experiments import sweep
+from experiments.config_parsing import config_of
 from experiments.sweep import combinations
 from perceiver_jax.errors import Refused
 from tests.toys.results import RESULT
@@ -79,27 +80,31 @@ def test_what_makes_no_sweep(flags, said):
         combinations(flags)
 
 
+CONFIG = '--config=configs/imagenet.py:cifar10,model=perceiver,permuted=no'
+
+
 @pytest.fixture
 def launched(monkeypatch):
-    """Runs that write a result whose value is their seed's; 'fails' fails, 'stops' stops early."""
+    """Runs with a value of their seed's; those from weights 'fails' fail, 'stops' stop early."""
     calls = []
 
     def run(command):
         *_, last = command
-        workdir = last.removeprefix('--workdir=')
-        name = workdir.rpartition('/')[2]
-        calls.append(name)
-        if 'kind=fails' in name:
+        workdir = sweep.Path(last.removeprefix('--workdir='))
+        calls.append(workdir.name)
+        if 'init_from=fails' in workdir.name:
             return 2
-        if 'kind=interrupted' in name:
+        if 'init_from=interrupted' in workdir.name:
             return 130
-        sweep.Path(workdir).mkdir(parents=True)
-        if 'kind=stops' in name:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if 'init_from=stops' in workdir.name:
             return 0
-        value = {'0': 0.5, '1': 0.7}[name[-1]]
-        (sweep.Path(workdir) / 'result.json').write_text(json.dumps({**RESULT, 'value': value}))
-        config = json.dumps({'paper': {'value': 0.78}})
-        (sweep.Path(workdir) / 'config.json').write_text(config)
+        config = config_of([x for x in command if x.startswith('--config')])
+        value = {0: 0.5, 1: 0.7}[config.seed]
+        (workdir / 'result.json').write_text(json.dumps({**RESULT, 'value': value}))
+        if config.model.num_classes == 0:
+            config.model.num_classes = 7  # as many as the data has
+        (workdir / 'config.json').write_text(config.to_json())
         return 0
 
     monkeypatch.setattr(sweep, 'run_to_its_end', run)
@@ -107,13 +112,13 @@ def launched(monkeypatch):
 
 
 def test_runs_are_averaged_and_finished_ones_not_repeated(launched, tmp_path, capsys):
-    flags = ['--workdir', str(tmp_path), '--config.kind=a|b', '--config.seed=0|1']
+    flags = ['--workdir', str(tmp_path), CONFIG, '--config.init_from=a|b', '--config.seed=0|1']
     sweep.main(flags)
-    assert launched == ['kind=a,seed=0', 'kind=a,seed=1', 'kind=b,seed=0', 'kind=b,seed=1']
-    sweep.main(flags)
+    assert launched == [f'init_from={x},seed={i}' for x in 'ab' for i in (0, 1)]
+    sweep.main([*flags, '--config.data.path=/moved'])
     assert len(launched) == 4
     rows = json.loads((tmp_path / 'sweep.json').read_text())['rows']
-    assert [row['values'] for row in rows] == [{'kind': 'a'}, {'kind': 'b'}]
+    assert [row['values'] for row in rows] == [{'init_from': 'a'}, {'init_from': 'b'}]
     table = (tmp_path / 'sweep.md').read_text()
     # 0.5 and 0.7: the mean is 0.6, the sample deviation 0.1414.
     assert '| a | 60.0 % | 14.1 points | 2 | 78.0 % |' in table
@@ -121,20 +126,39 @@ def test_runs_are_averaged_and_finished_ones_not_repeated(launched, tmp_path, ca
     assert (tmp_path / 'sweep.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_a_result_of_another_config_is_none_of_these_runs(launched, tmp_path):
+    """They are launched again: the launcher refuses, or makes the run longer."""
+    flags = ['--workdir', str(tmp_path), CONFIG, '--config.seed=0|1']
+    sweep.main(flags)
+    with pytest.raises(Refused, match='no run is finished'):
+        sweep.main([*flags, '--config.optimizer.learning_rate=1', '--table'])
+    sweep.main([*flags, '--config.train.steps=9'])
+    assert launched == ['seed=0', 'seed=1'] * 2
+
+
+def test_what_the_data_told_a_run_is_not_another_config(launched, tmp_path):
+    flags = ['--workdir', str(tmp_path), CONFIG, '--config.model.num_classes=0']
+    for _ in range(2):
+        sweep.main([*flags, '--config.seed=0|1'])
+    assert launched == ['seed=0', 'seed=1']
+
+
 def test_a_run_that_fails_does_not_keep_the_others(launched, tmp_path):
-    flags = ['--workdir', str(tmp_path), '--config.kind=fails|a', '--config.seed=0|1']
-    with pytest.raises(Refused, match='2 of 4 runs failed: kind=fails,seed=0; kind=fails,seed=1'):
-        sweep.main(flags)
-    assert launched[2:] == ['kind=a,seed=0', 'kind=a,seed=1']
+    flags = ['--workdir', str(tmp_path), CONFIG]
+    failed = 'init_from=fails,seed=0; init_from=fails,seed=1'
+    with pytest.raises(Refused, match=f'2 of 4 runs failed: {failed}'):
+        sweep.main([*flags, '--config.init_from=fails|a', '--config.seed=0|1'])
+    assert launched[2:] == ['init_from=a,seed=0', 'init_from=a,seed=1']
     assert (tmp_path / 'sweep.md').exists()
 
 
 @pytest.mark.parametrize('kind', ['stops', 'interrupted'])
 def test_a_run_that_was_stopped_ends_the_sweep(launched, tmp_path, kind):
-    flags = ['--workdir', str(tmp_path), f'--config.kind={kind}|a', '--config.seed=0|1']
-    with pytest.raises(Refused, match=f'kind={kind},seed=0 was stopped; the same command goes on'):
-        sweep.main(flags)
-    assert launched == [f'kind={kind},seed=0']
+    flags = ['--workdir', str(tmp_path), CONFIG, f'--config.init_from={kind}|a']
+    name = f'init_from={kind},seed=0'
+    with pytest.raises(Refused, match=f'{name} was stopped; the same command goes on'):
+        sweep.main([*flags, '--config.seed=0|1'])
+    assert launched == [name]
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

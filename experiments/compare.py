@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     groups: dict[tuple[str, str | None], dict[str, Any]] = {}
     for run in runs:
         metric = run.metric or metrics.get(run.task)
-        groups.setdefault((run.task, metric), {})[run.name] = run.rows
+        groups.setdefault((run.task, metric), {})[run.name] = [run.rows]
     title = 'Comparison of one run' if len(runs) == 1 else f'Comparison of {len(runs)} runs'
     write_comparison(out, title, [Group(*key, found) for key, found in groups.items()])
     print(table(runs))

@@ -1,7 +1,9 @@
-"""What `result.json` of a finished run holds, `evaluation.json` of weights, and rows of sweeps."""
+"""What `result.json` of a finished run holds, `evaluation.json` of weights, and rows of several."""
 
 import dataclasses
+import json
 import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,7 +37,9 @@ OPTIONAL_FIELDS = {
     'note': str,
     'table': str,
 }
-
+# What the runs of a row may differ in: a key, and an option of variants.
+_SEED = re.compile(r' --config\.seed=\d+')
+_FOLD = re.compile(r'(?<=[,:]fold=)\w+')
 
 EVALUATION_FIELDS = {  # of weights, whose updates others made
     **{key: kind for key, kind in FIELDS.items() if key != 'steps'},
@@ -53,11 +57,18 @@ class Row:
       values: Key -> value, of the keys that vary otherwise.
       results: What `load_result` returned of each run, at least one.
       paper: What the paper states of the model, by the run's config; None: nothing.
+      folders: Names of the runs' folders, beside the sweep.json.
     """
 
     values: Mapping[str, str]
-    results: Sequence[Mapping[str, Any]]
+    results: Sequence[dict[str, Any]]
     paper: float | None
+    folders: Sequence[str]
+
+    @property
+    def name(self) -> str:
+        """What it is called, such as 'model=vit,permuted=yes'; it can be that of a file."""
+        return file_name(self.values)
 
     @property
     def mean(self) -> float:
@@ -69,6 +80,15 @@ class Row:
         """Sample standard deviation of the headline metric; None of a single run."""
         values = [result['value'] for result in self.results]
         return statistics.stdev(values) if len(values) > 1 else None
+
+
+def file_name(values: Mapping[str, str]) -> str:
+    """Names a combination of values, such as 'model=vit,permuted=yes', as a file can be called.
+
+    Args:
+      values: Key -> value.
+    """
+    return re.sub(r'[^\w.,=+-]', '_', ','.join(f'{k}={v}' for k, v in values.items()))
 
 
 def rows_table(rows: Sequence[Row]) -> str:
@@ -115,17 +135,106 @@ def load_sweep(path: Path) -> tuple[str, list[Row]]:
     for row in content['rows']:
         if not isinstance(row, dict):
             raise Refused(f'{path}: a row is {row!r:.80}, expected an object')
-        fields = {'values': dict, 'results': list, 'paper': int | float | None}
+        fields = {'values': dict, 'results': list, 'paper': int | float | None, 'folders': list}
         check_types(path, row, fields)
         check_types(path, row['values'], dict.fromkeys(row['values'], str))
         for result in row['results']:
             if not isinstance(result, dict):
                 raise Refused(f'{path}: a result is {result!r:.80}, expected an object')
             _check_result(path, result)
+        folders = row['folders']
+        named = all(isinstance(name, str) for name in folders)
+        if not named or len(folders) != len(row['results']):
+            raise Refused(f'{path}: folders are {folders!r:.80}, expected a name for each result')
         rows.append(Row(**{key: row[key] for key in fields}))
     if not rows or not all(row.results and [*row.values] == [*rows[0].values] for row in rows):
         raise Refused(f'{path}: expected rows of the same keys, each with results')
     return content['command'], rows
+
+
+def without_seed(config: str) -> str:
+    """Returns how a run was configured, as its result says it, without the seed and the fold.
+
+    Args:
+      config: The config's file, variant and keys: 'configs/x.py:small,fold=2 --config.seed=1'.
+    """
+    return _FOLD.sub('', _SEED.sub('', config))
+
+
+def sweep_flags(results: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the flags of `experiments.sweep` that make several runs again.
+
+    Args:
+      results: Their results, which differ in the seed and the fold alone.
+    """
+    folds = dict.fromkeys(x for result in results for x in _FOLD.findall(result['config']))
+    config = _FOLD.sub('|'.join(folds), _SEED.sub('', results[0]['config']))
+    file, _, keys = config.partition(' ')
+    seeds = '|'.join(dict.fromkeys(str(result['seed']) for result in results))
+    words = [f'--config={file}', *keys.split(), f'--config.seed={seeds}']
+    return ' '.join(f"'{word}'" if '|' in word else word for word in words)
+
+
+def load_runs(path: Path) -> list[dict[str, Any]]:
+    """Reads a file of the folder of results.
+
+    Args:
+      path: The file: a result as `load_result` reads it, or the `runs` of one config.
+
+    Returns:
+      The results, at least one.
+
+    Raises:
+      Refused: The file is incomplete, or holds something else; the message names file and key.
+    """
+    content = read_json(path)
+    if content.keys() != {'runs'}:
+        _check_result(path, content)
+        return [content]
+    check_types(path, content, {'runs': list})
+    for result in content['runs']:
+        if not isinstance(result, dict):
+            raise Refused(f'{path}: a run is {result!r:.80}, expected an object')
+        _check_result(path, result)
+    check_together(path, content['runs'])
+    return content['runs']
+
+
+def runs_text(results: Sequence[Mapping[str, Any]]) -> str:
+    """Returns what `load_runs` reads.
+
+    Args:
+      results: The results, at least one.
+    """
+    content = results[0] if len(results) == 1 else {'runs': results}
+    return json.dumps(content, indent=2) + '\n'
+
+
+def check_together(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Checks that results are of different runs of one config.
+
+    Args:
+      path: Where they stand or will stand, for the message.
+      results: The results.
+
+    Raises:
+      Refused: There are none, two differ in more than the seed and the fold, or are of one run.
+    """
+    if not results:
+        raise Refused(f'{path}: expected runs, got none')
+    first = {**results[0], 'config': without_seed(results[0]['config'])}
+    for result in results[1:]:
+        found = {**result, 'config': without_seed(result['config'])}
+        for key in ('config', 'task', 'metric', 'data', 'paper_value', 'steps', 'parameters'):
+            if found.get(key) != first.get(key):
+                raise Refused(
+                    f'{path}: runs of one row differ in {key}: {first.get(key)!r:.200} and '
+                    f'{found.get(key)!r:.200}'
+                )
+    if len({x['params_sha256'] for x in results}) < len(results):
+        raise Refused(f'{path}: one run is there twice, by its params_sha256')
+    if len(results) > 1 and not all('seed' in x for x in results):
+        raise Refused(f'{path}: runs of one row need a seed each')
 
 
 def load_result(path: Path) -> dict:

@@ -6,8 +6,8 @@ r"""Runs a config again and again with other values: one run for each combinatio
 Values that `|` separates are alternatives, also in the options of a variant; each combination is a
 run of `experiments.launch` in a folder of its own in WORKDIR, one after the other. The same command
 again goes on: finished runs are not repeated, an interrupted one resumes, and a folder with a run
-of another config is refused. Runs that differ in the seed alone are one row of the table, with mean
-and standard deviation; --average names other keys.
+of another config is refused. Runs that differ in the seed or the fold alone are one row of the
+table, with mean and standard deviation; --average names other keys.
 WORKDIR/sweep.json, sweep.md and sweep.png hold what is finished.
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 
 from experiments.command_line import Parser, local_path, one_line_errors
 from experiments.config_parsing import config_of
-from experiments.results import Row, load_result, rows_table
+from experiments.results import Row, file_name, load_result, rows_table
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import read_json, write_whole
 
@@ -49,7 +49,7 @@ class Run:
     @property
     def name(self) -> str:
         """Name of its folder, such as 'model=vit,permuted=yes,seed=1'."""
-        return re.sub(r'[^\w.,=+-]', '_', ','.join(f'{k}={v}' for k, v in self.values.items()))
+        return file_name(self.values)
 
 
 def combinations(flags: Sequence[str]) -> list[Run]:
@@ -154,6 +154,7 @@ def finished_rows(runs: Sequence[Run], workdir: Path, average: Sequence[str]) ->
             dict(key),
             [result for _, result in found],
             read_json(workdir / found[0][0].name / 'config.json')['paper']['value'],
+            [run.name for run, _ in found],
         )
         for key, found in groups.items()
     ]
@@ -198,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         allow_abbrev=False,
     )
     parser.add_argument('--workdir', required=True, help='folder of the folders of the runs')
-    parser.add_argument('--average', default='seed', help='keys to average over (%(default)s)')
+    parser.add_argument('--average', default='seed,fold', help='keys to average over (%(default)s)')
     parser.add_argument('--table', action='store_true', help='run nothing, show what is finished')
     options, flags = parser.parse_known_args(argv)
     for flag in flags:

@@ -3,25 +3,41 @@
 python -m experiments.table                              rewrites README.md's and docs/hardware.md's
 python -m experiments.table --add runs/demo/result.json  takes a finished run in, then rewrites
 python -m experiments.table --add runs/x/evaluation.json  the same for weights that were evaluated
+python -m experiments.table --add runs/[abc]/result.json  one row of runs that differ in the seed
 python -m experiments.table --add runs/x/sweep.json --name x  the same for a sweep, and its picture
 python -m experiments.table --check                      fails where they and results/ differ
 
-A run that is taken in is called by its config, <task>_<variant>, with the keys that its command
-line set; --name calls it otherwise, as where another run has that name.
+What is taken in is called by its config, <task>_<variant>, with the keys that its command line set;
+--name calls it otherwise, as where another run has that name. The metrics.jsonl beside a result is
+taken in too, at most 200 lines of it a row, and drawn: results/curves/ holds both. A sweep of which
+all runs are averaged is a row like the others.
 """
 
 import argparse
 import json
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.command_line import Parser, one_line_errors, run_path
 from experiments.data.hidden import visible
 from experiments.paths import path_of
-from experiments.pictures.units import duration_text, metric_text
+from experiments.pictures.curves import thinned
+from experiments.pictures.units import duration_text, metric_text, scores_text
 from experiments.planning.rows import fits_table
-from experiments.results import Row, load_result, load_sweep, rows_table
+from experiments.results import (
+    Row,
+    check_together,
+    load_result,
+    load_runs,
+    load_sweep,
+    rows_table,
+    runs_text,
+    sweep_flags,
+    without_seed,
+)
+from experiments.training.workdir import read_rows
 from perceiver_jax.errors import Refused
 from perceiver_jax.files import write_whole
 
@@ -32,6 +48,7 @@ PAPER_COLUMNS = (
     'Run', 'Metric', 'Paper', 'Ours', 'Difference', 'Data', 'Steps', 'Cost', 'Command'
 )  # fmt: skip
 OTHER_COLUMNS = ('Run', 'Metric', 'Ours', 'Data', 'Steps', 'Cost', 'Command')
+CURVE_LINES = 200  # of metrics.jsonl, kept of a row
 WEIGHTS_COLUMNS = (
     'Weights', 'Metric', 'Paper', 'Ours', 'Difference', 'Data', 'Cost', 'Command'
 )  # fmt: skip
@@ -53,36 +70,44 @@ def run_name(result: dict) -> str:
     return '_'.join([result['task'], *words])
 
 
-def read_results(folder: Path) -> list[dict]:
+def read_results(folder: Path) -> dict[str, list[dict]]:
     """Reads all results in a folder, in the order of their file names.
 
     Args:
       folder: The folder of the JSON files; hidden ones are left alone.
 
     Returns:
-      What `load_result` returned of each, and its `name`, which is the file's.
+      The file's name -> what `load_runs` returned.
 
     Raises:
       Refused: A file is incomplete, or holds something else.
     """
-    return [{**load_result(path), 'name': path.stem} for path in visible(folder, '*.json')]
+    return {path.stem: load_runs(path) for path in visible(folder, '*.json')}
 
 
-def render(results: Sequence[dict], sweeps: Mapping[str, tuple[str, Sequence[Row]]]) -> str:
+def render(
+    rows: Mapping[str, Sequence[dict]],
+    sweeps: Mapping[str, tuple[str, Sequence[Row]]],
+    curves: Sequence[str] = (),
+) -> str:
     """Writes the tables as Markdown: of the two kinds of runs and, if there are any, of weights.
 
     Args:
-      results: What `read_results` returned, in the order of the rows. A result without a `name` is
-        called as `run_name` does.
+      rows: Name -> results of one config, as `read_results` returned them.
       sweeps: Name -> what `load_sweep` returned; each gets a table of its own, and a picture.
+      curves: Tasks whose rows have a picture of their curves.
 
     Returns:
-      The tables, each below a line that says what it holds.
+      The tables, each below a line that says what it holds, and the pictures.
     """
-    evaluated = [result for result in results if 'weights' in result]
-    runs = [result for result in results if 'weights' not in result]
-    paper = [result for result in runs if result['paper_value'] is not None]
-    other = [result for result in runs if result['paper_value'] is None]
+    paper: list[dict[str, str]] = []
+    other: list[dict[str, str]] = []
+    evaluated: list[dict[str, str]] = []
+    for name, results in rows.items():
+        first = results[0]
+        kind = other if first['paper_value'] is None else paper
+        kind = evaluated if 'weights' in first else kind
+        kind.append(_cells(name, results))
     weights = [
         'Weights that others trained, such as the authors, in our evaluation:',
         _table(WEIGHTS_COLUMNS, evaluated),
@@ -95,6 +120,7 @@ def render(results: Sequence[dict], sweeps: Mapping[str, tuple[str, Sequence[Row
             _table(OTHER_COLUMNS, other),
             *(weights if evaluated else []),
             *(_sweep(name, *sweeps[name]) for name in sweeps),
+            *(f'![Curves of the rows of {x}](results/curves/{x}.png)' for x in curves),
         ]
     )
 
@@ -153,30 +179,37 @@ def updated_readme(
     return f'{before}{start}\n\n{tables}\n\n{stop}{after}'
 
 
-def _table(columns: Sequence[str], results: Sequence[dict]) -> str:
-    if not results:
+def _table(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
+    if not rows:
         return 'No runs yet.'
     lines: list[Sequence[str]] = [columns, ['---'] * len(columns)]
-    for result in results:
-        cells = _cells(result)
-        lines.append([cells[column].replace('|', r'\|') for column in columns])
+    lines += [[cells[column].replace('|', r'\|') for column in columns] for cells in rows]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def _cells(result: dict) -> dict[str, str]:
-    """Returns the text of each column for one run."""
-    metric, value, paper_value = (result[key] for key in ('metric', 'value', 'paper_value'))
-    name = result.get('name') or run_name(result)
-    command = f'python -m experiments.launch --config={result["config"]} --workdir=runs/{name}'
+def _cells(name: str, results: Sequence[dict]) -> dict[str, str]:
+    """Returns the text of each column for a row."""
+    result = results[0]
+    metric, values, paper_value = (
+        result['metric'],
+        [x['value'] for x in results],
+        result['paper_value'],
+    )
+    if len(results) == 1:
+        command = f'launch --config={result["config"]}'
+    else:
+        command = f'sweep {sweep_flags(results)}'
+    command = f'python -m experiments.{command} --workdir=runs/{name}'
     if 'weights' in result:
         command += f' --mode=eval --weights={result["weights"]}'
+    time = duration_text(statistics.fmean(x['wall_seconds'] for x in results))
     cells = {
         'Run': name,
         'Metric': metric,
-        'Ours': metric_text(metric, value),
+        'Ours': scores_text(metric, values),
         'Data': result['data'] + (f'; {result["note"]}' if 'note' in result else ''),
         'Steps': f'{result.get("steps", 0):,}',
-        'Cost': f'{duration_text(result["wall_seconds"])}, {result["device"]}',
+        'Cost': f'{time}{" a run" if len(results) > 1 else ""}, {result["device"]}',
         'Command': f'`{result.get("command", command)}`',
         'Paper': '-',
         'Difference': '-',
@@ -187,7 +220,8 @@ def _cells(result: dict) -> dict[str, str]:
     if paper_value is not None:
         table = f' ({result["table"]})' if 'table' in result else ''
         cells['Paper'] = metric_text(metric, paper_value) + table
-        cells['Difference'] = metric_text(metric, value - paper_value, signed=True)
+        difference = statistics.fmean(values) - paper_value
+        cells['Difference'] = metric_text(metric, difference, signed=True)
     return cells
 
 
@@ -205,30 +239,28 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
     parser = Parser(prog='python -m experiments.table', description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument('--add', metavar='RESULT', help="a run's result.json, or evaluation.json")
+    mode.add_argument(
+        '--add', metavar='RESULT', nargs='+', help='result.json, evaluation.json or sweep.json'
+    )
     mode.add_argument('--check', action='store_true', help='write nothing')
-    parser.add_argument('--name', help='of the added run: of its row, and of its file in results/')
+    parser.add_argument('--name', help='of what is added: of its row, and of its file in results/')
     options = parser.parse_args(arguments)
     if options.name is not None and not options.add:
         raise Refused('--name is of the run that --add takes in')
-    if options.add and options.add.endswith('sweep.json'):
-        add_sweep(path_of(run_path(options.add, '--add')), options.name, root)
-    elif options.add:
-        result = load_result(path_of(run_path(options.add, '--add')))
-        name = run_name(result) if options.name is None else options.name
-        _check_name(name)
-        added = root / 'results' / f'{name}.json'
-        if added.exists() and load_result(added) != result:
-            raise Refused(
-                f'{added} holds another run; --name={name}_2, or another name, adds this one too'
-            )
-        write_whole(added, json.dumps(result, indent=2) + '\n')
-        print(f'{added.relative_to(root)} written')
     folder = root / 'results'
-    tables = (
-        render(read_results(folder), read_sweeps(folder / 'sweeps')),
-        fits_table(folder / 'compiled'),
-    )
+    if options.add:
+        paths = [path_of(run_path(path, '--add')) for path in options.add]
+        if all(path.name != 'sweep.json' for path in paths):
+            add_runs([(load_result(path), path.parent) for path in paths], options.name, folder)
+        elif len(paths) == 1:
+            add_sweep(paths[0], options.name, folder)
+        else:
+            raise Refused('--add: a sweep.json stands alone')
+    rows, sweeps = read_results(folder), read_sweeps(folder / 'sweeps')
+    curves = curves_by_task(rows, sweeps, folder / 'curves')
+    if not options.check:
+        draw_curves(curves, folder / 'curves')
+    tables = render(rows, sweeps, list(curves)), fits_table(folder / 'compiled')
     pages = ('README.md', MARKS), ('docs/hardware.md', COMPILED_MARKS)
     for (name, marks), content in zip(pages, tables, strict=True):
         text = (root / name).read_text('utf-8')
@@ -239,26 +271,121 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
             write_whole(root / name, updated)
 
 
-def add_sweep(path: Path, name: str | None, root: Path) -> None:
+def add_runs(runs: Sequence[tuple[dict, Path]], name: str | None, folder: Path) -> None:
+    """Takes runs in as one row, with their curves.
+
+    Args:
+      runs: The result of each, at least one, and the folder of its metrics.jsonl.
+      name: What the row is called; None: as `run_name` does.
+      folder: The folder results/.
+
+    Raises:
+      Refused: The runs are of several configs, or there is another row of that name.
+    """
+    results = [result for result, _ in runs]
+    if name is None:
+        one, several = results[0], {**results[0], 'config': without_seed(results[0]['config'])}
+        name = run_name(one if len(results) == 1 else several)
+    _check_name(name)
+    added = folder / f'{name}.json'
+    check_together(added, results)
+    if added.exists() and load_runs(added) != results:
+        raise Refused(
+            f'{added} holds another run; --name={name}_2, or another name, adds this one too'
+        )
+    write_whole(added, runs_text(results))
+    _write_curves(folder / 'curves' / f'{name}.jsonl', runs)
+    print(f'{added.relative_to(folder.parent)} written')
+
+
+def add_sweep(path: Path, name: str | None, folder: Path) -> None:
     """Takes a sweep in, with its picture; it takes the place of an earlier state of the same sweep.
 
     Args:
       path: Its sweep.json.
       name: What it is called; None: as the folder of the file.
-      root: The folder of results/.
+      folder: The folder results/.
 
     Raises:
       Refused: The file is no whole sweep, or there is another sweep of that name.
     """
-    command, _ = load_sweep(path)
+    command, rows = load_sweep(path)
+    runs = {
+        row.name: [(x, path.parent / y) for x, y in zip(row.results, row.folders, strict=True)]
+        for row in rows
+    }
+    if [*runs] == ['']:  # all is averaged
+        add_runs(runs[''], name, folder)
+        return
     name = path.parent.name if name is None else name
     _check_name(name)
-    added = root / 'results' / 'sweeps' / f'{name}.json'
+    added = folder / 'sweeps' / f'{name}.json'
     if added.exists() and load_sweep(added)[0] != command:
         raise Refused(f'{added} holds another sweep; another --name adds this one too')
     write_whole(added, path.read_bytes())
     write_whole(added.with_suffix('.png'), path.with_suffix('.png').read_bytes())
-    print(f'{added.relative_to(root)} written')
+    for row, of_row in runs.items():
+        _write_curves(folder / 'curves' / name / f'{row}.jsonl', of_row)
+    print(f'{added.relative_to(folder.parent)} written')
+
+
+def _write_curves(path: Path, runs: Sequence[tuple[dict, Path]]) -> None:
+    """Writes some lines of each run's metrics.jsonl, with the number of the run as `run`."""
+    lines = [
+        json.dumps({'run': number, **line})
+        for number, (result, folder) in enumerate(runs)
+        for line in thinned(
+            read_rows(folder / 'metrics.jsonl'), result['metric'], CURVE_LINES // len(runs)
+        )
+    ]
+    if lines:
+        write_whole(path, '\n'.join(lines) + '\n')
+
+
+def curves_by_task(
+    rows: Mapping[str, Sequence[dict]],
+    sweeps: Mapping[str, tuple[str, Sequence[Row]]],
+    folder: Path,
+) -> dict[str, dict[str, dict[str, list]]]:
+    """Reads the curves of all rows.
+
+    Args:
+      rows: Name -> results, as `read_results` returned them.
+      sweeps: Name -> what `load_sweep` returned.
+      folder: The folder results/curves/.
+
+    Returns:
+      Task -> headline metric -> name of the row -> the lines of each run, of the rows that have
+      curves.
+    """
+    found = [(name, results[0], folder / f'{name}.jsonl') for name, results in rows.items()]
+    for name, (_, of_sweep) in sweeps.items():
+        for row in of_sweep:
+            title = f'{name}: {", ".join(f"{k}={v}" for k, v in row.values.items())}'
+            found.append((title, row.results[0], folder / name / f'{row.name}.jsonl'))
+    curves: dict[str, dict[str, dict[str, list]]] = {}
+    for name, result, path in found:
+        runs: dict[int, list] = {}
+        for line in read_rows(path):
+            runs.setdefault(line.get('run', 0), []).append(line)
+        if runs:
+            of_task = curves.setdefault(result['task'], {})
+            of_task.setdefault(result['metric'], {})[name] = [*runs.values()]
+    return curves
+
+
+def draw_curves(curves: Mapping[str, Mapping[str, Mapping[str, list]]], folder: Path) -> None:
+    """Draws a picture of each task.
+
+    Args:
+      curves: What `curves_by_task` returned.
+      folder: Where <task>.png is written.
+    """
+    from experiments.pictures.comparison import Group, write_comparison  # matplotlib is slow
+
+    for task, by_metric in curves.items():
+        groups = [Group(task, metric, by_name) for metric, by_name in by_metric.items()]
+        write_comparison(folder / f'{task}.png', f'{task}: the rows of the tables', groups)
 
 
 def _check_name(name: str) -> None:

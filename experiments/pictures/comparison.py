@@ -18,7 +18,7 @@ from matplotlib.ticker import (
 
 from experiments.pictures.curves import Row, plot, series, smooth
 from experiments.pictures.style import BLUE, GREEN, GREY, INK, ORANGE, RED, saved_figure
-from experiments.pictures.units import metric_text, unit_of
+from experiments.pictures.units import scores_text, unit_of
 from perceiver_jax.errors import Refused
 
 COLOURS = (BLUE, ORANGE, GREEN, RED, '#7d4fb0', '#0f8b8d', INK, GREY)
@@ -31,12 +31,12 @@ class Group(NamedTuple):
     Attributes:
       task: Name of their task.
       metric: Their headline metric; None: they were not evaluated yet.
-      runs: The lines of `metrics.jsonl` of each run, by its name.
+      runs: By name, the lines of `metrics.jsonl` of a run, or of several of one colour: its seeds.
     """
 
     task: str
     metric: str | None
-    runs: Mapping[str, Sequence[Row]]
+    runs: Mapping[str, Sequence[Sequence[Row]]]
 
 
 def write_comparison(path: str | os.PathLike, title: str, groups: Sequence[Group]) -> None:
@@ -66,17 +66,21 @@ def _draw_group(loss: Axes, metric: Axes, names: Axes, group: Group) -> None:
     styles = itertools.cycle(itertools.product(LINES, COLOURS))
     last = 1  # step
     values = [np.zeros(0)]
-    for (name, rows), (line, colour) in zip(group.runs.items(), styles, strict=False):
-        look: dict[str, Any] = {'color': colour, 'linestyle': line, 'linewidth': 1.6}
-        steps, raw = series(rows, 'train', 'loss')
-        values.append(smooth(raw))
-        plot(loss, steps, values[-1], **look)
-        evaluated, scores = series(rows, 'eval', headline) if headline else (steps[:0], raw[:0])
-        plot(metric, evaluated, scores, **look)
-        plot(metric, evaluated[-1:], scores[-1:], **look)
-        score = metric_text(headline, scores[-1]) if headline and len(scores) else 'not evaluated'
+    for (name, seeds), (line, colour) in zip(group.runs.items(), styles, strict=False):
+        width = 1.6 if len(seeds) == 1 else 1
+        look: dict[str, Any] = {'color': colour, 'linestyle': line, 'linewidth': width}
+        final = []
+        for rows in seeds:
+            steps, raw = series(rows, 'train', 'loss')
+            values.append(smooth(raw))
+            plot(loss, steps, values[-1], **look)
+            evaluated, scores = series(rows, 'eval', headline) if headline else (steps[:0], raw[:0])
+            plot(metric, evaluated, scores, **look)
+            plot(metric, evaluated[-1:], scores[-1:], **look)
+            final += scores[-1:].tolist()
+            last = max([last, *steps.tolist(), *evaluated.tolist()])
+        score = scores_text(headline, final) if headline and final else 'not evaluated'
         names.plot([], [], label=f'{_wrapped(name)}\n{score}', **look)
-        last = max([last, *steps.tolist(), *evaluated.tolist()])
     loss.set_title(f'{group.task}: loss in training, smoothed')
     metric.set_title(
         f'{group.task}: {headline}' if headline else f'{group.task}: not evaluated yet'

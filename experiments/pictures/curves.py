@@ -25,6 +25,33 @@ def series(rows: Sequence[Row], split: str, key: str) -> tuple[np.ndarray, np.nd
     return steps, np.array([by_step[step] for step in steps.tolist()], float)
 
 
+def thinned(rows: Sequence[Row], metric: str, limit: int) -> list[dict[str, Any]]:
+    """Chooses some lines, so that curves can be drawn of them.
+
+    Args:
+      rows: The lines.
+      metric: Name of the headline metric, which is kept beside the loss.
+      limit: How many lines at most, half of them evaluations where there are as many.
+
+    Returns:
+      The chosen lines in order, the last of each split among them, numbers rounded to five digits.
+    """
+    chosen: list[Row] = []
+    for split, most in (('eval', limit // 2), ('train', limit)):
+        found = [row for row in rows if row['split'] == split]
+        count = min(len(found), most - len(chosen))
+        places = np.linspace(len(found) - 1, 0, count).round().astype(int)
+        chosen += [found[place] for place in places]
+    return [
+        {
+            key: float(f'{row[key]:.5g}') if isinstance(row[key], float) else row[key]
+            for key in ('step', 'split', 'loss', metric)
+            if key in row
+        }
+        for row in sorted(chosen, key=lambda row: (row['step'], row['split'] == 'eval'))
+    ]
+
+
 def smooth(values: np.ndarray) -> np.ndarray:
     """Averages over a window centred on each value: a fiftieth of all values, fewer at the ends.
 

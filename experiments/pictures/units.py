@@ -1,5 +1,8 @@
 """How metrics, times and sizes are written for people: what is a percentage, what is in pixels."""
 
+import statistics
+from collections.abc import Sequence
+
 PERCENT_METRICS = ('top1', 'top5', 'accuracy', 'map', 'fl')  # fractions, shown as percentages
 PIXEL_METRICS = ('epe',)  # end-point errors; also 'epe_clean' and the like
 
@@ -23,6 +26,24 @@ def metric_text(metric: str, value: float, signed: bool = False) -> str:
     if kind in PIXEL_METRICS:
         return f'{value:{sign}.2f} px'
     return f'{value:{sign}.3g}'
+
+
+def scores_text(metric: str, values: Sequence[float]) -> str:
+    """Returns the metric of a run, or of several: '88.5 %', or '88.5 ± 0.3 %, 3 runs'.
+
+    Args:
+      metric: Name of the metric.
+      values: The metric of each run, at least one.
+
+    Returns:
+      The mean, and behind ± the sample standard deviation.
+    """
+    text = metric_text(metric, statistics.fmean(values))
+    if len(values) == 1:
+        return text
+    number, _, unit = text.partition(' ')
+    deviation = metric_text(metric, statistics.stdev(values)).partition(' ')[0]
+    return f'{number} ± {deviation} {unit}'.rstrip() + f', {len(values)} runs'
 
 
 def duration_text(seconds: float) -> str:

@@ -21,6 +21,10 @@ def root(tmp_path):
     return tmp_path
 
 
+def rendered(*results):
+    return table.render({table.run_name(x): [x] for x in results}, {})
+
+
 def cells(tables, name):
     (line,) = [line for line in tables.splitlines() if line.startswith(f'| {name} |')]
     return line.strip('| ').split(' | ')
@@ -31,7 +35,7 @@ def test_readme_agrees_with_results():
 
 
 def test_paper_row():
-    assert cells(table.render([RESULT, DEMO], {}), 'imagenet_fourier') == [
+    assert cells(rendered(RESULT, DEMO), 'imagenet_fourier') == [
         'imagenet_fourier',
         'top1',
         '78.0 %',
@@ -46,7 +50,7 @@ def test_paper_row():
 
 
 def test_rows_without_a_paper_value_stand_in_a_table_of_their_own():
-    tables = table.render([DEMO, RESULT], {})
+    tables = rendered(DEMO, RESULT)
     assert tables.index('imagenet_fourier') < tables.index('not comparable with the paper')
     assert tables.index('not comparable with the paper') < tables.index('imagenet_demo')
     assert cells(tables, 'imagenet_demo')[:4] == ['imagenet_demo', 'top1', '77.1 %', 'digits']
@@ -54,20 +58,20 @@ def test_rows_without_a_paper_value_stand_in_a_table_of_their_own():
 
 def test_end_point_error_is_in_pixels():
     flow = {'task': 'flow', 'config': 'configs/flow.py', 'metric': 'epe', 'paper_value': 1.81}
-    row = cells(table.render([RESULT | flow | {'value': 1.9}], {}), 'flow')
+    row = cells(rendered(RESULT | flow | {'value': 1.9}), 'flow')
     assert row[2:5] == ['1.81 px', '1.90 px', '+0.09 px']
 
 
 def test_optional_fields():
     extra = {'command': 'torun --a|b', 'note': 'a tenth of it', 'table': 'ICML Table 1'}
-    row = cells(table.render([RESULT | extra], {}), 'imagenet_fourier')
+    row = cells(rendered(RESULT | extra), 'imagenet_fourier')
     assert row[2] == '78.0 % (ICML Table 1)'
     assert row[5] == 'imagenet2012; a tenth of it'
     assert row[8] == r'`torun --a\|b`'
 
 
 def test_no_results_is_said():
-    assert table.render([], {}).count('No runs yet.') == 2
+    assert table.render({}, {}).count('No runs yet.') == 2
 
 
 def test_only_the_part_between_the_markers_is_rewritten():
@@ -224,21 +228,118 @@ def test_runs_of_one_variant_stand_beside_each_other(root, tmp_path):
 def test_hidden_files_are_no_results(root):
     write(root / 'results' / 'a.json', DEMO)
     (root / 'results' / '._a.json').write_bytes(b'\0\5\x16\7\xff')  # macOS's
-    assert [x['name'] for x in table.read_results(root / 'results')] == ['a']
+    assert [*table.read_results(root / 'results')] == ['a']
+
+
+ROW = {'values': {}, 'results': [RESULT], 'paper': None, 'folders': ['x']}
 
 
 @pytest.fixture
 def sweep_json(tmp_path):
     """A sweep of two rows, of two runs and of one."""
     rows = [
-        {'values': {'model': 'vit', 'permuted': 'no'}, 'results': 2 * [RESULT], 'paper': 0.767},
-        {'values': {'model': 'vit', 'permuted': 'yes'}, 'results': [RESULT], 'paper': None},
-    ]
+        {'values': {'model': 'vit', 'permuted': 'no'}, 'results': 2 * [RESULT], 'paper': 0.767,
+         'folders': ['a', 'b']},
+        {'values': {'model': 'vit', 'permuted': 'yes'}, 'results': [RESULT], 'paper': None,
+         'folders': ['c']},
+    ]  # fmt: skip
     folder = tmp_path / 'table2'
     folder.mkdir()
     (folder / 'sweep.png').write_bytes(b'a picture')
     content = {'command': 'python -m experiments.sweep --config=x', 'rows': rows}
     return write(folder / 'sweep.json', content)
+
+
+def lines(*losses):
+    """Of metrics.jsonl, the last of them an evaluation."""
+    rows = [{'step': i, 'split': 'train', 'loss': x, 'top5': 0.9} for i, x in enumerate(losses)]
+    return rows + [{'step': len(losses), 'split': 'eval', 'loss': 1.0, 'top1': 0.5}]
+
+
+def write_run(folder, result, rows):
+    folder.mkdir(parents=True)
+    (folder / 'metrics.jsonl').write_text(''.join(f'{json.dumps(row)}\n' for row in rows))
+    return str(write(folder / 'result.json', result))
+
+
+def test_runs_that_differ_in_the_seed_are_one_row_with_curves(root, tmp_path):
+    config, values = 'configs/x.py:small,fold={} --config.seed={}', (0.5, 0.52)
+    results = [
+        RESULT | {'config': config.format(1 + i, i), 'seed': i, 'value': x, 'params_sha256': str(i)}
+        for i, x in enumerate(values)
+    ]
+    paths = [write_run(tmp_path / f'r{i}', x, lines(3.0, 2.0)) for i, x in enumerate(results)]
+    table.main(['--add', *paths], root)
+    name = 'imagenet_small_fold'
+    assert json.loads((root / 'results' / f'{name}.json').read_text()) == {'runs': results}
+    readme = (root / 'README.md').read_text()
+    # The sample deviation of 50 and 52 is the root of 2.
+    row = cells(readme.replace(r'\|', '/'), name)
+    assert row[2:5] == ['78.0 %', '51.0 ± 1.4 %, 2 runs', '-27.0 points']
+    assert row[7] == '2.2 days a run, TPU v4 x32'
+    assert row[8] == (
+        "`python -m experiments.sweep '--config=configs/x.py:small,fold=1/2' "
+        f"'--config.seed=0/1' --workdir=runs/{name}`"
+    )
+    kept = [json.loads(x) for x in (root / f'results/curves/{name}.jsonl').read_text().splitlines()]
+    assert kept[0] == {'run': 0, 'step': 0, 'split': 'train', 'loss': 3.0}
+    assert kept[-1] == {'run': 1, 'step': 2, 'split': 'eval', 'loss': 1.0, 'top1': 0.5}
+    assert len(kept) == 6
+    assert '![Curves of the rows of imagenet](results/curves/imagenet.png)' in readme
+    assert (root / 'results/curves/imagenet.png').read_bytes().startswith(b'\x89PNG')
+    table.main(['--check'], root)
+
+
+def test_of_a_row_two_hundred_lines_are_kept(root, tmp_path):
+    path = write_run(tmp_path / 'run', DEMO, lines(*range(1000)))
+    table.main(['--add', path], root)
+    kept = (root / 'results/curves/imagenet_demo.jsonl').read_text().splitlines()
+    assert len(kept) == 200
+    assert [json.loads(x)['step'] for x in (kept[0], *kept[-2:])] == [0, 999, 1000]
+
+
+@pytest.mark.parametrize(
+    'change, said',
+    [
+        ({'steps': 3}, 'runs of one row differ in steps: 150139 and 3'),
+        ({'data': 'digits'}, "runs of one row differ in data: 'imagenet2012' and 'digits'"),
+        ({'config': 'configs/imagenet.py:x'}, 'runs of one row differ in config'),
+        ({'params_sha256': '5f1d'}, 'one run is there twice, by its params_sha256'),
+    ],
+)
+def test_what_is_no_row_of_runs_is_refused(root, tmp_path, change, said):
+    first, other = (RESULT | {'seed': i} for i in (0, 1))
+    other |= {'params_sha256': 'other'} | change
+    paths = [str(write(tmp_path / f'{i}.json', x)) for i, x in enumerate((first, other))]
+    with pytest.raises(Refused, match=said):
+        table.main(['--add', *paths, '--name=x'], root)
+    write(root / 'results' / 'x.json', {'runs': [first, other]})
+    with pytest.raises(Refused, match=said):
+        table.main([], root)
+
+
+def test_a_sweep_of_seeds_alone_is_a_row_like_the_others(root, sweep_json):
+    results = [RESULT | {'seed': i, 'params_sha256': str(i)} for i in (0, 1)]
+    rows = [{**ROW, 'results': results, 'folders': ['seed=0', 'seed=1']}]
+    for i, result in enumerate(results):
+        write_run(sweep_json.parent / f'seed={i}', result, lines(1.0))
+    write(sweep_json, {'command': 'python -m experiments.sweep', 'rows': rows})
+    table.main(['--add', str(sweep_json), '--name=seeds'], root)
+    assert cells((root / 'README.md').read_text(), 'seeds')[3] == '77.1 ± 0.0 %, 2 runs'
+    assert not (root / 'results' / 'sweeps').exists()
+    assert len((root / 'results/curves/seeds.jsonl').read_text().splitlines()) == 4
+    with pytest.raises(Refused, match='a sweep.json stands alone'):
+        table.main(['--add', str(sweep_json), str(sweep_json)], root)
+
+
+def test_rows_of_a_sweep_keep_their_curves(root, sweep_json):
+    for name in 'abc':
+        write_run(sweep_json.parent / name, RESULT, lines(2.0, 1.0))
+    table.main(['--add', str(sweep_json)], root)
+    folder = root / 'results' / 'curves'
+    assert len((folder / 'table2/model=vit,permuted=no.jsonl').read_text().splitlines()) == 6
+    assert len((folder / 'table2/model=vit,permuted=yes.jsonl').read_text().splitlines()) == 3
+    assert (folder / 'imagenet.png').exists()
 
 
 def test_a_sweep_has_a_table_and_a_picture_of_its_own(root, sweep_json):
@@ -266,9 +367,11 @@ def test_a_sweep_has_a_table_and_a_picture_of_its_own(root, sweep_json):
     [
         ({'rows': []}, 'expected rows of the same keys, each with results'),
         ({'rows': [3]}, 'a row is 3, expected an object'),
-        ({'rows': [{'values': {}, 'results': [], 'paper': None}]}, 'each with results'),
-        ({'rows': [{'values': {}, 'results': [3], 'paper': None}]}, 'a result is 3, expected'),
-        ({'rows': [{'values': {}, 'results': [{}], 'paper': None}]}, 'keys missing: config'),
+        ({'rows': [{**ROW, 'results': [], 'folders': []}]}, 'each with results'),
+        ({'rows': [{**ROW, 'results': [3]}]}, 'a result is 3, expected'),
+        ({'rows': [{**ROW, 'results': [{}]}]}, 'keys missing: config'),
+        ({'rows': [{**ROW, 'folders': [3]}]}, 'expected a name for each result'),
+        ({'rows': [{**ROW, 'folders': []}]}, 'expected a name for each result'),
         ({'command': 3}, "'command' is 3, expected str"),
     ],
 )

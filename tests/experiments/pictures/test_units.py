@@ -24,6 +24,14 @@ def test_a_difference_too_small_to_show_is_not_minus_zero():
     assert units.metric_text('top1', -0.0001, signed=True) == '+0.0 points'
 
 
+def test_several_scores_are_their_mean_and_deviation():
+    assert units.scores_text('top1', [0.5]) == '50.0 %'
+    # The squares of -1, 0 and 1 sum up to 2; divided by 2 the root is 1.
+    assert units.scores_text('top1', [0.5, 0.51, 0.52]) == '51.0 ± 1.0 %, 3 runs'
+    assert units.scores_text('epe_clean', [1.0, 3.0]) == '2.00 ± 1.41 px, 2 runs'
+    assert units.scores_text('loss', [1.0, 3.0]) == '2 ± 1.41, 2 runs'
+
+
 @pytest.mark.parametrize(
     'seconds, text', [(59.4, '59 s'), (150, '2.5 min'), (9000, '2.5 h'), (864000, '10.0 days')]
 )

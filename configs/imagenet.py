@@ -223,6 +223,7 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
         evaluate_every_steps=5000,
         checkpoint_every_steps=1000,
         keep_checkpoints=3,
+        ema_decay=0.0,  # of an average of the parameters to evaluate; 0: none
         freeze=(),  # modules that are not trained, such as ('inputs', 'encoder')
     )
     config.evaluation = dict(

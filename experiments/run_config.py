@@ -19,7 +19,12 @@ LABELLED = ('audioset', 'imagenet', 'modelnet40')  # tasks whose data has classe
 SECTIONS = ('task', 'seed', 'parallel', 'data', 'model', 'optimizer', 'train', 'evaluation')
 
 # Keys that configs did not have before, and the values that stand for what was done then.
-_LATER_KEYS = {'init_from': '', 'train.freeze': [], 'optimizer.loaded_scale': 1.0}
+_LATER_KEYS = {
+    'init_from': '',
+    'train.freeze': [],
+    'train.ema_decay': 0.0,
+    'optimizer.loaded_scale': 1.0,
+}
 STARTED_FROM = 'started_from'  # key of config.json, no key of configs: what `init_from` gave a run
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from haiku.data_structures import merge
 
 from experiments.paths import (
     in_bucket,
@@ -287,7 +288,7 @@ class Checkpoints:
 
 
 def load_params(workdir: str | Path, best: bool = False) -> tuple[Tree, Tree, int]:
-    """Loads the weights that a run has left in its folder.
+    """Loads the weights that a run has left in its folder: the averages, where it kept them.
 
     Args:
       workdir: The run's folder.
@@ -302,13 +303,13 @@ def load_params(workdir: str | Path, best: bool = False) -> tuple[Tree, Tree, in
     checkpoints = Checkpoints(workdir, keep=None)
     step, arrays = checkpoints.read(best)
     checkpoints.close()
-    trees: dict[str, dict[str, dict[str, np.ndarray]]] = {'params': {}, 'state': {}}
+    trees: dict[str, dict[str, dict[str, np.ndarray]]] = {'params': {}, 'state': {}, 'ema': {}}
     for name, array in arrays.items():
         field, _, rest = name.partition('/')
         if field in trees:
             module, _, leaf = rest.rpartition('/')
             trees[field].setdefault(module, {})[leaf] = array
-    return trees['params'], trees['state'], step
+    return merge(trees['params'], trees['ema']), trees['state'], step
 
 
 @contextlib.contextmanager

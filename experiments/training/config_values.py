@@ -290,6 +290,7 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'train.evaluate_every_steps': whole(1),
     'train.checkpoint_every_steps': whole(1),
     'train.keep_checkpoints': whole(1),
+    'train.ema_decay': below(0, 1),
     'train.freeze': some(TEXT),
     'evaluation.batch_size': BATCH,
     'evaluation.crop_fraction': above(0, 1),

@@ -57,6 +57,12 @@ class TrainState(NamedTuple):
     params: hk.Params  # {module: {name: array}}
     state: hk.State  # what the model carries from batch to batch, such as BatchNorm's averages
     opt_state: optax.OptState  # LAMB's two moments, each as large as the trained parameters
+    ema: hk.Params  # a moving average of the trained parameters; {} where none is kept
+
+    @property
+    def evaluated(self) -> hk.Params:
+        """The parameters that are evaluated and drawn: the average, where one is kept."""
+        return hk.data_structures.merge(self.params, self.ema)
 
 
 def train(
@@ -133,7 +139,7 @@ def _train(
         check_fits(profile_steps, settings.evaluate_every_steps)
         host_state = jax.device_get(asked.unless_stopped(init, config, task, optimizer))
         if start is not None and start.params is not None:
-            host_state = host_state._replace(params=start.params, state=start.state)
+            host_state = started(host_state, start.params, start.state)
         if writes:
             make_folder(workdir)
             held.enter_context(lock(workdir))
@@ -209,7 +215,7 @@ def _train(
             recent = []
             evaluation, score = None, None
             if evaluates:
-                evaluation = evaluate_now(train_state.params, train_state.state)
+                evaluation = evaluate_now(train_state.evaluated, train_state.state)
                 metrics.write(step, 'eval', evaluation[0], sync=saves)
                 score = evaluation[0][task.metric] * (1 if task.higher_is_better else -1)
             if saves:
@@ -225,7 +231,7 @@ def _train(
     if evaluation is None:  # the run was finished before: no update was made
         if (workdir / 'result.json').exists() and (workdir / 'report.png').exists():
             return read_json(workdir / 'result.json')
-        evaluation = evaluate_now(train_state.params, train_state.state)
+        evaluation = evaluate_now(train_state.evaluated, train_state.state)
     numbers, predictions = evaluation
     result = {
         'task': config.task,
@@ -237,7 +243,7 @@ def _train(
         'steps': step,
         'examples': step * batch_size,
         'parameters': sum(array.size for array in jax.tree.leaves(host_state.params)),
-        'params_sha256': digest(flatten(host_state.params)),
+        'params_sha256': digest(flatten(host_state.evaluated)),
         'wall_seconds': seconds,
         'device': parallel.device_name(),
         'git_commit': git_commit(),
@@ -247,7 +253,7 @@ def _train(
     if writes:
         write_json(workdir / 'result.json', result)
         draw = functools.partial(
-            task.draw, params=host_state.params, state=host_state.state, predictions=predictions
+            task.draw, params=host_state.evaluated, state=host_state.state, predictions=predictions
         )
         write_report(
             workdir / 'report.png', metrics.rows, config_name, draw, result, task.loss_unit
@@ -280,6 +286,7 @@ def compile_update(
         batch_size=config.train.batch_size,
         average=devices.average,
         freeze=config.train.freeze,
+        ema_decay=config.train.ema_decay,
     )
     return devices.compile_update(update)
 
@@ -294,6 +301,7 @@ def update_step(
     batch_size: int,
     average: Callable,
     freeze: Sequence[str] = (),
+    ema_decay: float = 0.0,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Makes one update; a pure function.
 
@@ -309,6 +317,8 @@ def update_step(
       average: Function that returns the mean of a tree over the devices.
       freeze: Patterns of the parameters that stay as they are; see `split`. A frozen `BatchNorm`
         works as in evaluation.
+      ema_decay: What the moving average of the parameters keeps of itself in an update, less in the
+        first ones: (1 + step) / (10 + step). 0: no average is kept.
 
     Returns:
       The state after the update, and scalar metrics: the loss and the gradient norm are those of
@@ -341,17 +351,23 @@ def update_step(
     gradients, state, metrics = average((gradients, state, metrics))
 
     updates, opt_state = optimizer.update(gradients, train_state.opt_state, trained)
-    params = hk.data_structures.merge(optax.apply_updates(trained, updates), frozen)
+    trained = optax.apply_updates(trained, updates)
+    params = hk.data_structures.merge(trained, frozen)
+    ema = train_state.ema
+    if ema_decay:
+        step = train_state.step.astype(jnp.float32)
+        moved = 1 - jnp.minimum(ema_decay, (1 + step) / (10 + step))
+        ema = jax.tree.map(lambda average, new: average + moved * (new - average), ema, trained)
     metrics['gradient_norm'] = optax.tree.norm(gradients)
     metrics['parameter_norm'] = optax.tree.norm(params)
-    return TrainState(train_state.step + 1, params, state, opt_state), metrics
+    return TrainState(train_state.step + 1, params, state, opt_state, ema), metrics
 
 
 def init(config: ConfigDict, task: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """Makes the state before the first update, the same in all processes.
 
     Args:
-      config: The run's configuration, of which `seed` and `train.freeze` are read.
+      config: The run's configuration, of which `seed` and `train` are read.
       task: The `experiments.tasks.Task` that initialises the model.
       optimizer: The optimizer.
 
@@ -372,7 +388,7 @@ def initial_state(
     """Returns the state before the first update; a pure function.
 
     Args:
-      config: The run's configuration, of which `seed` and `train.freeze` are read.
+      config: The run's configuration, of which `seed` and `train` are read.
       task: The `experiments.tasks.Task` that initialises the model.
       optimizer: The optimizer.
 
@@ -382,7 +398,22 @@ def initial_state(
     params, state = task.init(jax.random.key(config.seed))
     with below_key('train.freeze'):
         trained, _ = split(params, config.train.freeze)
-    return TrainState(jnp.zeros((), jnp.int32), params, state, optimizer.init(trained))
+    ema = trained if config.train.ema_decay else {}
+    return TrainState(jnp.zeros((), jnp.int32), params, state, optimizer.init(trained), ema)
+
+
+def started(train_state: TrainState, params: Any, state: Any) -> TrainState:
+    """Returns the state before the first update of a run that starts from weights.
+
+    Args:
+      train_state: The same with random weights.
+      params: The parameters that it starts from.
+      state: The model's state, likewise.
+    """
+    ema = hk.data_structures.filter(
+        lambda module, name, _: name in train_state.ema.get(module, {}), params
+    )
+    return train_state._replace(params=params, state=state, ema=ema)
 
 
 def split(params: hk.Params, freeze: Sequence[str]) -> tuple[hk.Params, hk.Params]:

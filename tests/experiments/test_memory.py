@@ -9,7 +9,7 @@ from perceiver_jax.errors import Refused
 
 def shapes(parameters):
     params = {'linear': {'w': jax.ShapeDtypeStruct((parameters,), jnp.float32)}}
-    return TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, {}, (params, params))
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, {}, (params, params), {})
 
 
 def test_a_state_that_does_not_fit_is_refused_with_its_size(monkeypatch):

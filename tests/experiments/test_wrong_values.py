@@ -82,7 +82,7 @@ def trace(config):
 
     def init():
         params, state = task.init(jax.random.key(config.seed))
-        return loop.TrainState(jnp.int32(0), params, state, optimizer.init(params))
+        return loop.TrainState(jnp.int32(0), params, state, optimizer.init(params), {})
 
     train_state = jax.eval_shape(init)
     parts = config.train.accumulate_steps

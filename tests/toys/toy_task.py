@@ -12,7 +12,7 @@ CENTRES = np.random.default_rng(0).normal(size=(CLASSES, FEATURES)).astype(np.fl
 
 def get_config(**train):
     """A config with what the loop reads; keyword arguments go into config.train."""
-    sizes = dict(batch_size=32, epochs=None, steps=6, accumulate_steps=1, freeze=())
+    sizes = dict(batch_size=32, epochs=None, steps=6, accumulate_steps=1, freeze=(), ema_decay=0.0)
     intervals = dict(
         log_every_steps=2, evaluate_every_steps=4, checkpoint_every_steps=2, keep_checkpoints=2
     )

@@ -16,7 +16,8 @@ import pytest
 
 from experiments.results import load_result
 from experiments.training import loop, parallel, stopping
-from experiments.training.checkpointing import load_params
+from experiments.training.checkpointing import Checkpoints, digest, load_params
+from experiments.training.checkpointing import flatten as flatten_tree
 from experiments.training.optimizer import make_optimizer
 from perceiver_jax.convolution import BatchNorm
 from perceiver_jax.errors import Refused
@@ -81,7 +82,7 @@ def test_the_rng_follows_seed_and_step():
 
     optimizer, _ = make_optimizer(6, 10, **get_config().optimizer)
     params = {'m': {'w': np.ones((), np.float32)}}
-    state = loop.TrainState(np.array(5), params, {}, optimizer.init(params))
+    state = loop.TrainState(np.array(5), params, {}, optimizer.init(params), {})
     update = functools.partial(
         loop.update_step, loss, optimizer, seed=11, batch_size=6, average=lambda x: x
     )
@@ -134,6 +135,38 @@ def test_what_cannot_be_frozen_is_refused(freeze, message):
     assert str(refused.value) == message
 
 
+@pytest.mark.parametrize('kind', ['jit', 'pmap'])
+def test_the_moving_average_is_of_the_trained_parameters(kind):
+    """By hand: it keeps 1/10, 2/11, then a sixth of itself, the most that it may."""
+    task = ToyTask(get_config(freeze=('mlp',), ema_decay=1 / 6))
+    optimizer, _ = make_optimizer(6, 10, **task.config.optimizer)
+    devices = parallel.make(kind)
+    first = jax.device_get(loop.init(task.config, task, optimizer))
+    update = loop.compile_update(task.config, task, optimizer, devices)
+    state, expected = devices.replicate(first), first.params['output']['w']
+    for keeps, batch in zip((1 / 10, 1 / 6, 1 / 6), task.train_batches(0), strict=False):
+        state, _ = update(state, devices.put_micro_batches(batch, 1))
+        host = devices.fetch(state)
+        expected = keeps * expected + (1 - keeps) * host.params['output']['w']
+        np.testing.assert_allclose(host.ema['output']['w'], expected, rtol=1e-5)
+    assert flatten(host.ema).keys() == {'output:w', 'output:b'}
+    assert abs(expected - host.params['output']['w']).max() > 1e-3
+    evaluated = flatten(host.evaluated)
+    np.testing.assert_array_equal(evaluated['output:w'], host.ema['output']['w'])
+    assert list(evaluated) == list(flatten(host.params))
+
+
+def test_a_run_that_starts_from_weights_averages_from_them_on():
+    task = ToyTask(get_config(freeze=('mlp',), ema_decay=0.9))
+    optimizer, _ = make_optimizer(6, 10, **task.config.optimizer)
+    random = loop.init(task.config, task, optimizer)
+    weights = jax.tree.map(lambda x: x + 1, random.params)
+    state = loop.started(random, weights, random.state)
+    assert state.params is weights
+    np.testing.assert_array_equal(state.ema['output']['w'], weights['output']['w'])
+    assert state.ema.keys() == {'output'}
+
+
 @pytest.mark.parametrize('freeze', [['norm'], ['norm:scale']], ids=lambda x: x[0])
 def test_a_frozen_batch_norm_works_as_in_evaluation(freeze):
     """One of which a parameter is trained is not frozen."""
@@ -152,7 +185,7 @@ def test_a_frozen_batch_norm_works_as_in_evaluation(freeze):
     params, state = model.init(jax.random.key(0), x, False)
     state = {'norm': {**state['norm'], 'mean': 2 + state['norm']['mean']}}
     trained, _ = loop.split(params, freeze)
-    before = loop.TrainState(np.array(0), params, state, optimizer.init(trained))
+    before = loop.TrainState(np.array(0), params, state, optimizer.init(trained), {})
     update = functools.partial(
         loop.update_step, loss, optimizer, seed=0, batch_size=8, average=lambda x: x, freeze=freeze
     )
@@ -251,6 +284,24 @@ def test_a_finished_run_can_be_lengthened(left_alone, tmp_path):
         loop.train(config, ToyTask(config), tmp_path, 'toy')
     assert str(refused.value) == f'{tmp_path} holds step 6 of a run that is to have 5'
     assert json.loads((tmp_path / 'config.json').read_text())['train']['steps'] == 6
+
+
+def test_the_average_is_what_a_run_leaves_and_is_resumed(left_alone, tmp_path):
+    """What is trained is the same as without."""
+    results = []
+    for name, lengths in (('whole', [6]), ('resumed', [4, 6])):
+        for steps in lengths:
+            config = get_config(ema_decay=0.5, steps=steps)
+            result = loop.train(config, ToyTask(config), tmp_path / name, 'toy.py:six')
+        results.append(result)
+    whole, resumed = results
+    params, _, _ = load_params(tmp_path / 'whole')
+    assert whole['params_sha256'] == resumed['params_sha256'] == digest(flatten_tree(params))
+    assert lines(tmp_path / 'whole')[-1] == lines(tmp_path / 'resumed')[-1]
+    trained, _, _ = load_params(left_alone[0])
+    _, arrays = Checkpoints(tmp_path / 'resumed', keep=None).read(best=False)
+    np.testing.assert_array_equal(arrays['params/output/w'], trained['output']['w'])
+    assert (arrays['ema/output/w'] != trained['output']['w']).any()
 
 
 @pytest.mark.parametrize('how', ['killed', 'SIGTERM', 'SIGINT'])

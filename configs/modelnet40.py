@@ -84,6 +84,10 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
         point_scale=(0.99, 1.01),
         axis_scale=(1.0, 1.0),  # stretches each axis of a cloud; not in the paper
         rotation_degrees=0.0,  # about the vertical axis; of no use in the paper
+        # Not in the paper: noise on coordinates, of which the largest is 1; and the largest share
+        # of the points that is left out, of which others take the places.
+        jitter=0.0,
+        drop_points=0.0,
     )
     config.loss = dict(label_smoothing=0.1)  # our choice: that of ImageNet
     config.model = dict(
@@ -123,7 +127,8 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
         ema_decay=0.0,  # of an average of the parameters to evaluate; 0: none
         freeze=(),  # modules that are not trained, such as ('inputs', 'encoder')
     )
-    config.evaluation = dict(batch_size=512)
+    # Draws of points, whose logits are averaged; more than 1 is not in the paper.
+    config.evaluation = dict(batch_size=512, num_draws=1)
     config.paper = dict(metric='accuracy', **Paper('ICML table 4', 0.857)._asdict())
     if variant == 'small':
         _small(config, options.pop('model', 'perceiver'))

@@ -70,6 +70,9 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(config.get('model'), dict):
         config['model'] = upgrade_arguments(config['model'])
     later = _LATER_KEYS | ({'data.classes': ''} if config.get('task') in LABELLED else {})
+    if config.get('task') == 'modelnet40':
+        later |= {'augmentation.jitter': 0.0, 'augmentation.drop_points': 0.0}
+        later |= {'evaluation.num_draws': 1}
     if config.get('task') == 'imagenet':
         later |= {'data.train_split': 'train', 'data.eval_split': 'validation'}
     for key, value in later.items():

@@ -47,7 +47,9 @@ class ModelNet40:
         self.model = hk.transform_with_state(self._forward)
         self.points_shape = (1, num_points, 3)
         self.train_transform = TrainTransform(num_points=num_points, **config.augmentation)
-        self.eval_transform = EvalTransform(num_points=num_points)
+        self.eval_transform = EvalTransform(
+            num_points=num_points, num_draws=config.evaluation.num_draws
+        )
         reading.count_classes(config, lambda: self.eval_source)
 
     def _forward(self, points: jax.Array, is_training: bool, **changes) -> jax.Array:
@@ -83,8 +85,16 @@ class ModelNet40:
         return len(self.eval_source)
 
     @property
+    def _points_text(self) -> str:
+        text, num_draws = (
+            f'{self.config.points.num_points:,} points',
+            self.config.evaluation.num_draws,
+        )
+        return text if num_draws == 1 else f'{text}, mean of {num_draws:,} draws'
+
+    @property
     def data_name(self) -> str:
-        points = f'{self.config.points.num_points:,} points'
+        points = self._points_text
         if self._is_the_papers_data:
             return f'ModelNet40, {points}'
         name = DATA_NAMES[self.config.data.source]
@@ -95,8 +105,7 @@ class ModelNet40:
     @property
     def eval_data_name(self) -> str:
         name, split = DATA_NAMES[self.config.data.source], self.config.data.eval_split
-        points = f'{self.config.points.num_points:,} points'
-        return f'{name}, {points} ({len(self.eval_source):,} {split} shapes)'
+        return f'{name}, {self._points_text} ({len(self.eval_source):,} {split} shapes)'
 
     @property
     def paper_eval_data(self) -> bool:
@@ -145,7 +154,10 @@ class ModelNet40:
     def predict(
         self, params: hk.Params, state: hk.State, batch: dict[str, jax.Array]
     ) -> dict[str, jax.Array]:
-        logits, _ = self.model.apply(params, state, None, batch['points'], is_training=False)
+        clouds = batch['points']  # [b, draws, P, 3]
+        each = clouds.reshape(-1, *clouds.shape[2:])
+        logits, _ = self.model.apply(params, state, None, each, is_training=False)
+        logits = logits.reshape(*clouds.shape[:2], -1).mean(1)
         labels = jax.nn.one_hot(batch['label'], logits.shape[-1])
         return {
             'loss': softmax_cross_entropy(logits, labels),
@@ -203,7 +215,7 @@ class ModelNet40:
         apply = jax.jit(hk.transform_with_state(attention).apply)
         drawn = choose_to_draw(predictions['label'] == predictions['guess'], NUM_DRAWN)
         examples = [self.eval_source[int(i)] for i in predictions['index'][drawn]]
-        clouds = np.stack([self.eval_transform(example)['points'] for example in examples])
+        clouds = np.stack([self.eval_transform(example)['points'] for example in examples])[:, 0]
         params, state = jax.device_put((params, state))
         heat, _ = apply(params, state, None, clouds)
         what = 'attention'

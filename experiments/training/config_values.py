@@ -188,6 +188,8 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'augmentation.point_scale': span(above(0, 1000)),
     'augmentation.axis_scale': span(above(0, 1000)),
     'augmentation.rotation_degrees': ANGLE,
+    'augmentation.jitter': number(0, 10),
+    'augmentation.drop_points': below(0, 1),
     'augmentation.drop_video': SHARE,
     'augmentation.drop_sound': SHARE,
     'augmentation.spec_augment.time_masks': whole(0, 2**12),

@@ -47,6 +47,27 @@ def test_the_demo_trains_and_evaluates_each_shape_once(tmp_path):
     assert numbers['accuracy'] == numbers['accuracy_class_mean'] == pytest.approx(0.1)
 
 
+def test_logits_are_averaged_over_draws_of_points():
+    task = ModelNet40(get_config(**{'evaluation.num_draws': 3}))
+    name = 'generated shapes, 37 points, mean of 3 draws (500 validation shapes)'
+    assert task.eval_data_name == name
+    params, state = jax.jit(task.init)(jax.random.key(0))
+    params = jax.tree.map(lambda p: p + 0.1 * np.sin(np.arange(p.size)).reshape(p.shape), params)
+    clouds = np.stack([task.eval_transform(task.eval_source[i])['points'] for i in range(2)])
+    label = np.array([4, 1])
+    found = task.predict(params, state, {'points': clouds, 'label': label})
+    logits = np.mean(
+        [
+            task.model.apply(params, state, None, clouds[:, i], is_training=False)[0]
+            for i in range(3)
+        ],
+        axis=0,
+    )
+    assert found['guess'].tolist() == logits.argmax(1).tolist()
+    expected = np.log(np.exp(logits).sum(1)) - logits[[0, 1], label]
+    np.testing.assert_allclose(found['loss'], expected, rtol=1e-5)
+
+
 def test_the_mean_over_classes_is_of_those_that_are_there():
     task = ModelNet40(get_config())
     label = np.array([0, 0, 0, 0, 7, 7])

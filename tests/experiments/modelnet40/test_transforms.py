@@ -11,7 +11,7 @@ EXAMPLE = {'points': CLOUD, 'label': 7, 'name': 'cup_0003'}
 
 def train_transform(**changes):
     fields = dict(num_points=101, point_scale=(1, 1), axis_scale=(1, 1), rotation_degrees=0)
-    return TrainTransform(**fields | changes)
+    return TrainTransform(**fields | dict(jitter=0, drop_points=0) | changes)
 
 
 def test_a_cloud_is_centred_and_fills_the_unit_cube():
@@ -67,9 +67,39 @@ def test_axes_are_stretched_and_clouds_turned_about_the_vertical():
 
 
 def test_evaluation_takes_the_first_points_each_time():
-    points = EvalTransform(num_points=53)(EXAMPLE)['points']
+    (points,) = EvalTransform(num_points=53)(EXAMPLE)['points']
     centred = CLOUD[:53] - CLOUD[:53].mean(0)
     np.testing.assert_allclose(points, centred / np.abs(centred).max(), atol=1e-6)
+
+
+def test_evaluation_may_take_other_points_too():
+    transform = EvalTransform(num_points=53, num_draws=3)
+    draws = transform(EXAMPLE)['points']
+    assert draws.shape == (3, 53, 3) and draws.dtype == np.float32
+    np.testing.assert_array_equal(draws[:1], EvalTransform(num_points=53)(EXAMPLE)['points'])
+    np.testing.assert_array_equal(draws, transform(EXAMPLE)['points'])
+    np.testing.assert_allclose(draws.mean(1), 0, atol=1e-6)
+    assert min(abs(draws[i] - draws[j]).max() for i, j in ((0, 1), (0, 2), (1, 2))) > 0.1
+
+
+def test_noise_is_measured_by_the_size_of_the_cloud():
+    plain, noisy = (
+        train_transform(num_points=211, jitter=jitter)(EXAMPLE, np.random.default_rng(0))['points']
+        for jitter in (0, 0.01)
+    )
+    # The largest coordinate, and with it the scale, changes by a few of these hundredths.
+    assert 0.008 < (noisy - plain).std() < 0.015
+
+
+def test_left_out_points_are_replaced_by_others():
+    counts = []
+    for seed in range(20):
+        transform = train_transform(num_points=200, drop_points=0.5)
+        points = transform(EXAMPLE, np.random.default_rng(seed))['points']
+        assert points.shape == (200, 3)
+        assert abs(points.mean(0)).max() < 1e-6
+        counts.append(len(np.unique(points, axis=0)))
+    assert 100 <= min(counts) < 120 and 180 < max(counts) <= 200
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])

@@ -51,7 +51,8 @@ def write_bars(
                 axes.bar(at, mean, 0.92 * width, color=colour, label=label, zorder=2)
                 axes.annotate(
                     metric_text(metric, mean / factor), (at, mean), (0, 12),
-                    textcoords='offset points', ha='center', fontsize=8,
+                    textcoords='offset points', ha='center', fontsize=8, zorder=4,
+                    bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 1},
                 )  # fmt: skip
                 if len(found) > 1:
                     axes.scatter(

@@ -73,6 +73,8 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
     if config.get('task') == 'modelnet40':
         later |= {'augmentation.jitter': 0.0, 'augmentation.drop_points': 0.0}
         later |= {'evaluation.num_draws': 1}
+    if config.get('task') == 'audioset':
+        later |= {'augmentation.speed': [1.0, 1.0], 'augmentation.between_class': False}
     if config.get('task') == 'imagenet':
         later |= {'data.train_split': 'train', 'data.eval_split': 'validation'}
     for key, value in later.items():

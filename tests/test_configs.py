@@ -149,6 +149,12 @@ def test_what_the_variants_of_audioset_add():
     assert tuned.spec_augment.time_masks == tuned.spec_augment.frequency_masks == 0
     assert config('mel_video').augmentation.spec_augment.time_masks > 0
     assert set(config('esc,input=raw_audio').model.inputs) == {'audio', 'min_padding'}
+    ten = config('esc,classes=10,fold=2')
+    table = ten.data.table
+    assert (table.train, table.validation, table.only) == ('1,3,4,5', '2', 'esc10=True')
+    assert ten.model.num_classes == 10
+    table = config('esc').data.table
+    assert (table.train, table.validation, table.only) == ('1,2,3,4', '5', '')
     with pytest.raises(ValueError, match="'mel' has no option 'decoder'"):
         config('mel,decoder=average')
     with pytest.raises(ValueError, match="input='mell' of a variant: Did you mean mel"):

@@ -9,9 +9,17 @@ import jax.numpy as jnp
 
 from perceiver_jax.errors import Refused
 
+NUM_STRETCHES = 50  # that a sound is cut into, of which the loudest is its loudness; our choice
+SILENCE = 1e-5  # what is less loud, -100 dB of a full wave, counts as this
+
 
 def mix_sounds(
-    rng: jax.Array, sounds: jax.Array, labels: jax.Array, index: jax.Array, alpha: float
+    rng: jax.Array,
+    sounds: jax.Array,
+    labels: jax.Array,
+    index: jax.Array,
+    alpha: float,
+    between_class: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Mixes each pair of sounds into one, with a weight from Beta(alpha, alpha).
 
@@ -21,19 +29,44 @@ def mix_sounds(
       labels: Labels of both sounds, `[b, 2, K]`.
       index: Place of each pair in the global batch, uint32 `[b]`.
       alpha: Both parameters of the Beta distribution.
+      between_class: Whether the weight is that of the labels, and the sounds are mixed so that each
+        is heard as much as that, whatever its loudness, without the mixture being less loud; of
+        two sounds of the same labels the first stands alone. Else sounds and labels have the same
+        weights.
 
     Returns:
-      Sounds `[b, samples]` and labels `[b, K]`, mixed with the same weights.
+      Sounds `[b, samples]` and labels `[b, K]`.
 
-    Source: Zhang et al., mixup, 2018.
+    Source: Zhang et al., mixup, 2018; Tokozume et al., Learning from between-class examples, 2018,
+      whose alpha is 1 and whose loudness is A-weighted.
     """
 
     def mix(pair, pair_labels, place):
         weight = jax.random.beta(jax.random.fold_in(rng, place), alpha, alpha)
-        weights = jnp.stack([weight, 1 - weight])
-        return weights @ pair, weights @ pair_labels
+        of_labels = of_sounds = jnp.stack([weight, 1 - weight])
+        if between_class:
+            alike = (pair_labels[0] == pair_labels[1]).all()
+            of_labels = jnp.where(alike, jnp.array([1.0, 0.0]), of_labels)
+            of_sounds = of_labels / loudness(pair)
+            of_sounds /= jnp.linalg.norm(of_sounds)
+        return of_sounds @ pair, of_labels @ pair_labels
 
     return jax.vmap(mix)(sounds, labels, index)
+
+
+def loudness(sounds: jax.Array) -> jax.Array:
+    """Measures how loud sounds are: the root mean square of the loudest of `NUM_STRETCHES`.
+
+    Args:
+      sounds: Waves, `[..., samples]`.
+
+    Returns:
+      Amplitudes, `[...]`, at least `SILENCE`.
+    """
+    length = max(sounds.shape[-1] // NUM_STRETCHES, 1)
+    whole = sounds[..., : sounds.shape[-1] // length * length]
+    stretches = whole.reshape(*sounds.shape[:-1], -1, length)
+    return jnp.maximum(jnp.sqrt(jnp.square(stretches).mean(-1).max(-1)), SILENCE)
 
 
 def spec_augment(

@@ -54,6 +54,11 @@ class AudioSet:
         self.mixes = config.augmentation.mixup_alpha > 0
         if self.mixes and self.has_video:
             raise Refused('config.augmentation.mixup_alpha mixes sound, not video: set it to 0')
+        if config.augmentation.between_class and not self.mixes:
+            raise Refused(
+                'config.augmentation.between_class is about how sounds are mixed, and '
+                'config.augmentation.mixup_alpha is 0: nothing is'
+            )
         if self.has_video and config.clip.frames_per_second != FRAMES_PER_SECOND:
             raise Refused(
                 f'config.clip.frames_per_second is {config.clip.frames_per_second}, and videos are '
@@ -204,7 +209,9 @@ class AudioSet:
         keys = dict(zip(purposes, jax.random.split(rng, len(purposes)), strict=True))
         sound, labels = batch['sound'], batch['labels']
         if self.mixes:
-            sound, labels = mix_sounds(keys['mix'], sound, labels, index, settings.mixup_alpha)
+            sound, labels = mix_sounds(
+                keys['mix'], sound, labels, index, settings.mixup_alpha, settings.between_class
+            )
         inputs = self._inputs(sound, batch.get('video'))
         if 'spectrogram' in inputs:
             with below_key('augmentation.spec_augment'):

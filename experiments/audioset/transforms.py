@@ -72,9 +72,11 @@ class TrainTransform:
       roll: Whether the clip begins at a random sample, with what was before it appended. Only
         without video.
       gain_db: Largest change of loudness either way, in decibels.
+      speed: Smallest and largest factor of speed, drawn for each clip: a faster sound is shorter
+        and higher. Only without video; (1, 1) leaves it as it is.
 
     Raises:
-      Refused: A clip with video is to be rolled.
+      Refused: A clip with video is to be rolled, or made faster or slower.
     """
 
     shape: ClipShape
@@ -87,10 +89,13 @@ class TrainTransform:
     hue: float
     roll: bool
     gain_db: float
+    speed: tuple[float, float]
 
     def __post_init__(self):
         if self.roll and self.shape.size:
             raise Refused('config.augmentation.roll is for sound without video')
+        if tuple(self.speed) != (1, 1) and self.shape.size:
+            raise Refused('config.augmentation.speed is for sound without video: set it to (1, 1)')
 
     def __call__(self, clip: Example, rng: np.random.Generator) -> Batch:
         """Returns one training window.
@@ -111,6 +116,8 @@ class TrainTransform:
         shape, sound = self.shape, clip['sound']
         if self.roll:
             sound = np.roll(sound, rng.integers(len(sound)))
+        if tuple(self.speed) != (1, 1):
+            sound = _at_speed(sound, rng.uniform(*self.speed))
         if shape.size:  # sound and video begin with the same frame
             num_frames = min(len(clip['frames']), -(-len(sound) // shape.samples_per_frame))
             first = int(rng.integers(max(num_frames - shape.num_frames, 0) + 1))
@@ -271,6 +278,12 @@ def _resize(frames: np.ndarray, size: int) -> np.ndarray:
     return np.stack(
         [cv2.resize(np.ascontiguousarray(x), (size, size), interpolation=method) for x in frames]
     )
+
+
+def _at_speed(sound: np.ndarray, factor: float) -> np.ndarray:
+    """Resamples a wave by linear interpolation, so that it lasts 1 / factor as long."""
+    places = np.arange(round(len(sound) / factor)) * factor
+    return np.interp(places, np.arange(len(sound)), sound).astype(np.float32)
 
 
 def _padded(sound: np.ndarray, num_samples: int) -> np.ndarray:

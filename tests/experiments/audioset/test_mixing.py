@@ -10,7 +10,7 @@ RNG = jax.random.key(3)
 # Compiled whole, as in training: each operation by itself would take much longer to compile.
 MASKS = ('time_masks', 'time_width', 'frequency_masks', 'frequency_width')
 drop_examples = jax.jit(mixing.drop_examples)
-mix_sounds = jax.jit(mixing.mix_sounds)
+mix_sounds = jax.jit(mixing.mix_sounds, static_argnames='between_class')
 spec_augment = jax.jit(mixing.spec_augment, static_argnames=MASKS)
 
 
@@ -23,6 +23,36 @@ def test_mixed_sounds_and_labels_have_the_same_weights():
     np.testing.assert_allclose(mixed, np.tile((3 - 2 * weights)[:, None], (1, 11)), rtol=1e-5)
     np.testing.assert_allclose(mixed_labels[:, 2], 1 - weights, rtol=1e-5)
     assert not mixed_labels[:, jnp.array([1, 3, 4])].any()
+
+
+def test_between_classes_each_sound_is_heard_as_much_as_its_label():
+    """A wave of amplitude 1 and another, 20 dB quieter, which is no multiple of it."""
+    time = np.arange(1000) / 1000
+    loud, quiet = np.sin(2 * np.pi * 50 * time), 0.1 * np.sin(2 * np.pi * 150 * time)
+    sounds = jnp.tile(jnp.array([loud, quiet], jnp.float32), (9, 1, 1))
+    labels = jnp.tile(jnp.eye(2), (9, 1, 1))
+    mixed, mixed_labels = mix_sounds(RNG, sounds, labels, jnp.arange(9), 1.0, between_class=True)
+    heard = np.asarray(mixed) @ np.array([loud, quiet]).T / (np.square([loud, quiet]).sum(1))
+    # The amplitudes that are heard, 1 and 0.1 times these, are as the labels.
+    amplitudes = heard * [1, 0.1]
+    expected = np.asarray(mixed_labels[:, 0] / mixed_labels[:, 1])
+    np.testing.assert_allclose(amplitudes[:, 0] / amplitudes[:, 1], expected, rtol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(heard, axis=1), 1, rtol=1e-3)
+
+
+def test_of_two_sounds_of_a_class_the_first_stands_alone():
+    sounds = jax.random.normal(RNG, (4, 2, 100))
+    labels = jnp.tile(jnp.eye(3)[1], (4, 2, 1))
+    mixed, mixed_labels = mix_sounds(RNG, sounds, labels, jnp.arange(4), 1.0, between_class=True)
+    np.testing.assert_allclose(mixed, sounds[:, 0], rtol=1e-6)
+    np.testing.assert_array_equal(mixed_labels, labels[:, 0])
+
+
+def test_silence_mixes_with_a_sound_without_nan():
+    sounds = jnp.stack([jnp.zeros((5, 100)), jnp.ones((5, 100))], axis=1)
+    labels = jnp.tile(jnp.eye(2), (5, 1, 1))
+    mixed, _ = mix_sounds(RNG, sounds, labels, jnp.arange(5), 1.0, between_class=True)
+    assert np.isfinite(mixed).all()
 
 
 def masks(count=256, frames=23, bins=13, **changes):
@@ -68,6 +98,7 @@ def test_whole_examples_are_dropped():
         lambda x, index: drop_examples(RNG, x, index, 0.5),
         lambda x, index: spec_augment(RNG, x, index, **dict(zip(MASKS, (2, 2, 2, 3), strict=True))),
         lambda x, index: mix_sounds(RNG, x, x, index, 0.4)[0],
+        lambda x, index: mix_sounds(RNG, x, x, index, 0.4, between_class=True)[0],
     ],
 )
 def test_what_an_example_draws_does_not_depend_on_the_others(augment):

@@ -278,6 +278,10 @@ def test_windows_beyond_the_resolution_of_their_positions_are_refused(
 def test_what_cannot_be_is_refused(prepared):
     with pytest.raises(ValueError, match='mixup_alpha mixes sound, not video'):
         AudioSet(get_config(prepared, **{'augmentation.mixup_alpha': 0.4}))
+    with pytest.raises(ValueError, match='between_class is about how sounds are mixed, and'):
+        AudioSet(get_config(prepared, **{'augmentation.between_class': True}))
+    with pytest.raises(ValueError, match='augmentation.speed is for sound without video'):
+        AudioSet(get_config(prepared, **{'augmentation.speed': (0.9, 1.1)}))
     task = AudioSet(get_config(prepared, **{'evaluation.metric': 'accuracy'}))
     labels = np.array([[1, 1, 0], [0, 0, 1]])
     with pytest.raises(ValueError, match="metric is 'accuracy', and of this data .*'map'"):

@@ -20,6 +20,7 @@ PLAIN = dict(
     hue=0.0,
     roll=False,
     gain_db=0.0,
+    speed=(1.0, 1.0),
 )
 
 
@@ -75,6 +76,23 @@ def test_gain_is_in_decibels():
     transform = TrainTransform(shape=SHAPE, **{**PLAIN, 'gain_db': 6.0})
     gains = [transform(clip, np.random.default_rng(i))['sound'][100] / 100 for i in range(300)]
     assert 10 ** (-6 / 20) <= min(gains) < 0.52 and 1.93 < max(gains) <= 10 ** (6 / 20)
+
+
+def test_a_faster_sound_is_shorter_and_higher():
+    """Sample i is i: at twice the speed every other sample is left, and silence behind them."""
+    clip = make_clip(8, frames=False)
+    faster, slower = (
+        TrainTransform(shape=SHAPE, **{**PLAIN, 'speed': (factor, factor)})(
+            clip, np.random.default_rng(0)
+        )['sound']
+        for factor in (2, 0.5)
+    )
+    np.testing.assert_allclose(faster, np.r_[np.arange(0, 800, 2), np.zeros(400)])
+    steps = np.diff(slower)
+    assert len(slower) == 800 and set(steps.tolist()) <= {0.0, 0.5}  # 0 at the very end
+    speeds = TrainTransform(shape=SHAPE, **{**PLAIN, 'speed': (0.8, 1.25)})
+    steps = [np.diff(speeds(clip, np.random.default_rng(i))['sound'])[10] for i in range(200)]
+    assert 0.8 <= min(steps) < 0.82 and 1.23 < max(steps) <= 1.25
 
 
 def test_colour_crop_and_flip_are_those_of_all_frames():

@@ -8,6 +8,7 @@ SHA-256, of the pixels, or in a folder of files of their names; our choice.
 Source: Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
 """
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,8 +33,8 @@ _SHAPE = (3, 32, 32)  # of an image as it is stored: planes of red, green and bl
 _FOLDERS = ('', 'cifar-10-batches-py', 'cifar-10-batches-bin')  # where the batches may lie
 _BATCHES = {'train': [f'data_batch_{i}' for i in range(1, 6)], 'test': ['test_batch']}
 
-# What tells an image from the others of its class, wherever it stands.
-Digest = Callable[[Example], bytes]
+# Of an image's place: its label, and what tells it from the others of its class wherever it stands.
+Key = Callable[[int], tuple[int, bytes]]
 
 
 def open_cifar10(path: Path, split: str) -> LabelledSource:
@@ -54,20 +55,23 @@ def open_cifar10(path: Path, split: str) -> LabelledSource:
     """
     if split not in SPLITS:
         raise Refused(f'config.data: a split of CIFAR-10 is one of {SPLITS}, got {split!r}')
-    source, digest = _open_official(path, 'test' if split == 'test' else 'train')
+    source, key = _open_official(path, 'test' if split == 'test' else 'train')
     if split in ('train', 'validation'):
-        return _Part(source, split, digest)
+        return _Part(source, split, key)
     return source
 
 
-def _open_official(path: Path, part: str) -> tuple[LabelledSource, Digest]:
+def _open_official(path: Path, part: str) -> tuple[LabelledSource, Key]:
     for folder in (path / name for name in _FOLDERS):
         for ending, read in (('', _read_pickle), ('.bin', _read_binary)):
             files = [folder / f'{name}{ending}' for name in _BATCHES[part]]
             if any(file.is_file() for file in files):
-                return _Batches(files, read), _of_pixels
+                batches = _Batches(files, read)
+                return batches, batches.key
+    source: LabelledSource
     if (path / part).is_dir():
-        return ImageFolder(path, part, 'train/<class>/ and test/<class>/', CLASSES), _of_name
+        source = ImageFolder(path, part, 'train/<class>/ and test/<class>/', CLASSES)
+        return source, functools.partial(_by_name, source)
     try:
         folder = version_folder(path, 'cifar10')
     except Refused as error:
@@ -80,19 +84,19 @@ def _open_official(path: Path, part: str) -> tuple[LabelledSource, Digest]:
 
     decoders = {'image': tfds.decode.SkipDecoding()}
     source = TfdsRecords(folder, part, _from_tfds, needs=('image', 'id'), decoders=decoders)
-    return source, _of_pixels
+    return source, functools.partial(_by_pixels, source)
 
 
 class _Part:
     """The training or the validation images among the official training images."""
 
-    def __init__(self, source: LabelledSource, split: str, digest: Digest):
+    def __init__(self, source: LabelledSource, split: str, key: Key):
         self._source, self._split = source, split
         self.classes = source.classes
         of_class: dict[int, list[tuple[bytes, int]]] = {}
         for index in range(len(source)):
-            example = source[index]
-            of_class.setdefault(example['label'], []).append((digest(example), index))
+            label, digest = key(index)
+            of_class.setdefault(label, []).append((digest, index))
         held_out = {
             index for some in of_class.values() for _, index in sorted(some)[: len(some) // _SHARE]
         }
@@ -108,16 +112,22 @@ class _Part:
         return self._source[self._rows[index]]
 
 
-def _of_pixels(example: Example) -> bytes:
+def _by_pixels(source: LabelledSource, index: int) -> tuple[int, bytes]:
+    example = source[index]
     try:
         image = decode_image(example['encoded'], _SHAPE[0])
     except Refused as error:
         raise Refused(f'{example["name"]}: {error}') from error
+    return example['label'], _digest(image)
+
+
+def _by_name(source: LabelledSource, index: int) -> tuple[int, bytes]:
+    example = source[index]
+    return example['label'], hashlib.sha256(Path(example['name']).stem.encode()).digest()
+
+
+def _digest(image: np.ndarray) -> bytes:  # uint8 [32, 32, 3]
     return hashlib.sha256(image.tobytes()).digest()
-
-
-def _of_name(example: Example) -> bytes:
-    return hashlib.sha256(Path(example['name']).stem.encode()).digest()
 
 
 class _Batches:
@@ -155,6 +165,10 @@ class _Batches:
 
     def __len__(self) -> int:
         return len(self._labels)
+
+    def key(self, index: int) -> tuple[int, bytes]:
+        """See `Key`; no image is encoded for it."""
+        return int(self._labels[index]), _digest(self._images[index])
 
     def __getitem__(self, index: int) -> Example:
         bgr = cv2.cvtColor(self._images[index], cv2.COLOR_RGB2BGR)

@@ -246,31 +246,40 @@ def run_all(runs: Sequence[Run], workdir: Path, finished: Callable[[], object]) 
             continue
         print(f'Run {number} of {len(runs)}: {run.name}', flush=True)
         command = [sys.executable, '-m', 'experiments.launch', *run.flags]
-        code = run_to_its_end([*command, f'--workdir={workdir / run.name}'])
+        code, asked = run_to_its_end([*command, f'--workdir={workdir / run.name}'])
         if code in STOPPED or not code and not (workdir / run.name / 'result.json').exists():
             raise Refused(f'{run.name} was stopped; the same command goes on')
         if code:
             failed.append(run.name)
         else:
             finished()
+        if asked:  # to stop, and the run was at its end
+            raise Refused(f'stopped behind {run.name}; the same command goes on')
     return failed
 
 
-def run_to_its_end(command: Sequence[str]) -> int:
+def run_to_its_end(command: Sequence[str]) -> tuple[int, bool]:
     """Runs a command, which gets the SIGINT and SIGTERM of this process and ends as it likes.
 
     Args:
       command: The program and its arguments.
 
     Returns:
-      Its exit status; the negative number of a signal that killed it.
+      Its exit status, or the negative number of a signal that killed it; and whether this process
+      got one of those signals.
     """
+    asked = []
+
+    def forward(number: int, _: object) -> None:
+        asked.append(number)
+        process.send_signal(number)
+
     # In a session of its own: Ctrl-C reaches it once, by us, also where none is at a terminal.
     process = subprocess.Popen(command, start_new_session=True)
     numbers = signal.SIGINT, signal.SIGTERM
-    before = [signal.signal(x, lambda number, _: process.send_signal(number)) for x in numbers]
+    before = [signal.signal(x, forward) for x in numbers]
     try:
-        return process.wait()
+        return process.wait(), bool(asked)
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)

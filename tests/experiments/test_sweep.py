@@ -93,19 +93,19 @@ def launched(monkeypatch):
         workdir = sweep.Path(last.removeprefix('--workdir='))
         calls.append(workdir.name)
         if 'init_from=fails' in workdir.name:
-            return 2
+            return 2, False
         if 'init_from=interrupted' in workdir.name:
-            return 130
+            return 130, True
         workdir.mkdir(parents=True, exist_ok=True)
         if 'init_from=stops' in workdir.name:
-            return 0
+            return 0, True
         config = config_of([x for x in command if x.startswith('--config')])
         value = {0: 0.5, 1: 0.7}[config.seed]
         (workdir / 'result.json').write_text(json.dumps({**RESULT, 'value': value}))
         if config.model.num_classes == 0:
             config.model.num_classes = 7  # as many as the data has
         (workdir / 'config.json').write_text(config.to_json())
-        return 0
+        return 0, 'init_from=late' in workdir.name
 
     monkeypatch.setattr(sweep, 'run_to_its_end', run)
     return calls
@@ -161,6 +161,14 @@ def test_a_run_that_was_stopped_ends_the_sweep(launched, tmp_path, kind):
     assert launched == [name]
 
 
+def test_a_signal_at_the_end_of_a_run_ends_the_sweep_too(launched, tmp_path):
+    flags = ['--workdir', str(tmp_path), CONFIG, '--config.init_from=late|a']
+    with pytest.raises(Refused, match='stopped behind init_from=late,seed=0; the same command'):
+        sweep.main([*flags, '--config.seed=0|1'])
+    assert launched == ['init_from=late,seed=0']
+    assert 'late' in (tmp_path / 'sweep.md').read_text()
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_reaches_the_run_which_ends_as_it_likes(tmp_path, number):
     """The run takes its time after the signal, as one that saves a checkpoint."""
@@ -177,14 +185,15 @@ def test_a_signal_reaches_the_run_which_ends_as_it_likes(tmp_path, number):
     )
     script = (
         'import sys; from experiments.sweep import run_to_its_end\n'
-        f'sys.exit(run_to_its_end([sys.executable, "-c", {run!r}]))'
+        f'code, asked = run_to_its_end([sys.executable, "-c", {run!r}])\n'
+        'sys.exit(code + 10 * asked)'
     )
     process = subprocess.Popen([sys.executable, '-c', script], cwd=tmp_path)
     while not (tmp_path / 'ready').exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)
-    assert process.wait(30) == 7
+    assert process.wait(30) == 17
     assert (tmp_path / 'saved').exists()
 
 

@@ -37,6 +37,7 @@ def write_bars(
     kinds = list(dict.fromkeys(row.get(inner, '') for row in values))
     factor = 100 if unit_of(metric) == '%' else 1
     width = 0.8 / len(kinds)
+    top = 100 if factor == 100 else max(np.mean(found) for found in results)
     with saved_figure(path, title, height=4.5) as figure:
         axes = figure.subplots()
         for kind, colour in zip(kinds, COLOURS * len(kinds), strict=False):
@@ -50,9 +51,9 @@ def write_bars(
                 label = None if labelled else f'{inner}: {kind}'
                 axes.bar(at, mean, 0.92 * width, color=colour, label=label, zorder=2)
                 axes.annotate(
-                    metric_text(metric, mean / factor), (at, mean), (0, 12),
-                    textcoords='offset points', ha='center', fontsize=8, zorder=4,
-                    bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 1},
+                    metric_text(metric, mean / factor), (at, 0), (0, 5),
+                    textcoords='offset points', ha='center', fontsize=9, zorder=4,
+                    color='white' if mean > 0.08 * top else INK,
                 )  # fmt: skip
                 if len(found) > 1:
                     axes.scatter(

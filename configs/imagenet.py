@@ -12,7 +12,7 @@ Expected top-1 on the 50,000 validation images, and what the paper states of eac
     resnet50             ICML table 1           77.6 %   not stated   not stated      not stated
     vit_b16              ICML table 1           77.9 %   not stated   not stated      not stated
     transformer          ICML table 1, 64x64    57.0 %   not stated   not stated      not stated
-    cifar10              CIFAR-10 at 32x32, see below; 6 to 15 minutes on two CPU cores
+    cifar10              CIFAR-10 at 32x32, see below; 7 to 15 minutes on two CPU cores
     small                a folder of one's own images, 64x64, half an hour on two CPU cores
     demo                 scikit-learn's digits; two minutes on two CPU cores
 

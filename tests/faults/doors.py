@@ -854,6 +854,19 @@ def folder_of_results(folder):
     return Sample(folder / 'result.json', lambda: render(read_results(folder), {}), 'json')
 
 
+@door('experiments.results.load_runs')
+def folder_of_several_runs(folder):
+    from experiments.table import read_results, render
+
+    _write_run(folder, but=['checkpoints', 'config.json', 'metrics.jsonl'])
+    result = json.loads((folder / 'result.json').read_text())
+    (folder / 'result.json').unlink()
+    runs = [{**result, 'seed': seed, 'params_sha256': f'{seed}'} for seed in (0, 1)]
+    file = folder / 'seeds.json'
+    file.write_text(json.dumps({'runs': runs}))
+    return Sample(file, lambda: render(read_results(folder), {}), 'json')
+
+
 @door('experiments.results.load_sweep', 'experiments.table.read_sweeps')
 def folder_of_sweeps(folder):
     from experiments.table import read_sweeps, render
@@ -861,10 +874,10 @@ def folder_of_sweeps(folder):
     _write_run(folder, but=['checkpoints', 'config.json', 'metrics.jsonl'])
     result = json.loads((folder / 'result.json').read_text())
     (folder / 'result.json').unlink()
-    rows = [{'values': {'model': 'vit'}, 'results': [result], 'paper': 0.7}]
+    rows = [{'values': {'model': 'vit'}, 'results': [result], 'paper': 0.7, 'folders': ['x']}]
     file = folder / 'table2.json'
     file.write_text(json.dumps({'command': 'python -m experiments.sweep', 'rows': rows}))
-    return Sample(file, lambda: render([], read_sweeps(folder)), 'json')
+    return Sample(file, lambda: render({}, read_sweeps(folder)), 'json')
 
 
 @door('experiments.planning.rows.load_plan')

@@ -15,15 +15,32 @@ from perceiver_jax.errors import Refused
 from perceiver_jax.files import read_json
 from perceiver_jax.weights.upgrade import upgrade_arguments
 
-LABELLED = ('audioset', 'imagenet', 'modelnet40')  # tasks whose data has classes
 SECTIONS = ('task', 'seed', 'parallel', 'data', 'model', 'optimizer', 'train', 'evaluation')
 
 # Keys that configs did not have before, and the values that stand for what was done then.
-_LATER_KEYS = {
+_LATER_KEYS: dict[str, object] = {
     'init_from': '',
     'train.freeze': [],
     'train.ema_decay': 0.0,
     'optimizer.loaded_scale': 1.0,
+}
+_LATER_KEYS_OF_TASK: dict[str, dict[str, object]] = {
+    'audioset': {
+        'data.classes': '',
+        'augmentation.speed': [1.0, 1.0],
+        'augmentation.between_class': False,
+    },
+    'imagenet': {
+        'data.classes': '',
+        'data.train_split': 'train',
+        'data.eval_split': 'validation',
+    },
+    'modelnet40': {
+        'data.classes': '',
+        'augmentation.jitter': 0.0,
+        'augmentation.drop_points': 0.0,
+        'evaluation.num_draws': 1,
+    },
 }
 STARTED_FROM = 'started_from'  # key of config.json, no key of configs: what `init_from` gave a run
 
@@ -69,14 +86,7 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
     config = {key: value for key, value in saved.items() if key != STARTED_FROM}
     if isinstance(config.get('model'), dict):
         config['model'] = upgrade_arguments(config['model'])
-    later = _LATER_KEYS | ({'data.classes': ''} if config.get('task') in LABELLED else {})
-    if config.get('task') == 'modelnet40':
-        later |= {'augmentation.jitter': 0.0, 'augmentation.drop_points': 0.0}
-        later |= {'evaluation.num_draws': 1}
-    if config.get('task') == 'audioset':
-        later |= {'augmentation.speed': [1.0, 1.0], 'augmentation.between_class': False}
-    if config.get('task') == 'imagenet':
-        later |= {'data.train_split': 'train', 'data.eval_split': 'validation'}
+    later = _LATER_KEYS | _LATER_KEYS_OF_TASK.get(str(config.get('task')), {})
     for key, value in later.items():
         section, _, name = key.rpartition('.')
         if not section:

@@ -86,10 +86,8 @@ class ModelNet40:
 
     @property
     def _points_text(self) -> str:
-        text, num_draws = (
-            f'{self.config.points.num_points:,} points',
-            self.config.evaluation.num_draws,
-        )
+        text = f'{self.config.points.num_points:,} points'
+        num_draws = self.config.evaluation.num_draws
         return text if num_draws == 1 else f'{text}, mean of {num_draws:,} draws'
 
     @property

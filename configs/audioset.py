@@ -107,7 +107,15 @@ def get_config(variant: str = 'raw_audio_video') -> ml_collections.ConfigDict:
             only='',
         ),
     )
-    config.clip = dict(num_frames=32, frames_per_second=25, sample_rate=48_000, size=224)
+    config.clip = dict(
+        num_frames=32,
+        frames_per_second=25,
+        sample_rate=48_000,
+        size=224,
+        # What the loudest fiftieth of each window's sound is brought to, its root mean square in dB
+        # of full scale; None: as loud as it is. Not in the papers.
+        loudness_db=ml_collections.config_dict.placeholder(float),
+    )
     # 80 x 60 is one of two ways to 4,800 values at 48 kHz; the other, 40 bins at twice the rate,
     # would tell pitches apart less well. Below 50 Hz 80 filters are too narrow for the window, and
     # hardly anything of YouTube's sound is above 20 kHz. All of it is our choice.
@@ -237,13 +245,19 @@ def _perceiver_io(
 def _listen_and_watch(config: ml_collections.ConfigDict, kind: str) -> None:
     """The inputs of 'raw_audio', 'mel', 'video', 'raw_audio_video' or 'mel_video'."""
     if kind.startswith('raw_audio'):
-        config.model.inputs.audio = INPUTS['audio']
+        _hear_waves(config, **INPUTS['audio'])
     elif kind.startswith('mel'):
         config.model.inputs.spectrogram = INPUTS['spectrogram']
     if kind.endswith('video'):
         config.model.inputs.video = INPUTS['video']
     if kind.endswith('_video'):
         config.augmentation.drop_video = 0.3
+
+
+def _hear_waves(config: ml_collections.ConfigDict, **elements) -> None:
+    """Makes the sound's wave an input, in elements that do not overlap."""
+    # Samples from an element to the next; None: those of an element.
+    config.model.inputs.audio = dict(hop=ml_collections.config_dict.placeholder(int), **elements)
 
 
 def _esc(
@@ -275,9 +289,7 @@ def _esc(
         config.augmentation.spec_augment.update(time_width=25, frequency_width=12)
         config.model.inputs.spectrogram = dict(patch=(5, 16), num_bands=4, max_resolution=(25, 4))
     else:
-        config.model.inputs.audio = dict(
-            samples_per_patch=128, num_bands=16, max_resolution=(1875,)
-        )
+        _hear_waves(config, samples_per_patch=128, num_bands=16, max_resolution=(1875,))
     config.optimizer = common.adamw(
         learning_rate=1e-3, schedule=dict(kind='cosine', warmup_steps=50)
     )

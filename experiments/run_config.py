@@ -4,7 +4,7 @@
 of a run's config are set on the command line as those of any other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ _LATER_KEYS: dict[str, object] = {
 _LATER_KEYS_OF_TASK: dict[str, dict[str, object]] = {
     'audioset': {
         'data.classes': '',
+        'clip.loudness_db': None,
+        'model.inputs.audio.hop': None,
         'augmentation.speed': [1.0, 1.0],
         'augmentation.between_class': False,
     },
@@ -88,12 +90,18 @@ def upgraded(saved: Mapping[str, Any]) -> dict[str, Any]:
         config['model'] = upgrade_arguments(config['model'])
     later = _LATER_KEYS | _LATER_KEYS_OF_TASK.get(str(config.get('task')), {})
     for key, value in later.items():
-        section, _, name = key.rpartition('.')
-        if not section:
-            config.setdefault(name, value)
-        elif isinstance(config.get(section), dict):
-            config[section] = {name: value, **config[section]}
+        _add_missing(config, key.split('.'), value)
     return config
+
+
+def _add_missing(config: dict[str, Any], path: Sequence[str], value: object) -> None:
+    """Gives a key of a section a value, where the section is there and the key is not."""
+    name, *rest = path
+    if not rest:
+        config.setdefault(name, value)
+    elif isinstance(config.get(name), dict):
+        config[name] = dict(config[name])  # what is read stays as it is
+        _add_missing(config[name], rest, value)
 
 
 def started_from(workdir: str | Path) -> dict[str, Any] | None:

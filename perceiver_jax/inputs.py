@@ -382,7 +382,12 @@ def video_elements(
 
 
 def audio_elements(
-    audio: Array, *, samples_per_patch: int, num_bands: int, max_resolution: Sequence[int]
+    audio: Array,
+    *,
+    samples_per_patch: int,
+    num_bands: int,
+    max_resolution: Sequence[int],
+    hop: int | None = None,
 ) -> Array:
     """Cuts raw sound into stretches with Fourier positions in time.
 
@@ -391,14 +396,17 @@ def audio_elements(
       samples_per_patch: Samples of one element.
       num_bands: K, frequencies.
       max_resolution: Twice the highest frequency, a single entry.
+      hop: Samples from the start of an element to that of the next, a divisor of
+        `samples_per_patch`: where it is less, elements overlap, which is not in the papers. None:
+        `samples_per_patch`.
 
     Returns:
-      `[B, samples / samples_per_patch, samples_per_patch * channels + 2 K + 1]` in the dtype of
-      `audio`.
+      `[B, M, samples_per_patch * channels + 2 K + 1]` in the dtype of `audio`, where M is
+      `(samples - samples_per_patch) / hop + 1`.
 
     Raises:
-      Refused: The patches do not divide the sound, an argument has other axes, or the sound is of
-        another dtype.
+      Refused: The patches do not divide the sound, or the hop a patch, an argument has other axes,
+        or the sound is of another dtype.
 
     Source: Perceiver, section 4.2; Perceiver IO, section 4.3.
     """
@@ -407,10 +415,18 @@ def audio_elements(
     check_integers('audio_elements', samples_per_patch=samples_per_patch)
     if samples_per_patch < 1:
         raise Refused(f'samples_per_patch must be at least 1, not {samples_per_patch}.')
+    hop = samples_per_patch if hop is None else hop
+    check_integers('audio_elements', hop=hop)
+    if hop < 1 or samples_per_patch % hop:
+        raise Refused(f'A hop of {hop} samples does not divide patches of {samples_per_patch}.')
     _, samples, channels = audio.shape
-    if samples % samples_per_patch:
-        raise Refused(f'Patches of {samples_per_patch} samples do not divide {samples}.')
-    patches = reshape_examples(audio, -1, samples_per_patch * channels)
+    if samples % hop or samples < samples_per_patch:
+        what = f'Patches of {samples_per_patch}' if hop == samples_per_patch else f'Hops of {hop}'
+        raise Refused(f'{what} samples do not divide {samples}.')
+    parts = reshape_examples(audio, -1, hop * channels)
+    per_patch = samples_per_patch // hop
+    last = parts.shape[1] - per_patch + 1
+    patches = jnp.concatenate([parts[:, i : last + i] for i in range(per_patch)], axis=-1)
     return fourier_grid(patches, num_bands, max_resolution).array()
 
 

@@ -393,6 +393,11 @@ def video_autoencoder(
         'video': build(video_elements, inputs['video'], video=video.astype(dtype)),
         'label': label.astype(dtype)[:, None],
     }
+    if inputs['audio'].get('hop') not in (None, inputs['audio']['samples_per_patch']):
+        raise Refused(
+            f'inputs.audio.hop is {inputs["audio"]["hop"]}: the sound that comes out is put '
+            'together of patches that do not overlap.'
+        )
     join = JoinModalities(inputs['min_padding'], mask_tokens=True, name='inputs')
     latents = build(Encoder, encoder, implementation=implementation, name='encoder')(
         join(elements, hidden), input_mask, is_training=is_training

@@ -82,7 +82,9 @@ def score_clip(model: Pretrained, path: str, start: float = 0.0) -> np.ndarray:
         seen = None
         if has_video:
             seen = jnp.asarray(example['video'][None, first : first + shape.num_frames])
-        inputs = model_inputs(heard, seen, modalities, rate, front_end['log_mel'])
+        inputs = model_inputs(
+            heard, seen, modalities, rate, front_end['log_mel'], front_end.get('loudness_db')
+        )
         scores.append(probabilities(model(inputs)[0], model.activation))
     # As in evaluation, probabilities are averaged, not logits.
     return np.mean(scores, axis=0)

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from experiments.audioset.metrics import METRICS, average_precision, multi_label_metrics
-from experiments.audioset.mixing import drop_examples, mix_sounds, spec_augment
+from experiments.audioset.mixing import drop_examples, loudness, mix_sounds, spec_augment
 from experiments.audioset.sources import open_source
 from experiments.audioset.transforms import ClipShape, EvalTransform, TrainTransform
 from experiments.data import reading
@@ -65,7 +65,8 @@ class AudioSet:
                 f'read at {FRAMES_PER_SECOND}'
             )
         size = config.clip.size if self.has_video else 0
-        self.shape = ClipShape(**{**config.clip, 'size': size})
+        window = {k: x for k, x in config.clip.items() if k != 'loudness_db'}
+        self.shape = ClipShape(**{**window, 'size': size})
         reading.count_classes(config, lambda: self.eval_source)
         fields = {field.name for field in dataclasses.fields(TrainTransform)}
         on_host = {name: config.augmentation[name] for name in fields - {'shape', 'num_classes'}}
@@ -101,10 +102,14 @@ class AudioSet:
     def train_source(self) -> LabelledSource:
         for name, window in self._window(batch=1).items():
             inputs = self.config.model.inputs[name]
-            field = 'samples_per_patch' if name == 'audio' else 'patch'
+            field, sizes = 'patch', window.shape[1:]  # time first, and channels last
+            if name == 'audio':
+                field = 'samples_per_patch' if inputs.hop is None else 'hop'
             patch = (inputs[field],) if name == 'audio' else inputs[field]
-            sizes = window.shape[1:]  # time first, and channels, of which no patch tells, last
+            # Of channels no patch tells. Of those that overlap all but one have a hop before them.
             grid = [size // max(p, 1) for size, p in zip(sizes, patch, strict=False)]
+            if field == 'hop':
+                grid[0] -= inputs.samples_per_patch // max(inputs.hop, 1) - 1
             if len(inputs.max_resolution) == 1:
                 grid = [math.prod(grid)]  # positions along the flattened patches
             check_resolution(
@@ -261,7 +266,14 @@ class AudioSet:
         """Makes the model's inputs of sound `[B, samples]` and uint8 video `[B, T, S, S, 3]`."""
         settings = self.config.spectrogram
         with below_key('spectrogram'):
-            return model_inputs(sound, video, self.modalities, self.shape.sample_rate, settings)
+            return model_inputs(
+                sound,
+                video,
+                self.modalities,
+                self.shape.sample_rate,
+                settings,
+                self.config.clip.loudness_db,
+            )
 
     def _window(self, batch: int) -> dict[str, jax.ShapeDtypeStruct]:
         shape = self.shape
@@ -357,6 +369,7 @@ def model_inputs(
     modalities: Sequence[str],
     sample_rate: int,
     spectrogram: Mapping[str, Any] | None,
+    loudness_db: float | None = None,
 ) -> dict[str, jax.Array]:
     """Makes what `audio_visual_classifier` takes of a batch of windows.
 
@@ -366,11 +379,15 @@ def model_inputs(
       modalities: Names of the modalities that the model takes.
       sample_rate: Sample rate of the sound, in Hz.
       spectrogram: The other arguments of `log_mel`; None where the model takes no spectrogram.
+      loudness_db: Loudness that each window is brought to, in decibels of full scale, by what
+        `loudness` measures; None leaves it as it is.
 
     Returns:
       The modalities by name, float32.
     """
     sound = jnp.asarray(sound)
+    if loudness_db is not None:
+        sound *= 10 ** (loudness_db / 20) / loudness(sound)[:, None]
     inputs = {}
     if 'audio' in modalities:
         inputs['audio'] = sound[..., None]

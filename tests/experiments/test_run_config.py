@@ -1,7 +1,10 @@
+import copy
+import functools
 import json
 
 import pytest
 
+from configs import audioset
 from configs.imagenet import get_config
 from experiments import run_config
 from perceiver_jax.errors import Refused
@@ -24,6 +27,21 @@ def test_the_config_of_an_old_run_is_in_the_words_of_today(tmp_path):
     del saved['train']['freeze'], saved['optimizer']['loaded_scale']
     (tmp_path / 'config.json').write_text(json.dumps(saved))
     assert run_config.get_config(tmp_path).to_dict() == get_config('demo').to_dict()
+
+
+def test_keys_that_came_later_are_added_where_their_section_is(tmp_path):
+    for variant, later in (
+        ('raw_audio', ['model.inputs.audio.hop', 'clip.loudness_db']),
+        ('mel', ['clip.loudness_db']),
+    ):
+        config = audioset.get_config(variant).to_dict()
+        saved = copy.deepcopy(config)
+        for key in later:
+            *sections, name = key.split('.')
+            del functools.reduce(dict.__getitem__, sections, saved)[name]
+        before = copy.deepcopy(saved)
+        assert run_config.upgraded(saved) == config
+        assert saved == before
 
 
 def test_what_a_run_started_from_is_no_part_of_its_config(tmp_path):

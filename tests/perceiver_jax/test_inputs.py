@@ -226,6 +226,20 @@ def test_audio_elements_are_stretches_and_when_they_are():
         audio_elements(audio, samples_per_patch=8, **positions)
 
 
+def test_audio_elements_overlap_where_the_hop_is_less_than_they_are():
+    audio = np.random.default_rng(0).normal(size=(2, 36, 2)).astype(np.float32)
+    positions = dict(num_bands=3, max_resolution=[11])
+    elements = audio_elements(audio, samples_per_patch=12, hop=4, **positions)
+    assert elements.shape == (2, 7, 24 + 7)
+    np.testing.assert_array_equal(elements[1, 3, :24], audio[1, 12:24].reshape(-1))
+    expected = fourier_features(grid_positions((7,)), **positions)[3]
+    np.testing.assert_array_equal(elements[1, 3, 24:], expected)
+    with pytest.raises(Refused, match='hop of 5 samples does not divide patches of 12'):
+        audio_elements(audio, samples_per_patch=12, hop=5, **positions)
+    with pytest.raises(Refused, match='Hops of 8 samples do not divide 36'):
+        audio_elements(audio, samples_per_patch=16, hop=8, **positions)
+
+
 def test_flow_inputs_project_the_patches_of_both_frames():
     frames = np.random.default_rng(0).normal(size=(2, 2, 7, 5, 3)).astype(np.float32)
 

@@ -307,6 +307,16 @@ def test_tokens_that_do_not_exist_give_no_numbers():
     [
         (dict(inputs={'video': {}, 'audio': {}}), r"inputs is a mapping with \['audio', 'min_padd"),
         (dict(inputs=None), 'inputs is a mapping with .*; got None'),
+        (
+            dict(
+                inputs=dict(
+                    video=dict(patch=[1, 2, 2], num_bands=2, max_resolution=[2, 3, 3]),
+                    audio=dict(samples_per_patch=4, hop=2, num_bands=3, max_resolution=[20]),
+                    min_padding=2,
+                )
+            ),
+            'inputs.audio.hop is 2: the sound that comes out is put together of patches that do',
+        ),
         (dict(queries={}), r"queries is a mapping with \['audio', .*; got \[\]"),
         (dict(encoder=dict(num_latnts=3)), "Encoder has no field 'num_latnts'.*mean num_latents"),
         (

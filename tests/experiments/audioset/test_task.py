@@ -198,6 +198,22 @@ def test_raw_audio_is_heard_as_it_is(prepared):
     assert seen['audio'].shape == (3, 61_440, 1)
 
 
+@pytest.mark.parametrize('gain', [1, 0.01])
+def test_every_window_can_be_made_equally_loud(prepared, gain):
+    changes = {'clip.loudness_db': -20.0}
+    seen, example = seen_by_the_model(prepared, 'raw_audio', count=3, **changes)
+    task = AudioSet(get_config(prepared, 'raw_audio', **changes))
+    heard = task._inputs(gain * example['sound'][None], None)['audio'][0, :, 0]
+    np.testing.assert_allclose(heard, seen['audio'][0, :, 0], rtol=1e-5)
+    loudest = np.square(heard[: len(heard) // 50 * 50]).reshape(50, -1).mean(1).max()
+    assert loudest == pytest.approx(0.1**2, rel=1e-4)
+
+
+def test_silence_stays_silent(prepared):
+    task = AudioSet(get_config(prepared, 'raw_audio', **{'clip.loudness_db': -20.0}))
+    assert not task._inputs(np.zeros((1, 61_440), np.float32), None)['audio'].any()
+
+
 @pytest.fixture(scope='module')
 def labelled(tmp_path_factory):
     """ESC-50's folder with three classes of one sound a fold."""
@@ -223,6 +239,9 @@ def test_a_labelled_folder_trains_and_is_saved(labelled, tmp_path, variant):
     config.augmentation.spec_augment.update(time_width=3, frequency_width=3)
     if 'spectrogram' in config.model.inputs:
         config.model.inputs.spectrogram.patch = (1, 16)
+    else:
+        config.model.inputs.audio.hop = 64
+        config.clip.loudness_db = -20.0
     config.model.num_classes = 0  # as many as the table has: 3
     config.model.encoder.update(
         num_latents=5,
@@ -260,6 +279,7 @@ def test_other_numbers_of_classes_are_refused(prepared):
     'variant, key, value, grid',
     [
         ('raw_audio', 'audio', (255,), 256),
+        ('overlapping', 'audio', (510,), 511),
         ('mel', 'spectrogram', (109,), 110),  # one axis: 10 frames of 11 bins
         ('mel', 'spectrogram', (9, 11), '10 x 11'),
         ('video', 'video', (8, 4, 3), '8 x 4 x 4'),
@@ -268,8 +288,10 @@ def test_other_numbers_of_classes_are_refused(prepared):
 def test_windows_beyond_the_resolution_of_their_positions_are_refused(
     prepared, variant, key, value, grid
 ):
-    key = f'model.inputs.{key}.max_resolution'
-    task = AudioSet(get_config(prepared, variant, **{key: value}))
+    key, changes = f'model.inputs.{key}.max_resolution', {}
+    if variant == 'overlapping':
+        variant, changes = 'raw_audio', {'model.inputs.audio.hop': 120}
+    task = AudioSet(get_config(prepared, variant, **{key: value, **changes}))
     message = f'which makes {grid} input elements, more than config.{key} {value}'
     with pytest.raises(ValueError, match=re.escape(message)):
         assert task.train_source

@@ -26,7 +26,7 @@ from experiments.data.prepared import TfdsRecords
 from experiments.data.tables import Row, read_table
 from experiments.paths import folder_of_data
 from perceiver_jax.errors import Refused
-from perceiver_jax.front_ends.media import not_sound
+from perceiver_jax.front_ends.media import not_sound, read_audio
 
 SPLITS = ('train', 'validation')
 VERSION = '1.0.0'  # of the prepared data set
@@ -54,7 +54,7 @@ def open_source(
         folder. Unused for 'sounds'.
       split: 'train' or 'validation'.
       with_frames: Whether frames are read.
-      sample_rate: Sample rate of the sound in Hz; 48,000 for every kind but 'sounds'.
+      sample_rate: Sample rate of the sound in Hz; 48,000 for 'tfds' and for what has frames.
       table: Fields of `Table` by name; used for 'folder' only.
       classes: Names of all labels in their order, for 'folder', also of those that no row has;
         None: the table tells.
@@ -74,9 +74,10 @@ def open_source(
             raise Refused('generated sounds have no video')
         return Sounds(split, sample_rate)
     folder = folder_of_data(path, kind)
-    if sample_rate != clip_files.SAMPLE_RATE:
+    if sample_rate != clip_files.SAMPLE_RATE and (kind == 'tfds' or with_frames):
+        what = "of 'tfds'" if kind == 'tfds' else 'that comes with video'
         raise Refused(
-            f'the sound of {kind!r} has {clip_files.SAMPLE_RATE} Hz, config.clip.sample_rate is '
+            f'the sound {what} has {clip_files.SAMPLE_RATE} Hz, config.clip.sample_rate is '
             f'{sample_rate}'
         )
     if kind == 'tfds':
@@ -87,7 +88,7 @@ def open_source(
             f'config.data.table needs the keys {sorted(keys)}: missing are '
             f'{sorted(keys - set(table))}, unknown are {sorted(set(table) - keys)}'
         )
-    return LabelledFolder(folder, split, with_frames, Table(**table), classes)
+    return LabelledFolder(folder, split, with_frames, Table(**table), classes, sample_rate)
 
 
 def data_folder(out: Path, kind: str) -> Path:
@@ -224,6 +225,7 @@ class LabelledFolder:
         with_frames: bool,
         table: Table,
         classes: Sequence[str] | None = None,
+        sample_rate: int = clip_files.SAMPLE_RATE,
     ):
         """Reads the table, and finds the files of the split.
 
@@ -234,6 +236,8 @@ class LabelledFolder:
           table: The table, and what its columns mean.
           classes: Names of the labels in their order; None: the table tells. So a table of clips
             to evaluate alone need not have a row of every class.
+          sample_rate: Sample rate of the sound in Hz, to which it is resampled; 48,000 where frames
+            are read.
 
         Raises:
           Refused: The table, a column, the folder of media or a file of the split is missing, a row
@@ -242,6 +246,7 @@ class LabelledFolder:
         csv_file, media = path / table.csv_file, path / table.media
         self._name = f'{csv_file}, split {split}'
         self._with_frames = with_frames
+        self._sample_rate = sample_rate
         self._kept: dict[int, np.ndarray] = {}  # index -> sound, as long as there is room
         self._kept_bytes = 0
         rows = table.read(path)
@@ -300,7 +305,7 @@ class LabelledFolder:
                 with soundfile.SoundFile(file) as opened:
                     rate, length = opened.samplerate, opened.frames
                     # A header that was written to a pipe tells no length: FFmpeg reads to the end.
-                    if rate == clip_files.SAMPLE_RATE and 0 < length < _UNKNOWN_LENGTH:
+                    if rate == self._sample_rate and 0 < length < _UNKNOWN_LENGTH:
                         sound = clip_files.read_sound(opened, os.path.getsize(file))
             except soundfile.SoundFileError:
                 pass
@@ -310,9 +315,13 @@ class LabelledFolder:
                 _check_sound(sound, file)
                 return sound.mean(1), []
         try:
+            if self._sample_rate != clip_files.SAMPLE_RATE:
+                return read_audio(file, self._sample_rate).mean(1), []
             sound, frames, wrong = clip_files.read_clip(file, 0.0, None, self._with_frames)
         except OSError as error:
             raise BrokenExample(f'{file}: {error.strerror}') from error
+        except Refused as error:
+            raise BrokenExample(str(error)) from error
         # A clip that is too short for AudioSet is of use here: silence fills the window up.
         fatal = wrong.keys() & clip_files.LEFT_OUT.keys() - {'too short'}
         if fatal or 'damaged' in wrong or not len(sound):

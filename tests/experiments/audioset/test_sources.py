@@ -29,13 +29,13 @@ TABLE = dict(
 )
 
 
-def open_folder(path, split='train', with_frames=False, classes=None, **table):
+def open_folder(path, split='train', with_frames=False, classes=None, sample_rate=48_000, **table):
     return open_source(
         'folder',
         str(path),
         split,
         with_frames=with_frames,
-        sample_rate=48_000,
+        sample_rate=sample_rate,
         table={**TABLE, **table},
         classes=classes,
     )
@@ -69,6 +69,15 @@ def test_esc50_as_it_comes(esc50):
     middle = slice(4800, 9600)
     np.testing.assert_allclose(clip['sound'][middle], tone(0.3, amplitude=0.4)[middle], atol=2e-3)
     assert pickle.loads(pickle.dumps(train))[1]['name'] == train[1]['name']
+
+
+@pytest.mark.parametrize('rate', [16_000, 44_100])
+def test_sound_is_read_at_the_rate_that_is_asked_for(esc50, rate):
+    sound = open_folder(esc50, 'validation', sample_rate=rate)[0]['sound']
+    np.testing.assert_allclose(len(sound), 0.3 * rate, atol=2)
+    middle = slice(rate // 10, rate // 5)
+    expected = tone(0.3, amplitude=0.4, rate=rate)[middle]
+    np.testing.assert_allclose(sound[middle], expected, atol=2e-3)
 
 
 def test_classes_that_are_given_are_those_of_the_labels(esc50):
@@ -245,8 +254,9 @@ def test_a_damaged_file_is_a_broken_example(esc50):
 def test_an_empty_sound_and_one_that_is_not_finite_are_broken_examples(esc50, rate, sound, message):
     path = next((esc50 / 'audio').glob('5-*.wav'))
     soundfile.write(path, sound, rate, subtype='FLOAT')
-    with pytest.raises(BrokenExample, match=f'{path.name}: .*{message}'):
-        open_folder(esc50, 'validation')[0]
+    for asked in (48_000, 16_000):
+        with pytest.raises(BrokenExample, match=f'{path.name}: .*{message}'):
+            open_folder(esc50, 'validation', sample_rate=asked)[0]
 
 
 @pytest.mark.parametrize('rate', [44_100, 48_000])
@@ -300,8 +310,12 @@ def test_sources_that_are_not_there(tmp_path):
         open_source('tfds', None, 'train', **arguments)
     with pytest.raises(ValueError, match='audioset/audio_visual/1.0.0 or audioset/audio/1.0.0'):
         open_source('tfds', str(tmp_path), 'train', **arguments)
-    with pytest.raises(ValueError, match='48000 Hz, config.clip.sample_rate is 8000'):
-        open_source('folder', str(tmp_path), 'train', **{**arguments, 'sample_rate': 8000})
+    arguments['sample_rate'] = 8000
+    with pytest.raises(ValueError, match="'tfds' has 48000 Hz, config.clip.sample_rate is 8000"):
+        open_source('tfds', str(tmp_path), 'train', **arguments)
+    arguments['with_frames'] = True
+    with pytest.raises(ValueError, match='video has 48000 Hz, config.clip.sample_rate is 8000'):
+        open_source('folder', str(tmp_path), 'train', **arguments)
     with pytest.raises(ValueError, match='sounds have no video'):
         open_source('sounds', None, 'train', **{**arguments, 'with_frames': True})
 
@@ -330,13 +344,13 @@ def test_sound_that_fills_the_memory_is_a_broken_example(esc50, monkeypatch):
     record = {'name': b'x', 'sound': stored.getvalue(), 'frames': [], 'labels': [2]}
     with pytest.raises(BrokenExample, match='^x of nowhere: its sound would take 19,200 bytes'):
         sources._from_tfds(record, source='nowhere', frames=False)
-    for rate in (48_000, 44_100):  # read by libsndfile, and by FFmpeg
+    for rate, asked in ((48_000, 48_000), (44_100, 48_000), (48_000, 16_000)):  # by both libraries
         path = next((esc50 / 'audio').glob('5-*.wav'))
         soundfile.write(path, np.zeros(48_000), rate)
         with pytest.raises(
             BrokenExample, match=f'{path.name}: .*its sound would take .* of memory'
         ):
-            open_folder(esc50, 'validation')[0]
+            open_folder(esc50, 'validation', sample_rate=asked)[0]
 
 
 def test_a_folder_keeps_sounds_while_there_is_room(esc50, monkeypatch):

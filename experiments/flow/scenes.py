@@ -10,6 +10,7 @@ exact, and the nearest layer at a pixel decides what is visible there.
 """
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 
@@ -118,12 +119,9 @@ class MovingScenes:
         fog = _Fog(rng, self._size) if rng.random() < self._fog else None
         rendered = [_render(layers, time, self._size, exposure, fog) for time in (0, 1)]
         noise = rng.uniform(0, self._noise) if rng.random() < 0.5 else 0.0
-        frames = []
-        for colours, _, _ in rendered:
-            if noise:
-                grain = rng.standard_normal(colours.shape, np.float32)
-                colours = colours + (255 * noise) * grain
-            frames.append(np.clip(np.rint(colours), 0, 255).astype(np.uint8))
+        frames = [colours for colours, _, _ in rendered]
+        if noise:
+            frames = [_with_grain(rng, colours, 255 * noise) for colours in frames]
         (_, flow, owner), (_, backward, other_owner) = rendered
         matched = _is_visible(flow, owner, other_owner)
         return {
@@ -142,7 +140,7 @@ class MovingScenes:
         height, width = self._size
         around = 1.3  # size of the background / size of a frame; it is reflected at its border
         texture = self._texture(rng, int(around * height), int(around * width))
-        sprite = np.dstack([texture, np.full(texture.shape[:2], 255, np.uint8)])
+        sprite = cv2.merge([texture, np.full(texture.shape[:2], 255, np.uint8)])
         middle = (width - 1) / 2, (height - 1) / 2
         place = _similarity(middle, (sprite.shape[1] / 2, sprite.shape[0] / 2), 0.0, 1.0)
         camera = self._move(rng, middle, math.hypot(height, width) / 2, calm=0.5)
@@ -151,7 +149,7 @@ class MovingScenes:
             # Most shapes are small; the largest span the shorter side.
             side = int(min(height, width) * rng.uniform(0.3, 1.0) ** 2) + 8
             texture = self._texture(rng, side, side)
-            sprite = np.dstack([texture, _shape(rng, side)])
+            sprite = cv2.merge([texture, _shape(rng, side)])
             centre = rng.uniform(0, width - 1), rng.uniform(0, height - 1)
             zoom = rng.uniform(0.8, 1.25)  # interpolates in both frames, which are equally sharp
             place = _similarity(centre, (side / 2, side / 2), rng.uniform(0, 2 * np.pi), zoom)
@@ -227,14 +225,20 @@ class _Bend:
         self, x: np.ndarray, y: np.ndarray, sign: float = 1.0
     ) -> tuple[np.ndarray, np.ndarray]:
         """Moves points; `sign=-1` is the inverse."""
-        across = self.along[0] * y - self.along[1] * x  # stays as it is
-        by = (sign * self.amplitude) * np.sin(self.wave_number * across + self.phase)
-        return x + self.along[0] * by, y + self.along[1] * by
+        (along_x, along_y), k = self.along, self.wave_number
+        # Across the axis they stay where they are.
+        wave = (-k * along_y) * x + ((k * along_x) * y + self.phase)
+        np.sin(wave, out=wave)
+        wave *= sign * self.amplitude
+        return x + along_x * wave, y + along_y * wave
 
 
 @dataclasses.dataclass(frozen=True)
 class _Layer:
-    """A sprite and its motion. Points are arrays x and y, in pixels of a frame or of the sprite."""
+    """A sprite and its motion.
+
+    Points are arrays x and y that broadcast to one shape, in pixels of a frame.
+    """
 
     sprite: np.ndarray  # uint8 [height, width, 4], RGB and opacity
     place: np.ndarray  # [3, 3], from the first frame to the sprite
@@ -254,6 +258,41 @@ class _Layer:
         for bend in reversed(self.bends):
             x, y = bend(x, y, -1.0)
         return x, y
+
+    def seen(
+        self, time: int, rows: slice, columns: slice
+    ) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        """Looks the sprite up.
+
+        Args:
+          time: 0 or 1.
+          rows: Rows of frame 0 or 1, h of them.
+          columns: Columns of it, w of them.
+
+        Returns:
+          Colours and opacity, uint8 `[h, w, 4]`; and by how much each pixel moves to the other
+          frame, x and y, float32 `[h, w]` each.
+        """
+        x = np.arange(columns.start, columns.stop, dtype=np.float32)
+        y = np.arange(rows.start, rows.stop, dtype=np.float32)[:, None]
+        other_x, other_y = self.backward(x, y) if time else self.forward(x, y)
+        border = cv2.BORDER_REFLECT_101 if self.is_background else cv2.BORDER_CONSTANT
+        if time and self.bends:
+            at = _transform(self.place, other_x, other_y)
+            picture = cv2.remap(self.sprite, *at, cv2.INTER_LINEAR, borderMode=border)
+        else:
+            corner = np.array([[1, 0, columns.start], [0, 1, rows.start], [0, 0, 1]])
+            to_sprite = self.place @ np.linalg.inv(self.motion) if time else self.place
+            picture = cv2.warpPerspective(
+                self.sprite,
+                to_sprite @ corner,
+                (len(x), len(y)),
+                flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+                borderMode=border,
+            )
+        other_x -= x
+        other_y -= y
+        return picture, (other_x, other_y)
 
     def box(self, time: int, size: tuple[int, int]) -> tuple[slice, slice] | None:
         """Returns the rows and columns of frame 0 or 1 that the sprite may cover; None for none."""
@@ -282,10 +321,12 @@ class _Fog:
         haze = cv2.resize(rng.random((4, 5), np.float32), size[::-1], interpolation=cv2.INTER_CUBIC)
         self.haze = (rng.uniform(0, 0.5) * np.clip(haze, 0, 1))[..., None]
 
-    def hide(self, colours: np.ndarray, depth: float) -> np.ndarray:
-        """Mixes the fog's colour into the colours of a layer, by its depth in 0..1."""
-        share = np.float32(1 - math.exp(-self.density * depth))
-        return colours + share * (self.colour - colours)
+    def hide(self, picture: np.ndarray, depth: float) -> np.ndarray:
+        """Mixes the fog's colour into those of a layer, uint8 `[h, w, 4]`, by its depth in 0..1."""
+        share = 1 - math.exp(-self.density * depth)
+        seen = np.arange(256)[:, None]
+        colours = np.rint(seen + share * (self.colour - seen))
+        return cv2.LUT(picture, np.hstack([colours, seen]).astype(np.uint8)[None])
 
 
 def _render(
@@ -301,78 +342,106 @@ def _render(
       fog: The fog; None for none.
 
     Returns:
-      Colours, float32 `[h, w, 3]` in 0..255; flow to the other frame, float32 `[h, w, 2]`; and the
-      number of the layer that is visible at each pixel, int32 `[h, w]`.
+      Colours, uint8 `[h, w, 3]`; flow to the other frame, float32 `[h, w, 2]`; and the number of
+      the layer that is visible at each pixel, int16 `[h, w]`.
     """
-    height, width = size
-    colours: np.ndarray = np.zeros((height, width, 3), np.float32)
-    flow = np.zeros((height, width, 2), np.float32)
-    owner = np.zeros(size, np.int32)
+    colours = np.zeros((*size, 3), np.uint8)
+    flow = np.zeros(size, np.float32), np.zeros(size, np.float32)  # x and y
+    owner = np.zeros(size, np.int16)
     for number, layer in enumerate(layers):
         box = layer.box(time, size)
         if box is None:
             continue
-        rows, columns = box
-        x, y = np.meshgrid(
-            np.arange(columns.start, columns.stop, dtype=np.float32),
-            np.arange(rows.start, rows.stop, dtype=np.float32),
-        )
-        if time == 0:
-            other_x, other_y = layer.forward(x, y)  # in the other frame
-            sprite_x, sprite_y = _transform(layer.place, x, y)
-        else:
-            other_x, other_y = layer.backward(x, y)
-            sprite_x, sprite_y = _transform(layer.place, other_x, other_y)
-        border = cv2.BORDER_REFLECT_101 if layer.is_background else cv2.BORDER_CONSTANT
-        picture = cv2.remap(layer.sprite, sprite_x, sprite_y, cv2.INTER_LINEAR, borderMode=border)
+        picture, moved = layer.seen(time, *box)
         covered = picture[..., 3] > 127
-        if not covered.any():
+        mask = covered.view(np.uint8)
+        if not cv2.countNonZero(mask):
             continue
-        moved = cv2.merge([other_x - x, other_y - y])
-        picture = picture.astype(np.float32)
-        opacity = picture[..., 3:] / 255
-        picture = picture[..., :3]
         if fog is not None:
             picture = fog.hide(picture, 1 - number / len(layers))
         if exposure:
-            picture, opacity = _smear(picture, opacity, exposure * moved[covered].mean(0))
-        if layer.is_background:
-            colours = picture
+            path = [exposure * cv2.mean(x, mask)[0] for x in moved]
+            _blend(_smear(picture, np.array(path)), colours[box])
         else:
-            colours[box] += opacity * (picture - colours[box])
-        np.copyto(flow[box], moved, where=covered[..., None])
+            _paste(picture, colours[box])
+        for whole, part in zip(flow, moved, strict=True):
+            cv2.copyTo(part, mask, whole[box])
         np.copyto(owner[box], number, where=covered)
     if fog is not None:
-        colours += fog.haze * (fog.colour - colours)
-    return colours, flow, owner
+        seen = colours.astype(np.float32)
+        colours = np.rint(seen + fog.haze * (fog.colour - seen)).astype(np.uint8)
+    return colours, cv2.merge(flow), owner
 
 
-def _smear(
-    picture: np.ndarray, opacity: np.ndarray, path: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Blurs along a straight path (x, y) in pixels; it is centred, so the flow remains exact."""
-    length = math.hypot(*path)
-    if length < 1:
-        return picture, opacity
-    reach = math.ceil(length / 2)
-    kernel = np.zeros((2 * reach + 1, 2 * reach + 1), np.float32)
-    for step in np.linspace(-0.5, 0.5, 4 * reach + 1):
-        kernel[round(reach + step * path[1]), round(reach + step * path[0])] += 1
-    kernel /= kernel.sum()
-    both = cv2.filter2D(
-        np.concatenate([picture * opacity, opacity], -1), -1, kernel, borderType=cv2.BORDER_REFLECT
-    )
-    return both[..., :3] / np.maximum(both[..., 3:], 1e-3), both[..., 3:]
+def _paste(picture: np.ndarray, onto: np.ndarray) -> None:
+    """Puts what is opaque of a picture `[h, w, 4]` on colours `[h, w, 3]`, and blends its rim."""
+    colours, opacity = cv2.cvtColor(picture, cv2.COLOR_RGBA2RGB), cv2.extractChannel(picture, 3)
+    if opacity.min() == 255:
+        onto[:] = colours
+        return
+    rim = np.nonzero(cv2.inRange(opacity, 1, 254))
+    share = opacity[rim][:, None] * np.float32(1 / 255)
+    under = onto[rim].astype(np.float32)
+    colours[rim] = np.rint(under + share * (colours[rim] - under)).astype(np.uint8)
+    cv2.copyTo(colours, opacity, onto)
+
+
+def _blend(picture: np.ndarray, onto: np.ndarray) -> None:
+    """Puts a picture `[h, w, 4]`, whose colours are multiplied by its opacity, on others."""
+    opacity = cv2.extractChannel(picture, 3)
+    hidden = cv2.multiply(onto, cv2.merge([opacity, opacity, opacity]), scale=1 / 255)
+    cv2.add(cv2.subtract(onto, hidden), cv2.cvtColor(picture, cv2.COLOR_RGBA2RGB), dst=onto)
+
+
+def _smear(picture: np.ndarray, path: np.ndarray) -> np.ndarray:
+    """Blurs along a straight path (x, y) in pixels; it is centred, so the flow remains exact.
+
+    Args:
+      picture: Colours and opacity, uint8 `[h, w, 4]`.
+      path: The path.
+
+    Returns:
+      The mean over the path, uint8 `[h, w, 4]`, of the opacity and of colours times opacity.
+    """
+    opacity = cv2.extractChannel(picture, 3)
+    if cv2.countNonZero(cv2.compare(opacity, 255, cv2.CMP_LT)):
+        shares = cv2.merge([opacity, opacity, opacity, np.full_like(opacity, 255)])
+        picture = cv2.multiply(picture, shares, scale=1 / 255)
+    # The mean of 2, 4, 8, ... points of the path, each twice as far apart as those before.
+    doublings = max(math.ceil(math.log2(max(math.hypot(*path), 1))), 0)
+    steps = [np.rint(path * 2**i / 2**doublings).astype(int) for i in range(doublings)]
+    whole = np.sum([*steps, (0, 0)], axis=0)
+    margin = int(np.abs(whole).max())
+    mean = cv2.copyMakeBorder(picture, *4 * [margin], cv2.BORDER_REFLECT)
+    for dx, dy in steps:
+        here = mean[max(-dy, 0) : len(mean) - max(dy, 0), max(-dx, 0) : mean.shape[1] - max(dx, 0)]
+        there = mean[max(dy, 0) : len(mean) + min(dy, 0), max(dx, 0) : mean.shape[1] + min(dx, 0)]
+        mean = cv2.addWeighted(here, 0.5, there, 0.5, 0)
+    left, top = margin - whole // 2 + np.minimum(whole, 0)
+    return mean[top : top + picture.shape[0], left : left + picture.shape[1]]
 
 
 def _is_visible(flow: np.ndarray, owner: np.ndarray, other_owner: np.ndarray) -> np.ndarray:
     """Returns where the layer that is visible in one frame is visible in the other too."""
-    height, width = owner.shape
-    x = np.rint(np.arange(width, dtype=np.float32) + flow[..., 0]).astype(np.int32)
-    y = np.rint(np.arange(height, dtype=np.float32)[:, None] + flow[..., 1]).astype(np.int32)
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-    at = np.where(inside, y * width + x, 0)
-    return inside & (other_owner.ravel()[at] == owner)
+    x = flow[..., 0] + np.arange(owner.shape[1], dtype=np.float32)
+    y = flow[..., 1] + np.arange(owner.shape[0], dtype=np.float32)[:, None]
+    nearest = cv2.remap(
+        other_owner, x, y, cv2.INTER_NEAREST, borderMode=cv2.BORDER_CONSTANT, borderValue=-1
+    )
+    return nearest == owner
+
+
+@functools.lru_cache(maxsize=1)
+def _grain(size: int) -> np.ndarray:
+    """Returns twice as many normal numbers as an image has values: noise is a part of them."""
+    return np.random.default_rng(0).standard_normal(2 * size, np.float32)
+
+
+def _with_grain(rng: np.random.Generator, colours: np.ndarray, deviation: float) -> np.ndarray:
+    """Adds noise to colours, uint8 `[h, w, 3]`; drawing it anew would cost as much as the rest."""
+    first = rng.integers(colours.size)
+    grain = _grain(colours.size)[first : first + colours.size].reshape(colours.shape)
+    return cv2.add(colours, deviation * grain, dtype=cv2.CV_8U)
 
 
 def _similarity(
@@ -389,11 +458,13 @@ def _similarity(
 
 def _transform(matrix: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Moves points by a homography."""
-    (a, b, c), (d, e, f), (g, h, i) = matrix.tolist()
-    if g == h == 0:
-        return (a * x + b * y + c) / i, (d * x + e * y + f) / i
-    depth = g * x + h * y + i
-    return (a * x + b * y + c) / depth, (d * x + e * y + f) / depth
+    (a, b, c), (d, e, f), (g, h, i) = (matrix / matrix[2, 2]).tolist()
+    x, y, depth = a * x + (b * y + c), d * x + (e * y + f), g * x + (h * y + i)
+    if g or h:
+        np.reciprocal(depth, out=depth)
+        x *= depth
+        y *= depth
+    return x, y
 
 
 def _shape(rng: np.random.Generator, side: int) -> np.ndarray:
@@ -431,16 +502,18 @@ def _outline(rng: np.random.Generator, kind: str) -> np.ndarray:
 
 def _procedural_texture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Returns noise of several scales, sometimes with waves, in the colours of a random palette."""
-    field = np.zeros((height, width), np.float32)
     persistence = rng.uniform(0.4, 0.9)
     amplitude, cells = 1.0, int(rng.integers(2, 5))
+    field = np.zeros((2, 2), np.float32)
     while cells < max(height, width) / 2:
         rows = max(cells * height // max(height, width), 2)
         columns = max(cells * width // max(height, width), 2)
-        grid = rng.random((rows, columns), np.float32)
-        field += amplitude * cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR)
+        # Each scale on its own grid: as in a pyramid, all of them cost little more than the finest.
+        field = cv2.resize(field, (columns, rows), interpolation=cv2.INTER_LINEAR)
+        field += amplitude * rng.random((rows, columns), np.float32)
         amplitude *= persistence
         cells *= 2
+    field = cv2.resize(field, (width, height), interpolation=cv2.INTER_LINEAR)
     if rng.random() < 0.3:
         angle, wave = rng.uniform(0, 2 * np.pi), 2 * np.pi / rng.uniform(6, 40)
         x = np.arange(width, dtype=np.float32) * np.float32(wave * math.cos(angle))
@@ -455,4 +528,4 @@ def _procedural_texture(rng: np.random.Generator, height: int, width: int) -> np
         palette = colours[np.minimum(np.searchsorted(stops, np.arange(256)), len(stops) - 1)]
     else:
         palette = np.stack([np.interp(np.arange(256), stops, c) for c in colours.T], -1)
-    return palette.astype(np.uint8)[levels]
+    return cv2.applyColorMap(levels, palette.astype(np.uint8)[:, None])

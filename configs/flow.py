@@ -178,6 +178,9 @@ def get_config(variant: str = 'main') -> ml_collections.ConfigDict:
         frame_size=(436, 1242),  # what all frames are filled up to; Sintel's and KITTI's fit
         placement='even',  # of tiles of the crop's size; or 'deepmind', as the released notebook
         tiles_at_once=1,  # of each pair
+        # By what frames are shrunk, one after the other, to find flow from coarse to fine, such as
+        # (4, 2, 1); (1,): not at all, as in the paper.
+        factors=(1,),
     )
 
     epe, paper = NO_EPE, NOT_IN_PAPER

@@ -16,6 +16,12 @@ from typing import Any, NoReturn
 # so is `experiments.paths`.
 
 
+FACTORS_HELP = (
+    'refine flow from coarse to fine, on frames that are shrunk by these factors, such as 4,2,1; '
+    "not in the paper (what the model's run did, else 1)"
+)
+
+
 class Parser(argparse.ArgumentParser):
     """Ends with one line where argparse would print the usage too."""
 
@@ -53,6 +59,13 @@ def local_path(path: str, argument: str) -> str:
     else:
         return expanded
     refuse(f'{argument}: {path} {problem}')
+
+
+def shrinking_factors(text: str) -> list[int]:
+    """Reads the factors of `coarse_to_fine`, such as '4,2,1', for argparse."""
+    if re.fullmatch(r'[1-9][0-9]{0,3}(,[1-9][0-9]{0,3})*', text) is None:
+        raise argparse.ArgumentTypeError(f'expected numbers such as 4,2,1, got {text!r:.80}')
+    return [int(x) for x in text.split(',')]
 
 
 def run_path(path: str, argument: str) -> str:

@@ -41,12 +41,14 @@ from pathlib import Path
 from types import ModuleType
 
 from experiments.command_line import (
+    FACTORS_HELP,
     Parser,
     fail,
     local_path,
     one_line_errors,
     refuse,
     run_path,
+    shrinking_factors,
 )
 from experiments.data.hidden import visible
 
@@ -64,7 +66,7 @@ TASKS = {  # function of `perceiver_jax.models` -> the task whose predict.py run
     'audio_visual_classifier': 'audioset',
 }
 # See their OPTIONS.
-OF_SOME_TASKS = ('classes', 'attention', 'latents', 'text', 'tiles', 'ground_truth', 'start')
+OF_SOME_TASKS = 'classes attention latents text tiles factors ground_truth start'.split()
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -162,6 +164,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         choices=['even', 'deepmind'],
         help="where to cut large frames: evenly (default), or as DeepMind's notebook",
     )
+    add('--factors', metavar='LIST', type=shrinking_factors, help=FACTORS_HELP)
     add('--ground_truth', metavar='FILE', help="true flow, .flo or KITTI's .png, to compare with")
     add('--start', metavar='SECONDS', type=float, help='where in the video to begin (0)')
     add('--best', action='store_true', help="of a workdir's checkpoints the best, not the newest")

@@ -12,12 +12,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.command_line import Parser, Progress, local_path, one_line_errors, run_path
+from experiments.command_line import (
+    FACTORS_HELP,
+    Parser,
+    Progress,
+    local_path,
+    one_line_errors,
+    run_path,
+    shrinking_factors,
+)
+from experiments.flow.predict import flow_of_frames
 from experiments.flow.sources import SUBMISSIONS, open_source, write_submission
 from experiments.open_model import open_model
 from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.images import prepare_frames
-from perceiver_jax.tiling import tiled
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--data', default='~/flow_data', help='folder of the data (%(default)s)')
     parser.add_argument('--out', default='submission', help='folder to write to (%(default)s)')
     parser.add_argument('--tiles', choices=['even', 'deepmind'], default='even')
+    parser.add_argument('--factors', type=shrinking_factors, help=FACTORS_HELP)
     parser.add_argument('--best', action='store_true', help="a run's best checkpoint, not its last")
     arguments = parser.parse_args(argv)
     weights = run_path(arguments.model, 'MODEL')
@@ -49,11 +58,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = open_model(weights, best=arguments.best)
     if model.function != 'optical_flow':
         raise Refused(f'{weights} is a model for {model.function}, not for flow')
-    submit(model, source, arguments.benchmark, out, arguments.tiles)
+    submit(model, source, arguments.benchmark, out, arguments.tiles, arguments.factors)
     print(f'{len(source):,} files are in {out}')
 
 
-def submit(model: Any, source: Any, benchmark: str, out: str | Path, tiles: str = 'even') -> None:
+def submit(
+    model: Any,
+    source: Any,
+    benchmark: str,
+    out: str | Path,
+    tiles: str = 'even',
+    factors: Sequence[int] | None = None,
+) -> None:
     """Estimates and writes the flow of every pair of a source.
 
     Args:
@@ -62,12 +78,13 @@ def submit(model: Any, source: Any, benchmark: str, out: str | Path, tiles: str 
       benchmark: A key of `SUBMISSIONS`.
       out: The folder to write to.
       tiles: Where to cut large frames into tiles, 'even' or 'deepmind'; see `perceiver_jax.tiling`.
+      factors: By what frames are shrunk, see `coarse_to_fine`; None: what the model's run did.
     """
     progress = Progress('pair')
     for i in range(len(source)):
         pair = source[i]
         frames = prepare_frames(*pair['frames'])
-        flow = tiled(model, frames, tuple(model.front_end['tile']), placement=tiles)
+        flow = flow_of_frames(model, frames, tiles, factors)
         write_submission(out, benchmark, pair['name'], flow)
         progress(i + 1, len(source))
 

@@ -1,8 +1,10 @@
-"""Optical flow of frames of any size, by a model of one size, from overlapping tiles.
+"""Optical flow of frames of any size, by a model of one size: tiles, and from coarse to fine.
 
 Source: Perceiver IO, section 4.2 and appendix H; DeepMind's notebook for optical flow.
 """
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -166,6 +168,86 @@ def flow_of_tiles(
     total = jnp.zeros((batch, *size, 3), jnp.float32)
     total, _ = jax.lax.scan(add_group, total, (in_groups(corners), in_groups(is_tile)))
     return total[..., :2] / jnp.maximum(total[..., 2:], 1)
+
+
+def coarse_to_fine(
+    estimate: Callable[[Array, int], Array], frames: Array, factors: Sequence[int]
+) -> Array:
+    """Returns the flow of frames that are first shrunk, refined on larger and larger ones.
+
+    At each size the second frame is warped by the flow so far, so that the model sees what is left
+    of the motion: one that was trained on slow motion sees fast one too. Not in the papers.
+
+    Args:
+      estimate: Model: frames `[B, 2, h, w, C]` and the place in `factors` -> flow `[B, h, w, 2]` in
+        pixels of these frames, whose sides are H and W by the factor, rounded up.
+      frames: Pairs of frames, `[B, 2, H, W, C]`, of any floating-point dtype.
+      factors: By what the frames are shrunk, one after the other: each a multiple of the next, the
+        last 1. A factor that is there twice refines twice; (1,) is the model alone.
+
+    Returns:
+      Flow in pixels, float32 `[B, H, W, 2]`: (u, v) = (right, down).
+
+    Raises:
+      Refused: The frames have other axes, or the factors are no such numbers.
+    """
+    check_axes('coarse_to_fine', frames=(frames, 'B 2 H W C'))
+    check_factors('factors', factors)
+    height, width = frames.shape[2:4]
+    below, right = (-side % factors[0] for side in (height, width))
+    frames = jnp.pad(frames, ((0, 0), (0, 0), (0, below), (0, right), (0, 0)), mode='edge')
+    flow, last = None, factors[0]
+    for place, factor in enumerate(factors):
+        first, second = jnp.moveaxis(_shrunk(frames, factor), 1, 0)
+        if flow is not None:
+            flow = jax.image.resize(flow, (*first.shape[:3], 2), 'linear') * (last / factor)
+            second = _warped(second, flow)
+        size = -(-height // factor), -(-width // factor)
+        rest = estimate(jnp.stack([first, second], axis=1)[:, :, : size[0], : size[1]], place)
+        fill = [(0, whole - side) for whole, side in zip(first.shape[1:3], size, strict=True)]
+        rest = jnp.pad(rest, ((0, 0), *fill, (0, 0)), mode='edge')
+        flow = rest if flow is None else rest + _warped(flow, rest)
+        last = factor
+    assert flow is not None
+    return flow[:, :height, :width]
+
+
+def check_factors(name: str, factors: Sequence[int]) -> None:
+    """Checks by what frames are shrunk, see `coarse_to_fine`.
+
+    Args:
+      name: What they are called, for the message.
+      factors: The factors.
+
+    Raises:
+      Refused: They are no whole numbers, each a multiple of the next, the last 1.
+    """
+    whole = all(isinstance(x, int | np.integer) and x > 0 for x in factors)
+    if not whole or not len(factors) or factors[-1] != 1:
+        fits = False
+    else:
+        fits = not any(x % y for x, y in itertools.pairwise(factors))
+    if not fits:
+        raise Refused(
+            f'{name}: expected whole numbers, each a multiple of the next and the last 1, such as '
+            f'(4, 2, 1), got {tuple(factors)}'
+        )
+
+
+def _shrunk(frames: Array, factor: int) -> Array:
+    """Averages squares of pixels: `[B, 2, H, W, C]` -> `[B, 2, H / factor, W / factor, C]`."""
+    *batch, height, width, channels = frames.shape
+    shape = (*batch, height // factor, factor, width // factor, factor, channels)
+    return frames.reshape(shape).mean((-4, -2))
+
+
+def _warped(values: Array, flow: Array) -> Array:
+    """Looks values `[B, H, W, C]` up where flow `[B, H, W, 2]` ends; beyond them, at their rim."""
+    rows, columns = jnp.indices(values.shape[1:3], dtype=flow.dtype, sparse=True)
+    ends = rows[None] + flow[..., 1], columns[None] + flow[..., 0]
+    look_up = functools.partial(jax.scipy.ndimage.map_coordinates, order=1, mode='nearest')
+    of_channels = jax.vmap(look_up, (-1, None), -1)
+    return jax.vmap(of_channels)(values, jnp.stack(ends, 1))
 
 
 def tiled(

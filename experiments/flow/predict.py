@@ -1,7 +1,7 @@
 """Predictions of optical flow between two images."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from experiments.command_line import Progress
 from perceiver_jax.errors import Refused
 from perceiver_jax.weights.pretrained import Pretrained
 
-OPTIONS = ('tiles', 'ground_truth')  # of the command line
+OPTIONS = ('tiles', 'factors', 'ground_truth')  # of the command line
 KITTI_LARGEST = 511.98  # pixels; what its files can hold
 
 
@@ -20,7 +20,7 @@ def predict(model: Pretrained, arguments: argparse.Namespace) -> Iterator[dict]:
 
     Args:
       model: A model for optical flow.
-      arguments: The command line: `inputs`, `out`, `tiles`, `ground_truth`.
+      arguments: The command line: `inputs`, `out`, `tiles`, `factors`, `ground_truth`.
 
     Yields:
       What `estimate_flow` returns, once.
@@ -31,8 +31,8 @@ def predict(model: Pretrained, arguments: argparse.Namespace) -> Iterator[dict]:
     if len(arguments.inputs) != 2:
         raise Refused(f'INPUT: expected two images, got {len(arguments.inputs)}')
     first, second = arguments.inputs
-    tiles = arguments.tiles or 'even'
-    yield estimate_flow(model, first, second, arguments.out, tiles, arguments.ground_truth)
+    how = arguments.tiles or 'even', arguments.ground_truth, arguments.factors
+    yield estimate_flow(model, first, second, arguments.out, *how)
 
 
 def estimate_flow(
@@ -42,6 +42,7 @@ def estimate_flow(
     out: str,
     tiles: str = 'even',
     ground_truth: str | None = None,
+    factors: Sequence[int] | None = None,
 ) -> dict:
     """Estimates flow between two frames of any size, and writes it.
 
@@ -52,6 +53,7 @@ def estimate_flow(
       out: Folder that the flow and its pictures are written to.
       tiles: Where large frames are cut, 'even' or 'deepmind'.
       ground_truth: File of the true flow. None: it is not known.
+      factors: By what the frames are shrunk, see `coarse_to_fine`; None: what the model's run did.
 
     Returns:
       `input`, the `files` written, and, where the true flow is known, `epe`: the end-point error
@@ -64,7 +66,6 @@ def estimate_flow(
     from experiments.pictures.flow_colours import flow_picture
     from experiments.pictures.predictions import write_flow_comparison, write_picture
     from perceiver_jax.front_ends import prepare_frames, read_image
-    from perceiver_jax.tiling import tiled
 
     images = read_image(first), read_image(second)
     try:
@@ -73,8 +74,7 @@ def estimate_flow(
         raise Refused(f'{first}, {second}: {error}') from error
     truth = None if ground_truth is None else _read_truth(ground_truth, frames.shape[1:3])
     Path(out).mkdir(parents=True, exist_ok=True)  # before the work, which takes minutes
-    tile = tuple(model.front_end['tile'])
-    flow = tiled(model, frames, tile, placement=tiles, progress=Progress('tile'))
+    flow = flow_of_frames(model, frames, tiles, factors, Progress('tile'))
 
     stem = str(Path(out, Path(first).stem))
     write_flo(f'{stem}_flow.flo', flow)
@@ -89,6 +89,39 @@ def estimate_flow(
         title = f'Flow from {Path(first).name} to {Path(second).name}'
         write_flow_comparison(files[-1], (frames + 1) / 2, flow, true_flow, valid, title)
     return result
+
+
+def flow_of_frames(
+    model: Pretrained,
+    frames: np.ndarray,
+    tiles: str = 'even',
+    factors: Sequence[int] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Estimates flow between frames of any size.
+
+    Args:
+      model: A model for optical flow.
+      frames: Pair of frames, `[2, H, W, 3]` in [-1, 1].
+      tiles: Where large frames are cut, 'even' or 'deepmind'.
+      factors: By what the frames are shrunk, see `coarse_to_fine`; None: what the model's run did.
+      progress: Function that is called with (tiles done, all tiles), of each size of the frames.
+
+    Returns:
+      Flow in pixels, float32 `[H, W, 2]`.
+
+    Raises:
+      Refused: The factors are none.
+    """
+    from perceiver_jax.tiling import coarse_to_fine, tiled
+
+    def estimate(frames, _):
+        tile = tuple(model.front_end['tile'])
+        return tiled(model, frames[0], tile, placement=tiles, progress=progress)[None]
+
+    if factors is None:
+        factors = model.front_end.get('factors', [1])
+    return np.asarray(coarse_to_fine(estimate, frames[None], factors)[0])
 
 
 def _read_truth(path: str, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

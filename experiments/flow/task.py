@@ -21,7 +21,7 @@ from experiments.training.checks import below_key, check_resolution, count_steps
 from experiments.training.describe import describe_model
 from perceiver_jax.errors import Refused
 from perceiver_jax.models import optical_flow
-from perceiver_jax.tiling import flow_of_tiles
+from perceiver_jax.tiling import check_factors, coarse_to_fine, flow_of_tiles
 from perceiver_jax.weights.pretrained import Pretrained
 
 if TYPE_CHECKING:
@@ -54,11 +54,13 @@ class OpticalFlow:
                 f'config.evaluation.frame_size is {frame_size}, smaller than a tile, '
                 f'config.augmentation.crop_size, which is {self.tile}'
             )
+        check_factors('config.evaluation.factors', config.evaluation.factors)
         self.model = hk.transform_with_state(self._forward)
         self.eval_transform = EvalTransform(
             frame_size=frame_size,
             tile=self.tile,
             placement=config.evaluation.placement,
+            factors=tuple(config.evaluation.factors),
         )
 
     def _forward(self, frames: jax.Array, is_training: bool, **changes) -> jax.Array:
@@ -102,11 +104,17 @@ class OpticalFlow:
     def data_name(self) -> str:
         train = f'{self.config.data.train} ({len(self.train_source):,} pairs)'
         counts = (f'{name} ({n:,})' for name, n in self._eval_counts.items())
-        return f'{train}; evaluated on {", ".join(counts)}'
+        return f'{train}; evaluated on {", ".join(counts)}{self._refined}'
 
     @property
     def eval_data_name(self) -> str:
-        return ', '.join(f'{name} ({n:,} pairs)' for name, n in self._eval_counts.items())
+        counts = (f'{name} ({n:,} pairs)' for name, n in self._eval_counts.items())
+        return f'{", ".join(counts)}{self._refined}'
+
+    @property
+    def _refined(self) -> str:
+        factors = self.eval_transform.factors
+        return '' if factors == (1,) else f', coarse to fine {factors}, not in the paper'
 
     @property
     def paper_eval_data(self) -> bool:
@@ -203,25 +211,47 @@ class OpticalFlow:
         Returns:
           Flow in pixels, float32 `[B, H, W, 2]`.
         """
+        settings = self.config.evaluation
 
         def flow_of(tiles):
-            return self.model.apply(params, state, None, as_inputs(tiles), is_training=False)[0]
+            return self.model.apply(params, state, None, tiles, is_training=False)[0]
 
-        return flow_of_tiles(
-            flow_of,
-            batch['frames'],
-            batch['corners'],
-            batch['is_tile'],
-            self.tile,
-            self.config.evaluation.tiles_at_once,
-        )
+        def estimate(frames, place):
+            sizes, factor = frames.shape[2:4], settings.factors[place]
+            last = -(-batch['size'] // factor) - 1  # rows and columns that are no padding
+
+            def repeat_rim(x, size):  # beyond them, [B, h, w, ...] -> [B, *size, ...]
+                rows, columns = (
+                    jnp.minimum(jnp.arange(side)[None], last[:, i, None])
+                    for i, side in enumerate(size)
+                )
+                return jax.vmap(lambda x, i, j: x[i][:, j])(x, rows, columns)
+
+            # As if each pair were alone: warping, and the zeros of what no tile covers, change the
+            # padding, which larger frames are mixed with.
+            at_least_a_tile = [max(*sides) for sides in zip(self.tile, sizes, strict=True)]
+            filled = repeat_rim(jnp.moveaxis(frames, 1, 3), at_least_a_tile)
+            flow = flow_of_tiles(
+                flow_of,
+                jnp.moveaxis(filled, 3, 1),
+                batch[f'corners_{factor}'],
+                batch[f'is_tile_{factor}'],
+                self.tile,
+                settings.tiles_at_once,
+            )
+            return repeat_rim(flow, sizes)
+
+        return coarse_to_fine(estimate, as_inputs(batch['frames']), settings.factors)
 
     def summarise(self, predictions: dict[str, np.ndarray]) -> dict[str, float]:
         return summarise(predictions, predictions['data'], self.names)
 
     def pretrained(self, params: hk.Params, state: hk.State) -> Pretrained:
         model = self.config.model.to_dict()
-        return Pretrained('optical_flow', model, dict(tile=list(self.tile)), params, state)
+        front_end: dict[str, Any] = dict(tile=list(self.tile))
+        if self.eval_transform.factors != (1,):
+            front_end['factors'] = list(self.eval_transform.factors)
+        return Pretrained('optical_flow', model, front_end, params, state)
 
     # What people look at
 

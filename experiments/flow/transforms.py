@@ -326,11 +326,13 @@ class EvalTransform:
       frame_size: Height and width of the padded frames in pixels, H and W.
       tile: Height and width of a tile in pixels.
       placement: How tiles are placed, 'even' or 'deepmind'; see `perceiver_jax.tiling`.
+      factors: By what frames are shrunk, one after the other; see `coarse_to_fine` there.
     """
 
     frame_size: tuple[int, int]
     tile: tuple[int, int]
     placement: str
+    factors: tuple[int, ...] = (1,)
 
     def __call__(self, example: Example) -> Batch:
         """Returns the padded example.
@@ -341,9 +343,10 @@ class EvalTransform:
 
         Returns:
           'frames' uint8 `[2, H, W, 3]`; 'flow' float32 `[H, W, 2]`; 'valid', 'matched' and
-          'unmatched' bool `[H, W]`; 'corners' int32 `[T, 2]`, top and left of the tiles, where T is
-          the number of tiles of the largest frames; 'is_tile' bool `[T]`, False for the repetitions
-          that smaller frames have at the end; and 'data' int32, unchanged.
+          'unmatched' bool `[H, W]`; for each factor f 'corners_f' int32 `[T, 2]`, top and left of
+          the tiles, where T is the number of tiles of the largest frames; 'is_tile_f' bool `[T]`,
+          False for the repetitions that smaller frames have at the end; 'size' int32 `[2]`, height
+          and width before padding; and 'data' int32, unchanged.
 
         Raises:
           BrokenExample: The frames are larger than `frame_size`.
@@ -356,19 +359,25 @@ class EvalTransform:
                 f'config.evaluation.frame_size, {tuple(self.frame_size)}'
             )
         fill = [(0, pixels) for pixels in missing]
-        corners = self._corners(size)
-        num_tiles = len(self._corners(self.frame_size))
-        filled = corners + (num_tiles - len(corners)) * corners[-1:]
+        tiles = {}
+        for factor in {*self.factors}:
+            corners = self._corners(size, factor)
+            num_tiles = len(self._corners(self.frame_size, factor))
+            filled = corners + (num_tiles - len(corners)) * corners[-1:]
+            tiles[f'corners_{factor}'] = np.array(filled, np.int32)
+            tiles[f'is_tile_{factor}'] = np.arange(num_tiles) < len(corners)
         return {
             'frames': np.pad(example['frames'], [(0, 0), *fill, (0, 0)], mode='edge'),
             'flow': np.pad(example['flow'], [*fill, (0, 0)]),
             **{name: np.pad(example[name], fill) for name in ('valid', 'matched', 'unmatched')},
-            'corners': np.array(filled, np.int32),
-            'is_tile': np.arange(num_tiles) < len(corners),
+            **tiles,
+            'size': np.array(size, np.int32),
             'data': example['data'],
         }
 
-    def _corners(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Returns top and left of the tiles of frames of some size, which may be below a tile's."""
-        at_least_a_tile = [max(side, tile) for side, tile in zip(size, self.tile, strict=True)]
+    def _corners(self, size: tuple[int, int], factor: int) -> list[tuple[int, int]]:
+        """Returns top and left of the tiles of shrunk frames, which may be smaller than a tile."""
+        at_least_a_tile = [
+            max(-(-side // factor), tile) for side, tile in zip(size, self.tile, strict=True)
+        ]
         return tile_corners(at_least_a_tile, self.tile, self.placement)

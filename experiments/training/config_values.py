@@ -307,6 +307,7 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'evaluation.frame_size': several(PIXELS, 2),
     'evaluation.placement': choice('even', 'deepmind'),
     'evaluation.tiles_at_once': whole(1, 2**12),
+    'evaluation.factors': several(whole(1, 2**8)),
 } | {
     f'model.{part}.{key}': allowed
     for part in (

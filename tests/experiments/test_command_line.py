@@ -1,5 +1,6 @@
 """What a person at the command line sees."""
 
+import argparse
 import importlib
 import os
 import re
@@ -193,3 +194,14 @@ def test_a_program_ends_at_once_whatever_its_threads_do():
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stdout, done.stderr) == (3, 'first\nlast\n', '')
+
+
+@pytest.mark.parametrize('text, factors', [('1', [1]), ('4,2,1', [4, 2, 1])])
+def test_factors_are_numbers(text, factors):
+    assert command_line.shrinking_factors(text) == factors
+
+
+@pytest.mark.parametrize('text', ['', '4,', '4, 2', '0', '-1', '2.0', 'x', '99999'])
+def test_what_is_no_factors_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match='expected numbers such as 4,2,1, got'):
+        command_line.shrinking_factors(text)

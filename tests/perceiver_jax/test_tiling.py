@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from perceiver_jax.errors import Refused
 from perceiver_jax.tiling import (
+    coarse_to_fine,
     deepmind_tiles,
     even_tiles,
     flow_of_tiles,
@@ -197,3 +199,52 @@ def test_no_frames_have_no_flow():
         2,
     )
     assert got.shape == (0, 11, 13, 2)
+
+
+def waves(height, width, right, down):
+    """A smooth picture of two colours, moved by some pixels."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    x, y = (x - right) / width, (y - down) / height
+    return np.stack([np.sin(7 * x + 3 * y), np.cos(5 * y - 2 * x)], axis=-1)
+
+
+def test_motion_is_found_from_coarse_to_fine():
+    """A model that tells a part of the motion at each size, and sees what is left of it."""
+    frames = np.stack([waves(61, 83, 0, 0), waves(61, 83, 9, -6)])[None]
+    told = {4: (2.0, -1.5), 2: (0.5, -0.25), 1: (0.25, 0.75)}
+    factors = (4, 2, 1)
+    rest, size = np.array([9.0, -6.0]), np.array([64, 84])  # filled up to multiples of 4
+
+    def estimate(small, place):
+        nonlocal rest
+        factor = factors[place]
+        assert small.shape == (1, 2, -(-61 // factor), -(-83 // factor), 2)
+        expected = np.stack([waves(61, 83, 0, 0), waves(61, 83, *rest)])
+        fill = ((0, 0), (0, 3), (0, 1), (0, 0))
+        expected = np.pad(expected, fill, mode='edge').reshape(
+            2, size[0] // factor, factor, size[1] // factor, factor, 2
+        )
+        inner = (slice(None), *(slice(16 // factor, (s - 20) // factor) for s in size))
+        np.testing.assert_allclose(
+            small[0][inner], expected.mean((2, 4))[inner], atol=0.02 * factor
+        )
+        rest = rest - factor * np.array(told[factor])
+        return jnp.broadcast_to(jnp.array(told[factor]), (*small.shape[:1], *small.shape[2:4], 2))
+
+    flow = coarse_to_fine(estimate, jnp.asarray(frames), factors)
+    assert flow.shape == (1, 61, 83, 2)
+    np.testing.assert_allclose(flow, np.broadcast_to([9.25, -5.75], flow.shape), atol=1e-5)
+
+
+def test_what_is_left_is_added_where_the_pixel_comes_from():
+    """The flow so far belongs to the second frame as it was warped: it is looked up there."""
+    slope = jnp.stack(jnp.meshgrid(jnp.arange(40.0), jnp.arange(30.0)), -1)[None] / 10
+    answers = [slope, jnp.full_like(slope, 2.0)]
+    flow = coarse_to_fine(lambda _, place: answers[place], jnp.zeros((1, 2, 30, 40, 3)), (1, 1))
+    np.testing.assert_allclose(flow[0, :27, :37], slope[0, :27, :37] + 0.2 + 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize('factors', [(), (2,), (3, 2, 1), (2, 0, 1), (2.0, 1), (-2, 1)])
+def test_other_factors_are_refused(factors):
+    with pytest.raises(Refused, match='factors: expected whole numbers, each a multiple of'):
+        coarse_to_fine(lambda frames, _: frames, jnp.zeros((1, 2, 8, 8, 3)), factors)

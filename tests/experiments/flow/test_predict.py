@@ -41,6 +41,19 @@ def test_flow_is_estimated_written_and_compared(tmp_path):
     assert f'end-point error {result["epe"]:.2f} px' in as_text(result)
 
 
+@pytest.mark.parametrize('front_end, factors', [({}, [2, 1]), ({'factors': [2, 1]}, None)])
+def test_flow_is_refined_as_asked_or_as_the_run_did(tmp_path, front_end, factors):
+    paths = [str(tmp_path / name) for name in ('1.png', '2.png')]
+    for path in paths:
+        write_image(path, 40, 60)
+    model = KnownModel(
+        lambda x: np.ones((*x.shape[:1], 23, 31, 2)), {'tile': [23, 31], **front_end}
+    )
+    result = estimate_flow(model, *paths, str(tmp_path / 'out'), factors=factors)
+    flow, _ = read_flo(result['files'][0])
+    np.testing.assert_allclose(flow, 3, rtol=1e-5)  # 2 of the shrunk frames' pixels, and 1
+
+
 def test_frames_of_different_sizes_are_named(tmp_path):
     write_image(tmp_path / '1.png', 5, 7)
     write_image(tmp_path / '2.png', 5, 11)

@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 
 from configs import flow as configs
 from experiments.flow import files as flow_files
+from experiments.flow.predict import flow_of_frames
 from experiments.flow.task import PAPER_PAIRS, PUBLIC_PAIRS, OpticalFlow, Phase, curriculum
 from experiments.training import loop, parallel
 from experiments.training.evaluate import compile_predict, evaluate
+from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.images import prepare_frames
-from perceiver_jax.tiling import tiled
 from tests.toys.one_update import assert_same_update, one_update
 from tests.toys.sources import Sized, Untouchable
 
@@ -209,23 +210,35 @@ def test_the_truth_through_the_whole_evaluation(archives):
     assert not any(numbers.values())
 
 
-def test_evaluation_estimates_what_the_model_alone_would(archives):
-    """Frames of several sizes in a batch give what `tiled` and the saved model give one by one."""
+@pytest.mark.parametrize('factors', [(1,), (4, 2, 2, 1)])
+def test_evaluation_estimates_what_the_model_alone_would(archives, factors):
+    """Frames of several sizes in a batch give what the saved model gives one by one."""
     root, truth = archives
     config = archives_config(root)
     config.model.decoder.zero_init_output = False
-    config.evaluation.tiles_at_once = 2
+    config.evaluation.update(tiles_at_once=2, factors=factors)
     task = OpticalFlow(config)
     params, state = jax.jit(task.init)(jax.random.key(1))
-    params['decoder/output']['b'] += 1e3  # 200 pixels: the error hangs on the estimate
+    # 200 pixels: the error hangs on the estimate. Or a few, where frames are warped by them.
+    params['decoder/output']['b'] += 1e3 if factors == (1,) else 5
     batch = next(task.eval_batches())
     flow = np.asarray(jax.jit(task.estimate)(params, state, batch))
     model = task.pretrained(params, state)
     for i, (frames, *_) in enumerate(truth['sintel_final'] + truth['kitti2015']):
-        expected = tiled(model, prepare_frames(*frames), model.front_end['tile'])
+        expected = flow_of_frames(model, prepare_frames(*frames))
         height, width = frames.shape[1:3]
         np.testing.assert_allclose(flow[i, :height, :width], expected, rtol=1e-4, atol=1e-3)
         assert np.std(expected) > 0.01
+
+
+def test_refined_flow_is_labelled(archives):
+    config = archives_config(archives[0])
+    config.evaluation.factors = (2, 1)
+    text = ', coarse to fine (2, 1), not in the paper'
+    assert OpticalFlow(config).eval_data_name.endswith(text)
+    config.evaluation.factors = (2, 3, 1)
+    with pytest.raises(Refused, match=r'factors: expected whole numbers, each a multiple of the'):
+        OpticalFlow(config)
 
 
 def test_frames_larger_than_configured_are_named(archives):

@@ -10,6 +10,7 @@ import pytest
 from experiments.data.pipeline import BrokenExample
 from experiments.flow import transforms
 from experiments.flow.transforms import EvalTransform, TrainTransform
+from perceiver_jax.tiling import tile_corners
 
 HEIGHT, WIDTH = 83, 109
 NONE = dict(
@@ -284,9 +285,20 @@ def test_evaluation_fills_frames_up_and_tiles_them_as_they_are():
     assert (new['frames'][:, HEIGHT:, :WIDTH] == EXAMPLE['frames'][:, -1:]).all()
     assert new['valid'].sum() == HEIGHT * WIDTH and new['valid'][:HEIGHT, :WIDTH].all()
     assert new['flow'].shape == (84, 127, 2) and new['data'] == 4
+    assert new['size'].tolist() == [83, 109]
     # 83 x 109 pixels need two rows and two columns, 84 x 127 three columns.
-    assert new['corners'].tolist() == [[0, 0], [0, 42], [30, 0], [30, 42], [30, 42], [30, 42]]
-    assert new['is_tile'].tolist() == [True] * 4 + [False] * 2
+    assert new['corners_1'].tolist() == [[0, 0], [0, 42], [30, 0], [30, 42], [30, 42], [30, 42]]
+    assert new['is_tile_1'].tolist() == [True] * 4 + [False] * 2
+
+
+def test_shrunk_frames_are_tiled_too():
+    transform = EvalTransform(frame_size=(84, 127), tile=(27, 34), placement='even', factors=(2, 1))
+    known = {**EXAMPLE, 'matched': EXAMPLE['valid'], 'unmatched': ~EXAMPLE['valid']}
+    new = transform({**known, 'data': np.int32(4), 'name': 'a'})
+    # 83 x 109 pixels become 42 x 55: tiles of 27 x 34 that overlap by at least 20.
+    expected = tile_corners((42, 55), (27, 34))
+    assert new['corners_2'][new['is_tile_2']].tolist() == [list(x) for x in expected]
+    assert len(new['corners_2']) == len(tile_corners((42, 64), (27, 34)))
 
 
 def test_frames_that_do_not_fit_are_named():

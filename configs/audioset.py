@@ -24,8 +24,8 @@ Perceiver IO without the query: with two iterations there would be more paramete
 
 `esc,input=raw_audio` hears the wave instead of its spectrogram; `classes=10` takes ESC-10 out of
 ESC-50, and `fold=1` to `5` is left out and evaluated on. `recipe=fine_tune` behind a variant is for
-`--config.init_from`, on sounds of one's own; our choice. On fewer devices raise
-`--config.train.accumulate_steps`: the result stays that of the whole batch.
+`--config.init_from`, on sounds of one's own; our choice: deviations.md#fine-tuning. On fewer
+devices raise `--config.train.accumulate_steps`: the result stays that of the whole batch.
 """
 
 import ml_collections
@@ -68,7 +68,8 @@ IO = {  # by variant and decoder
 }
 
 # What an element of each modality is. The papers give the patches, 16 bands for video (by its width
-# of 487 channels) and one axis of positions for the spectrogram (IO); all else is our choice.
+# of 487 channels) and one axis of positions for the spectrogram (IO); all else is
+# our choice: deviations.md#audio-visual-elements.
 INPUTS = {
     'audio': dict(samples_per_patch=128, num_bands=64, max_resolution=(480,)),
     'spectrogram': dict(patch=(1, 1), num_bands=64, max_resolution=(4800,)),
@@ -118,7 +119,8 @@ def get_config(variant: str = 'raw_audio_video') -> ml_collections.ConfigDict:
     )
     # 80 x 60 is one of two ways to 4,800 values at 48 kHz; the other, 40 bins at twice the rate,
     # would tell pitches apart less well. Below 50 Hz 80 filters are too narrow for the window, and
-    # hardly anything of YouTube's sound is above 20 kHz. All of it is our choice.
+    # hardly anything of YouTube's sound is above 20 kHz. All of it is
+    # our choice: deviations.md#spectrogram.
     config.spectrogram = dict(
         hop=1024,  # samples, 21 ms
         window=2048,
@@ -131,15 +133,14 @@ def get_config(variant: str = 'raw_audio_video') -> ml_collections.ConfigDict:
     config.augmentation = dict(
         crop_area=(0.08, 1.0),  # share of a frame
         flip=True,
-        brightness=0.125,  # the strengths of colour are our choice
+        brightness=0.125,  # strengths of colour; our choice: deviations.md#clip-augmentation
         contrast=0.4,
         saturation=0.4,
         hue=0.1,
         drop_video=0.0,  # share of examples whose video is all zeros
         drop_sound=0.0,
-        spec_augment=dict(  # of the spectrogram; the papers name no widths
-            time_masks=2, time_width=12, frequency_masks=2, frequency_width=16
-        ),
+        # Masks of the spectrogram, whose widths are our choice: deviations.md#clip-augmentation
+        spec_augment=dict(time_masks=2, time_width=12, frequency_masks=2, frequency_width=16),
         roll=False,  # what follows is not in the papers, and off
         gain_db=0.0,
         speed=(1.0, 1.0),  # of sound, which makes it shorter and higher
@@ -169,9 +170,10 @@ def get_config(variant: str = 'raw_audio_video') -> ml_collections.ConfigDict:
         dtype='float32',  # of the computation; or 'bfloat16'
         implementation='auto',  # of attention; or 'plain', 'chunked', 'splash' on TPUs
     )
-    # The optimizer, its schedule and the batch are our choice: those of ImageNet, for 100 epochs,
-    # but for the rate. 527 outputs that start at zero all move down first, and at ImageNet's 4e-3
-    # that carries everything else along: the loss jumps from 365 to 28 and then to 3,000.
+    # Optimizer, schedule and batch are those of ImageNet, for 100 epochs, but for the rate;
+    # our choice: deviations.md#audioset-recipe. 527 outputs that start at zero all move down first,
+    # and at ImageNet's 4e-3 that carries everything else along: the loss jumps from 365 to 28 and
+    # then to 3,000.
     config.optimizer = common.lamb(
         learning_rate=1e-3,
         schedule=dict(kind='step', boundary_epochs=(70, 85, 95), factor=0.1),
@@ -263,7 +265,9 @@ def _hear_waves(config: ml_collections.ConfigDict, **elements) -> None:
 def _esc(
     config: ml_collections.ConfigDict, *, input: str = 'mel', classes: int = 50, fold: int = 5
 ) -> Paper:
-    """A small Perceiver on a few hundred labelled sounds of five seconds; all is our choice.
+    """A small Perceiver on a few hundred labelled sounds of five seconds.
+
+    All of it is our choice: deviations.md#esc.
 
     A sound may be half a second long, and silence the rest: a window is the whole clip, and rolling
     it takes the place of the random time.
@@ -306,7 +310,7 @@ def _esc(
 
 
 def _demo(config: ml_collections.ConfigDict) -> Paper:
-    """A small Perceiver on generated sounds; everything here is our choice."""
+    """A small Perceiver on generated sounds; our choice: deviations.md#demos."""
     config.data.update(source='sounds', path='', num_workers=0)
     config.clip.sample_rate = 8000
     config.spectrogram.update(hop=256, window=512, num_bins=32, high=4000.0)

@@ -134,7 +134,7 @@ def vit(
 def transformer(
     channels: int = 512, num_self_attends: int = 12, num_heads: int = 8
 ) -> dict[str, object]:
-    """A Transformer of all elements; its sizes are our choice, see `PixelTransformer`."""
+    """A Transformer of all elements, of sizes that are not the paper's; see `PixelTransformer`."""
     return dict(
         kind='transformer',
         channels=channels,
@@ -144,10 +144,10 @@ def transformer(
 
 
 def fine_tune(config: ml_collections.ConfigDict, steps: int) -> None:
-    """Turns a variant's recipe into one for weights that `config.init_from` names; our choice.
+    """Turns a variant's recipe into one for weights that `config.init_from` names.
 
     A quarter of the peak learning rate, half of the steps flat and then a cosine to 0; as many
-    classes as the data has.
+    classes as the data has. It is our choice: deviations.md#fine-tuning.
 
     Args:
       config: The config of a variant; changed in place.

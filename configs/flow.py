@@ -21,7 +21,8 @@ main model has 41.1M (so has the released checkpoint) and 1,887B. Hardware and t
         --config.data.path=~/flow_data
 
 `recipe=fine_tune` behind a variant is for `--config.init_from`, on pairs of one's own: fewer steps
-at a lower rate, with the full augmentation from the first on; our choice.
+at a lower rate, with the full augmentation from the first on; our choice:
+deviations.md#fine-tuning.
 
 Where the data sets lie in that folder: `experiments.flow.sources.open_source`. On fewer devices
 raise `--config.train.accumulate_steps`: the result stays that of batch 512 (but for conv, whose
@@ -89,7 +90,8 @@ def get_config(variant: str = 'main') -> ml_collections.ConfigDict:
         on_broken='stop',  # an unreadable pair: 'stop', or 'skip' and count
         num_workers=8,  # processes that read and augment; 0: a thread of this one
     )
-    config.scenes = dict(  # generated pairs, where data names 'scenes'; all our choice
+    # Generated pairs, where data names 'scenes'; our choice: deviations.md#generated-scenes
+    config.scenes = dict(
         num_pairs=400_000,
         num_evaluation_pairs=64,
         frame_size=(448, 576),  # AutoFlow's
@@ -126,13 +128,13 @@ def get_config(variant: str = 'main') -> ml_collections.ConfigDict:
         flip_left_right=0.5,
         flip_up_down=0.1,
     )
-    # Our choice of order and lengths; the paper tells of both phases.
+    # The paper tells of both phases; order and lengths are our choice: deviations.md#flow-recipe
     config.curriculum = dict(
         both_directions_fraction=0.1,  # of the steps: no augmentation, each pair in reverse too
         ramp_fraction=0.4,  # of the steps: the strength of the augmentation grows
         num_stages=10,
     )
-    config.loss = dict(epsilon=0.01)  # pixels; our choice
+    config.loss = dict(epsilon=0.01)  # pixels; our choice: deviations.md#flow-loss
     config.model = dict(
         inputs=dict(
             channels=64,
@@ -158,9 +160,8 @@ def get_config(variant: str = 'main') -> ml_collections.ConfigDict:
         dtype='float32',  # of the computation; or 'bfloat16'
         implementation='auto',  # or 'plain', 'chunked', 'pallas' on NVIDIA's GPUs, 'splash' on TPUs
     )
-    config.optimizer = common.lamb(
-        learning_rate=4e-4, schedule=dict(kind='cosine', warmup_steps=0)
-    )  # decay, clipping and no warm-up are our choice: those of IO on ImageNet
+    # Decay and clipping of IO on ImageNet, no warm-up; our choice: deviations.md#flow-recipe
+    config.optimizer = common.lamb(learning_rate=4e-4, schedule=dict(kind='cosine', warmup_steps=0))
     config.train = dict(
         batch_size=512,
         accumulate_steps=1,  # parts that a batch is computed in, one after the other
@@ -225,12 +226,12 @@ def _conv(
 
 def _set_frames(config: ml_collections.ConfigDict, concatenated: bool) -> None:
     config.model.inputs.concatenate_frames = concatenated
-    if not concatenated:  # our choice: as many samples in time as there are frames
+    if not concatenated:  # samples in time; our choice: deviations.md#separate-frames
         config.model.inputs.max_resolution = (2, *config.model.inputs.max_resolution)
 
 
 def _small(config: ml_collections.ConfigDict) -> None:
-    """A light model on generated scenes, each pair in both directions; all our choice."""
+    """A light model on generated scenes, both ways; our choice: deviations.md#small-models."""
     config.data.update(train='scenes', evaluate=('scenes',), num_workers=2)
     config.scenes.update(
         frame_size=(96, 128),
@@ -272,7 +273,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
 
 
 def _demo(config: ml_collections.ConfigDict) -> None:
-    """Two minutes on smaller and slower scenes."""
+    """Two minutes on smaller and slower scenes; our choice: deviations.md#demos."""
     _small(config)
     config.data.num_workers = 0
     config.scenes.update(frame_size=(48, 64), motion=2.5, perspective=0.03, bend=1.0)

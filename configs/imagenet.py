@@ -33,8 +33,8 @@ The rows of the ablations are options behind a variant:
     resnet50|vit_b16,features=fourier,permuted=yes           ICML table 2: 39.4 %, 61.7 %
 
 Of the networks that the paper compares with it states no training: ViT and the Transformer have the
-Perceiver's recipe here, ResNet-50 the usual one for residual networks; our choice. The two without
-Fourier features are quoted by the paper.
+Perceiver's recipe here, ResNet-50 the usual one for residual networks; our choice:
+deviations.md#baseline-recipes. The two without Fourier features are quoted by the paper.
 
 The same comparison in miniature, four small models of about equal cost on CIFAR-10:
 
@@ -139,7 +139,7 @@ TABLE_2 = {  # with Fourier features: as they are, and permuted
     'vit': (0.767, 0.617),
     'transformer': (0.570, 0.570),
 }
-PERMUTATION_SEED = 0  # our choice: any fixed permutation
+PERMUTATION_SEED = 0  # any fixed permutation; our choice: deviations.md#permutation
 # Of the miniature, chosen on CIFAR-10's validation images among two or three.
 LEARNING_RATES = {'perceiver': 1e-3, 'resnet': 3e-3, 'vit': 5e-4, 'transformer': 3e-3}
 
@@ -182,7 +182,7 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
         jitter_scale=0.0,
     )
     config.loss = dict(
-        label_smoothing=0.1,  # our choice for the ICML model; IO's release has it
+        label_smoothing=0.1,  # that of IO; for ICML our choice: deviations.md#icml-recipe
         mixup_alpha=0.0,  # of Beta(alpha, alpha); 0 for both: no mixing, as in the ICML paper
         cutmix_alpha=0.0,
     )
@@ -215,7 +215,7 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
         implementation='auto',  # or 'plain', 'chunked', 'pallas' on NVIDIA's GPUs, 'splash' on TPUs
     )
     config.train = dict(
-        batch_size=1024,  # our choice for the ICML model; IO's recipe
+        batch_size=1024,  # that of IO; for ICML our choice: deviations.md#icml-recipe
         accumulate_steps=1,  # parts that a batch is computed in, one after the other
         epochs=120.0,
         steps=ml_collections.config_dict.placeholder(int),  # instead of epochs
@@ -263,10 +263,11 @@ def _perceiver(
         learning_rate=4e-3,
         schedule=dict(kind='step', boundary_epochs=(84, 102, 114), factor=0.1),
     )
-    # IO's constants of LAMB, its weight decay and clipping are our choice here: ICML names none.
+    # ICML names no constants of LAMB, no weight decay and no clipping: these are IO's,
+    # our choice: deviations.md#icml-recipe
     if variant == 'perceiver_learned':
         # Eight cross-attends were unstable with learned positions. That the depth stays at 48
-        # self-attends is our choice.
+        # self-attends is our choice: deviations.md#learned-positions
         cross_attends = 1
         config.model.inputs = dict(
             contents='pixels', positions='learned', position_channels=128, position_init_std=1.0
@@ -316,12 +317,13 @@ def _network(
     }
     common.set_network(config, networks[variant])
     if variant == 'resnet50':
-        # What ResNet-50 is usually trained with, and 0.1 for each 256 images; our choice.
+        # What ResNet-50 is usually trained with, and 0.1 for each 256 images;
+        # our choice: deviations.md#baseline-recipes
         config.optimizer = common.sgd(
             learning_rate=0.4, schedule=dict(kind='cosine', warmup_steps=6250)
         )
     else:
-        # The Perceiver's, our choice.
+        # The Perceiver's; our choice: deviations.md#baseline-recipes
         config.optimizer = common.lamb(
             learning_rate=4e-3,
             schedule=dict(kind='step', boundary_epochs=(84, 102, 114), factor=0.1),
@@ -332,10 +334,10 @@ def _network(
 def _cifar10(
     config: ml_collections.ConfigDict, *, model: str = 'perceiver', permuted: bool = False
 ) -> Paper:
-    """ICML table 2 in miniature: small models of about equal cost; everything is our choice.
+    """ICML table 2 in miniature: small models of about equal cost.
 
     All of them see Fourier features. The Transformer reads images of 16x16, as the paper shrinks
-    them to 64x64.
+    them to 64x64. All of it is our choice: deviations.md#table-2-in-miniature.
     """
     config.data.update(source='cifar10', path='~/cifar10', eval_split='test', num_workers=0)
     size = 16 if model == 'transformer' else 32
@@ -413,9 +415,10 @@ def _perceiver_io(
 
 
 def _fine_tune(config: ml_collections.ConfigDict, variant: str) -> None:
-    """For `config.init_from`: as IO's configuration B after JFT; for `small` our choice.
+    """For `config.init_from`: as IO's configuration B after JFT, but for `small`.
 
-    That the ICML models train likewise, and all as many classes as the data has, is our choice.
+    That the ICML models train likewise, all as many classes as the data has, and the recipe of
+    `small`, are our choice: deviations.md#fine-tuning.
     """
     if variant == 'small':
         common.fine_tune(config, steps=2000)
@@ -429,7 +432,7 @@ def _fine_tune(config: ml_collections.ConfigDict, variant: str) -> None:
 
 
 def _small(config: ml_collections.ConfigDict) -> Paper:
-    """For a folder of one's own images, on one machine; everything here is our choice."""
+    """For one's own images, on one machine; our choice: deviations.md#small-models."""
     config.data.update(source='folder', path='~/images', num_workers=2)
     config.images.image_size = 64
     config.augmentation.update(crop_area=(0.25, 1.0), randaugment_layers=0)
@@ -461,7 +464,7 @@ def _small(config: ml_collections.ConfigDict) -> Paper:
 
 
 def _demo(config: ml_collections.ConfigDict) -> Paper:
-    """A small Perceiver on scikit-learn's handwritten digits; everything here is our choice."""
+    """A small Perceiver on scikit-learn's digits; our choice: deviations.md#demos."""
     config.data.update(source='digits', path='', num_workers=0)
     config.images.update(image_size=8, mean=(0.3,), std=(0.38,))
     config.augmentation.update(

@@ -21,10 +21,12 @@ instead, set `--config.data.train_split=train --config.data.eval_split=validatio
 
 ResNet, ViT and the Transformer see each cloud as an image: its points, in random order, fill a grid
 row after row. `grid=44` is the paper's, 1,936 points; that the order is another one each time is
-our choice, and so is the recipe, the Perceiver's but for ResNet-50. `grid=32` takes 1,024 points,
-and `small,model=vit2|vit16|transformer` are such networks for one CPU, with the recipe of `small`.
+our choice: deviations.md#clouds-as-images. So is the recipe, the Perceiver's but for ResNet-50:
+deviations.md#baseline-recipes. `grid=32` takes 1,024 points, and
+`small,model=vit2|vit16|transformer` are such networks for one CPU, with the recipe of `small`.
 
-`small,recipe=fine_tune` is for `--config.init_from`, on shapes of one's own; our choice.
+`small,recipe=fine_tune` is for `--config.init_from`, on shapes of one's own; our choice:
+deviations.md#fine-tuning.
 
 On one GPU raise `--config.train.accumulate_steps`: the result stays that of batch 512.
 """
@@ -80,7 +82,7 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
         on_broken='stop',  # a cloud without extent: 'stop', or 'skip' and count
         num_workers=4,  # processes that read and augment; 0: a thread of this one
     )
-    config.points = dict(num_points=2048)  # our choice: the paper says around 2,000
+    config.points = dict(num_points=2048)  # our choice: deviations.md#number-of-points
     config.augmentation = dict(
         point_scale=(0.99, 1.01),
         axis_scale=(1.0, 1.0),  # stretches each axis of a cloud; not in the paper
@@ -90,7 +92,7 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
         jitter=0.0,
         drop_points=0.0,
     )
-    config.loss = dict(label_smoothing=0.1)  # our choice: that of ImageNet
+    config.loss = dict(label_smoothing=0.1)  # our choice: deviations.md#modelnet40-recipe
     config.model = dict(
         num_classes=40,  # or 0: as many as the data has; the run saves the number
         inputs=dict(num_bands=64, max_resolution=(2240, 2240, 2240)),
@@ -102,7 +104,7 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
             num_self_attends_per_block=6,
             cross_attend_placement='interleaved',
             share_cross_attends=True,
-            share_blocks=True,  # our choice: "as ImageNet" may also mean not
+            share_blocks=True,  # our choice: deviations.md#weight-sharing
             cross_attend=dict(num_heads=1, dropout_rate=0.0),
             self_attend=dict(num_heads=8, dropout_rate=0.0),
             latent_init_std=0.02,
@@ -114,7 +116,8 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
         dtype='float32',  # of the computation; or 'bfloat16'
         implementation='auto',  # of attention; or 'plain', 'chunked', 'splash' on TPUs
     )
-    # Weight decay, clipping and LAMB's constants are our choice: the paper names none.
+    # The paper names no weight decay, no clipping and no constants of LAMB;
+    # our choice: deviations.md#modelnet40-recipe
     config.optimizer = common.lamb(learning_rate=1e-3, schedule=dict(kind='constant'))
     config.train = dict(
         batch_size=512,
@@ -151,14 +154,14 @@ def _network(config: ml_collections.ConfigDict, variant: str, grid: int) -> None
     config.points.num_points = grid**2
     common.set_network(config, network)
     if variant == 'resnet50':
-        # As on ImageNet, 0.1 for each 256 clouds; our choice.
+        # As on ImageNet, 0.1 for each 256 clouds; our choice: deviations.md#baseline-recipes
         config.optimizer = common.sgd(
             learning_rate=0.2, schedule=dict(kind='cosine', warmup_steps=1000)
         )
 
 
 def _small(config: ml_collections.ConfigDict, model: str = 'perceiver') -> None:
-    """For one CPU; everything here is our choice, made on the validation shapes."""
+    """For one CPU, made on the validation shapes; our choice: deviations.md#small-models."""
     config.paper.update(NOT_IN_PAPER._asdict())
     config.data.update(train_split='train', eval_split='validation', num_workers=0)
     config.points.num_points = 512
@@ -181,7 +184,7 @@ def _small(config: ml_collections.ConfigDict, model: str = 'perceiver') -> None:
 
 
 def _demo(config: ml_collections.ConfigDict) -> None:
-    """A small Perceiver on generated shapes; everything here is our choice."""
+    """A small Perceiver on generated shapes; our choice: deviations.md#demos."""
     _small(config)
     config.data.update(source='shapes', path='')
     config.points.num_points = 256

@@ -86,7 +86,8 @@ def schedule(
         return cross_attends + blocks
     steps = []
     for i, block in enumerate(blocks):
-        # Our choice: evenly. The paper does not say where 2 or 4 of them stand among 8 blocks.
+        # Evenly, as the paper does not say where 2 or 4 of them stand among 8 blocks;
+        # our choice: deviations.md#interleaved-cross-attends
         steps += [
             c for j, c in enumerate(cross_attends) if j * num_blocks // num_cross_attends == i
         ]

@@ -1,8 +1,9 @@
 """How much a file may take, checked before memory is allocated and before a loop begins.
 
 A small file can ask for much: by a number in its header, or because what it holds compresses well.
-The bounds are our choice, far above what data and models need. The environment variable
-PERCEIVER_JAX_LIMITS is a factor, 1 by default, that widens all of them, also in worker processes.
+The bounds are far above what data and models need; our choice: deviations.md#limits. The
+environment variable PERCEIVER_JAX_LIMITS is a factor, 1 by default, that widens all of them, also
+in worker processes.
 """
 
 import math

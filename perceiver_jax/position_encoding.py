@@ -258,7 +258,7 @@ def resample_positions(
 
     Returns:
       `[prod(new_grid), C]`, cubic between the learned vectors, which stand at the centres of their
-      elements. Our choice: no paper states how.
+      elements. No paper states how; our choice: deviations.md#learned-positions.
 
     Raises:
       Refused: There are not as many positions as the grid has, the axes differ in number, or the

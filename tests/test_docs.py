@@ -19,21 +19,29 @@ from perceiver_jax.weights.transfer import HEADS
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted((ROOT / 'docs').glob('*.md'))
-# Flags of the other commands that the pages show.
-OF_TABLE = {'add', 'name'}
+# Flags of the commands that argparse parses, and of the programs of others that the pages show.
+OF_COMMANDS = {
+    flag
+    for folder in ('experiments', 'benchmarks')
+    for path in (ROOT / folder).rglob('*.py')
+    for flag in re.findall(r"'--(\w+)'", path.read_text('utf-8'))
+}
 OF_GCLOUD = {'zone', 'accelerator-type', 'version', 'spot', 'worker', 'command'}
 OF_GCLOUD |= {'node-id', 'runtime-version', 'data-disk'}
 OF_UV = {'python'}
-OF_ROWS = {'family'}
-OF_PREDICT_AND_CONVERT = {'attention', 'latents', 'conv_kernel'}
 
 of_each_page = pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+
+
+def anchor_of(title):
+    """What a heading is linked to by."""
+    return re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-')
 
 
 def anchors(page):
     """What the headings of a page are linked to by."""
     titles = re.findall('^#+ (.*)', page.read_text('utf-8'), re.MULTILINE)
-    return {re.sub(r'[^\w -]', '', title.lower()).replace(' ', '-') for title in titles}
+    return {anchor_of(title) for title in titles}
 
 
 @of_each_page
@@ -45,6 +53,25 @@ def test_links_lead_somewhere(page):
             assert linked.exists() and (not anchor or anchor in anchors(linked)), target
 
 
+def test_each_choice_in_the_code_has_its_section():
+    """Sections before 'Without a mark' are named by a mark each, those behind it by none."""
+    text = (ROOT / 'docs' / 'deviations.md').read_text('utf-8')
+    marked, unmarked = (
+        [anchor_of(title) for title in re.findall('^### (.*)', part, re.MULTILINE)]
+        for part in text.split('\n## Without a mark\n')
+    )
+    assert len({*marked, *unmarked}) == len(marked + unmarked)
+    named = set()
+    for folder in ('configs', 'experiments', 'perceiver_jax'):
+        for path in (ROOT / folder).rglob('*.py'):
+            lines = re.sub(r'\n\s*(# )?', ' ', path.read_text('utf-8'))
+            for mark in re.finditer(r'our choice(: deviations\.md#([\w-]+))?', lines, re.I):
+                about = lines[mark.start() - 60 : mark.end() + 60]
+                assert mark[2] in marked, f'{path}: {about}'
+                named.add(mark[2])
+    assert named == {*marked}
+
+
 @of_each_page
 def test_commands_name_what_there_is(page):
     text = page.read_text('utf-8')
@@ -53,7 +80,7 @@ def test_commands_name_what_there_is(page):
         for task, variant in set(re.findall(r'configs/(\w+)\.py:([\w,=]+)', text))
     ]
     of_launch = {flag.name for flag in flags.FLAGS.get_flags_for_module(launch)}
-    known = of_launch | OF_TABLE | OF_GCLOUD | OF_UV | OF_ROWS | OF_PREDICT_AND_CONVERT
+    known = of_launch | OF_COMMANDS | OF_GCLOUD | OF_UV
     for flag in re.findall(r'(?<![\w-])--([a-z][\w.-]*\w)', text):
         *folders, key = flag.split('.')
         if folders[:1] == ['config']:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from perceiver_jax.errors import Refused
 
-NUM_STRETCHES = 50  # that a sound is cut into, of which the loudest is its loudness; our choice
+# That a sound is cut into, of which the loudest is its loudness; our choice: deviations.md#loudness
+NUM_STRETCHES = 50
 SILENCE = 1e-5  # what is less loud, -100 dB of a full wave, counts as this
 
 

@@ -30,7 +30,8 @@ from perceiver_jax.front_ends.media import not_sound, read_audio
 
 SPLITS = ('train', 'validation')
 VERSION = '1.0.0'  # of the prepared data set
-_KEPT_BYTES = 2**29  # of decoded sound that a labelled folder keeps in memory; our choice
+# Of decoded sound that a labelled folder keeps; our choice: deviations.md#kept-in-memory
+_KEPT_BYTES = 2**29
 _UNKNOWN_LENGTH = 2**63 - 1  # in frames, which libsndfile says where a header does not tell
 
 

@@ -31,9 +31,10 @@ from perceiver_jax.weights.pretrained import Pretrained
 if TYPE_CHECKING:
     from matplotlib.figure import SubFigure  # slow to import, and needed to draw alone
 
-# Videos disappear from YouTube: data of at least this size counts as the papers'.
+# Videos disappear from YouTube: data of at least this size counts as the papers';
+# our choice: deviations.md#size-of-audioset
 PAPER_CLASSES = 527
-PAPER_EXAMPLES = (1_500_000, 15_000)  # fewest training and evaluation clips; our choice
+PAPER_EXAMPLES = (1_500_000, 15_000)  # fewest training and evaluation clips
 NUM_DRAWN = 6
 NUM_FRAMES_DRAWN = 5
 NUM_CLASSES_DRAWN = 8  # of the best classes, and as many of the worst
@@ -249,7 +250,7 @@ class AudioSet:
             return self._scores(logits), self._cross_entropy(logits, labels)
 
         scores, losses = jax.lax.map(of_window, batch['starts'].T)  # one window after the other
-        # Our choice: probabilities are averaged, not logits; the papers say 'scores'.
+        # Probabilities are averaged, not logits; our choice: deviations.md#window-scores
         return {'loss': losses.mean(0), 'scores': scores.mean(0), 'labels': labels}
 
     def summarise(self, predictions: dict[str, np.ndarray]) -> dict[str, float]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SAMPLE_RATE = 48_000  # Hz, of the sound that is stored
 FRAMES_PER_SECOND = 25  # of the video that is stored
 _SAMPLES_PER_FRAME = SAMPLE_RATE // FRAMES_PER_SECOND
-# The papers state none of these: they are our choice.
+# The papers state none of these; our choice: deviations.md#stored-clips
 _SHORT_SIDE = 256  # pixels; larger frames shrink, and crops of 224 remain possible
 _JPEG_QUALITY = 80
 _SHORTEST = 32 * _SAMPLES_PER_FRAME  # samples, 1.28 s: the window that the models take

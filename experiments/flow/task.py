@@ -186,8 +186,9 @@ class OpticalFlow:
     ) -> tuple[jax.Array, tuple[hk.State, dict[str, jax.Array]]]:
         frames = as_inputs(batch['frames'])
         flow, state = self.model.apply(params, state, rng, frames, is_training=True)
-        # Our choice: the error that is evaluated. Averaged over the valid pixels of each pair, and
-        # then over the pairs, it does not depend on how a batch is cut over the devices.
+        # The error that is evaluated; our choice: deviations.md#flow-loss. Averaged over the valid
+        # pixels of each pair, and then over the pairs, it does not depend on how a batch is cut
+        # over the devices.
         error = end_point_error(flow, batch['flow'], self.config.loss.epsilon)
         pixels = batch['valid'].sum((1, 2))
         error = jnp.where(batch['valid'], error, 0).sum((1, 2)) / jnp.maximum(pixels, 1)

@@ -3,7 +3,8 @@
 The 50,000 official training images are split into 'train' (45,000) and 'validation' (5,000), the
 same share of each class; 'test' are the 10,000 official test images. The split is fixed and does
 not depend on the order of the images: a class's validation images are the tenth with the smallest
-SHA-256, of the pixels, or in a folder of files of their names; our choice.
+SHA-256, of the pixels, or in a folder of files of their names; our choice:
+deviations.md#cifar-10-split.
 
 Source: Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
 """

@@ -17,7 +17,7 @@ from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.images import centre_crop, decode_image, normalise, resize
 
 # Largest difference of red or blue from green, of 255, in an image that counts as grey: paper that
-# was scanned is tinted, and JPEG adds one or two; our choice.
+# was scanned is tinted, and JPEG adds one or two; our choice: deviations.md#grey-images
 _GREY = 24
 
 # Many examples are made at once; threads within one would only fight over the cores.

@@ -15,7 +15,8 @@ from perceiver_jax.errors import Refused, reading
 if TYPE_CHECKING:
     import trimesh
 
-# Points to draw of a mesh; our choice: twice as many as the model takes, so that epochs differ.
+# Points to draw of a mesh, twice as many as the model takes, so that epochs differ;
+# our choice: deviations.md#number-of-points
 NUM_POINTS = 4096
 ENDINGS = ('.off', '.npy', '.txt')
 

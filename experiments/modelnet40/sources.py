@@ -19,7 +19,8 @@ from experiments.paths import folder_of_data
 from perceiver_jax.errors import Refused
 
 SPLITS = ('train', 'validation', 'test')
-_MAX_KEPT = 2**29 // (12 * NUM_POINTS)  # clouds that a process keeps, half a GiB; our choice
+# Clouds that a process keeps, half a GiB; our choice: deviations.md#kept-in-memory
+_MAX_KEPT = 2**29 // (12 * NUM_POINTS)
 
 # Class -> official numbers of training and test shapes. The shapes of a class are numbered in
 # this order: airplane_0001 to airplane_0626 are for training, airplane_0627 to airplane_0726 for

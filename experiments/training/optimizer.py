@@ -195,7 +195,8 @@ def cosine(total_steps: int, steps_per_epoch: float, *, warmup_steps: int) -> Sc
         )
 
     def multiplier(step):
-        # our choice: the first update takes 1 / warmup_steps of the rate, not 0, and is not wasted
+        # The first update takes 1 / warmup_steps of the rate, not 0, and is not wasted;
+        # our choice: deviations.md#warm-up
         warmup = jnp.minimum((step + 1) / max(warmup_steps, 1), 1)
         return warmup * _cosine((step - warmup_steps) / (total_steps - warmup_steps))
 

@@ -39,7 +39,7 @@ class ResNet(Module):
         doubles them.
       stem: 'imagenet', a 7x7 convolution of stride 2 and max-pooling of stride 2; or 'small', a 3x3
         convolution of stride 1, for images of 32x32.
-      padding: 'same' (our choice) or 'centred', see `convolve`.
+      padding: 'same' (our choice: deviations.md#convolution-padding) or 'centred', see `convolve`.
       batch_norm_axis: Name of the axis mapped by `jax.pmap` that batch statistics are averaged
         across; None: only over the batch at hand.
       name: Name of the module.

@@ -33,7 +33,7 @@ class VisionTransformer(Module):
 
     Attributes:
       patch_size: Side of a patch, in elements. Where it does not divide the grid, zeros are
-        appended to its rows and columns (our choice).
+        appended to its rows and columns (our choice: deviations.md#patch-padding).
       channels: Width of the tokens.
       num_self_attends: Layers.
       self_attend: Fields of `SelfAttend` that all layers have, but `implementation` and `name`.
@@ -99,8 +99,8 @@ class VisionTransformer(Module):
 class PixelTransformer(Module):
     """Self-attends on a Linear of every input element; without average and classifier.
 
-    The layers are those of the Perceiver's latent transformer. Their number, their width and their
-    heads are our choice: the paper says of them only that they were swept.
+    The layers are those of the Perceiver's latent transformer. The paper says of their number,
+    width and heads only that they were swept; our choice: deviations.md#transformer-sizes.
 
     Parameters: modules `projection` and `block`.
 

@@ -25,8 +25,9 @@ from perceiver_jax.front_ends.images import centre_crop
 
 # Sound and video of one file come in pieces of different lengths and end at different times, so a
 # little sound may be missing at the end: the length of one frame at 25 frames per second.
-_MISSING_SOUND = 0.04  # seconds; our choice
-_LOUDEST = 1e10  # 32-bit numbers that were not scaled stay below; our choice
+# our choice: deviations.md#sound-of-files
+_MISSING_SOUND = 0.04  # seconds
+_LOUDEST = 1e10  # 32-bit numbers that were not scaled stay below
 _CLOCK_TOLERANCE = 1e-3  # seconds; some formats round their times to milliseconds
 _REORDERED = {'h264': 16, 'hevc': 16}  # most frames that wait to be shown; of others one, or none
 # What FFmpeg may take a file for, whatever its name: formats of bytes that lead nowhere else. Not

@@ -23,7 +23,8 @@ def prepare_points(points: np.ndarray, num_points: int | None = None) -> np.ndar
       Refused: `points` has another shape, is empty or not finite, all points are in one place, or
         `num_points` is no positive integer.
 
-    Source: Perceiver, section 4.3. That the cube is [-1, 1]^3 around the mean is our choice.
+    Source: Perceiver, section 4.3. That the cube is [-1, 1]^3 around the mean is our choice:
+      deviations.md#unit-cube.
     """
     check_array('prepare_points', 'points', points)
     if num_points is not None:

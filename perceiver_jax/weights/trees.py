@@ -15,7 +15,7 @@ from perceiver_jax.errors import Refused
 Tree = Mapping[str, Mapping[str, Any]]  # Haiku's: module name -> parameter name -> array
 Arrays = dict[str, dict[str, np.ndarray]]  # the same, of NumPy arrays
 Shapes = Mapping[str, tuple[int, ...]]  # flat name -> shape
-_LISTED_CHARACTERS = 230  # our choice
+_LISTED_CHARACTERS = 230  # our choice: deviations.md#length-of-messages
 
 
 def flatten(*trees: Tree | None) -> dict[str, Any]:

@@ -29,6 +29,7 @@ OF_COMMANDS = {
 OF_GCLOUD = {'zone', 'accelerator-type', 'version', 'spot', 'worker', 'command'}
 OF_GCLOUD |= {'node-id', 'runtime-version', 'data-disk'}
 OF_UV = {'python'}
+OF_TFDS = {'file_format'}
 
 of_each_page = pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 
@@ -80,7 +81,7 @@ def test_commands_name_what_there_is(page):
         for task, variant in set(re.findall(r'configs/(\w+)\.py:([\w,=]+)', text))
     ]
     of_launch = {flag.name for flag in flags.FLAGS.get_flags_for_module(launch)}
-    known = of_launch | OF_COMMANDS | OF_GCLOUD | OF_UV
+    known = of_launch | OF_COMMANDS | OF_GCLOUD | OF_UV | OF_TFDS
     for flag in re.findall(r'(?<![\w-])--([a-z][\w.-]*\w)', text):
         *folders, key = flag.split('.')
         if folders[:1] == ['config']:

@@ -39,9 +39,9 @@ def test_the_first_flag_varies_slowest_and_the_config_stands_first():
     assert runs[1].flags == ['--config=a.py:small,kind=y', '--config.seed=0']
 
 
-def test_the_command_of_the_readme_is_one_that_the_launcher_takes():
+def test_the_command_of_the_docs_is_one_that_the_launcher_takes():
     """Its first run, up to a description of the model."""
-    text = (Path(__file__).parents[2] / 'README.md').read_text()
+    text = (Path(__file__).parents[2] / 'docs' / 'training.md').read_text()
     (command,) = re.findall(r'python -m experiments\.sweep (.*?)```', text, re.DOTALL)
     _, workdir, *flags = ['', *shlex.split(command.replace('\\\n', ' '))]
     assert workdir.startswith('--workdir=')

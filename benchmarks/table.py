@@ -1,6 +1,6 @@
-"""README's table of speed, generated from the results of `make bench` on the CPU.
+"""The table of docs/speed.md, generated from the results of `make bench` on the CPU.
 
-python -m benchmarks.table   rewrites the table in README.md
+python -m benchmarks.table   rewrites the table in docs/speed.md
 """
 
 import json
@@ -9,10 +9,11 @@ from pathlib import Path
 from benchmarks.harness import RESULTS
 from experiments.table import ROOT, updated_readme
 
+PAGE = 'docs/speed.md'
 MARKS = '<!-- speed:begin -->', '<!-- speed:end -->'
 DEVICE = 'cpu-x2'
 COLUMNS = ('ours', 'ours, array', 'plain', 'reference', 'transformers', 'transformers, compiled')
-ROWS = {  # name of the row in README -> benchmark, case, pass
+ROWS = {  # name of the row on the page -> benchmark, case, pass
     'Cross-attend, 512 x 50,176 x 261': ('cross_attend', '512 x 50,176 x 261', 'forward'),
     '... gradient of its weights and latents': ('cross_attend', '512 x 50,176 x 261', 'gradient'),
     '... and of its inputs': ('cross_attend', '512 x 50,176 x 261', 'gradient, inputs too'),
@@ -54,6 +55,19 @@ def speed_table(folder: Path = RESULTS) -> str:
     return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
 
 
+def updated(text: str, folder: Path = RESULTS) -> str:
+    """Returns the page with the table of what lies in a folder of results.
+
+    Args:
+      text: The page.
+      folder: The folder of the results.
+
+    Raises:
+      Refused: The page has no place for the table.
+    """
+    return updated_readme(text, speed_table(folder), MARKS, PAGE)
+
+
 def _cell(row: dict | None) -> str:
     if row is None:
         return '-'
@@ -65,6 +79,5 @@ def _memory(size: int) -> str:
 
 
 if __name__ == '__main__':
-    readme = ROOT / 'README.md'
-    text = updated_readme(readme.read_text('utf-8'), speed_table(), MARKS)
-    readme.write_text(text, 'utf-8')
+    page = ROOT / PAGE
+    page.write_text(updated(page.read_text('utf-8')), 'utf-8')

@@ -16,7 +16,7 @@ from benchmarks import __main__ as command
 from benchmarks import cases, deadline, gpu, harness, reference, table
 from benchmarks.deadline import Failed, Measured, Profiled
 from configs import imagenet
-from experiments.table import ROOT, updated_readme
+from experiments.table import ROOT
 from experiments.tasks import make_task
 from perceiver_jax import RELEASED, optical_flow
 
@@ -116,15 +116,15 @@ def test_a_case_that_cannot_be_built_is_named():
         harness.compare('example', '8', chosen, repeats=1, report=report)
 
 
-def test_readme_shows_what_was_measured(tmp_path):
-    readme = (ROOT / 'README.md').read_text('utf-8')
-    assert updated_readme(readme, table.speed_table(), table.MARKS) == readme, 'run: make table'
+def test_the_page_of_speed_shows_what_was_measured(tmp_path):
+    page = (ROOT / table.PAGE).read_text('utf-8')
+    assert table.updated(page) == page, 'run: make table'
     for path in harness.RESULTS.glob(f'{table.DEVICE}_*.json'):
         results = json.loads(path.read_text())
-        for row in results['rows']:  # anything else than what README shows changes the table
+        for row in results['rows']:  # anything else than what the page shows changes the table
             row['seconds'] *= 2
         (tmp_path / path.name).write_text(json.dumps(results))
-    assert updated_readme(readme, table.speed_table(tmp_path), table.MARKS) != readme
+    assert table.updated(page, tmp_path) != page
 
 
 @pytest.mark.parametrize('which', ['arrays', 'pixels'])

@@ -1,4 +1,4 @@
-"""The pages of docs/: links lead somewhere, commands name what there is."""
+"""The pages of docs/: links lead somewhere; commands, marks and messages are those of the code."""
 
 import ast
 import importlib
@@ -71,6 +71,51 @@ def test_each_choice_in_the_code_has_its_section():
                 assert mark[2] in marked, f'{path}: {about}'
                 named.add(mark[2])
     assert named == {*marked}
+
+
+def texts(path):
+    """The strings of a file, but docstrings; in an f-string NUL stands for what is filled in.
+
+    Constants of the module that hold a string are filled in.
+    """
+    tree = ast.parse(path.read_text('utf-8'))
+    constants = {
+        target.id: node.value.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        for target in node.targets
+        if isinstance(node.value.value, str)
+    }
+
+    def text(node):
+        if isinstance(node, ast.Constant):
+            return str(node.value)
+        return constants.get(getattr(node.value, 'id', None), '\0')
+
+    docstrings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield ''.join(map(text, node.values))
+        elif isinstance(node, ast.Constant) and node not in docstrings:
+            yield str(node.value)
+
+
+def test_messages_are_those_of_the_code():
+    """The fixed parts of a message stand in one string of the code, in this order."""
+    code = '\n'.join(
+        string.replace('\n', ' ')
+        for folder in ('configs', 'experiments', 'perceiver_jax')
+        for path in (ROOT / folder).rglob('*.py')
+        for string in texts(path)
+    )
+    page = (ROOT / 'docs' / 'troubleshooting.md').read_text('utf-8')
+    blocks = re.findall(r'^```\n(.*?)\n```', page, re.DOTALL | re.MULTILINE)
+    messages = [line for block in blocks for line in block.splitlines()]
+    assert len(messages) > 50
+    for message in messages:
+        parts = re.split(r'<[^<>]*>', message)
+        assert max(map(len, parts)) >= 9, message
+        assert re.search('.*'.join(map(re.escape, parts)), code), message
 
 
 @of_each_page

@@ -1,4 +1,4 @@
-"""The pages of docs/: links lead somewhere; commands, marks and messages are those of the code."""
+"""README and docs/: links lead somewhere; commands, marks and messages are those of the code."""
 
 import ast
 import importlib
@@ -18,7 +18,9 @@ from perceiver_jax.weights import foreign_files, translation
 from perceiver_jax.weights.transfer import HEADS
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = sorted((ROOT / 'docs').glob('*.md'))
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+# Pages that have a wider table than others may.
+WITH_A_WIDE_TABLE = {'README.md', 'fine_tuning.md', 'hardware.md', 'weights.md'}
 # Flags of the commands that argparse parses, and of the programs of others that the pages show.
 OF_COMMANDS = {
     flag
@@ -52,6 +54,12 @@ def test_links_lead_somewhere(page):
             name, _, anchor = target.partition('#')
             linked = page.parent / name if name else page
             assert linked.exists() and (not anchor or anchor in anchors(linked)), target
+
+
+@pytest.mark.parametrize('page', [x for x in PAGES if x.name not in WITH_A_WIDE_TABLE])
+def test_tables_are_legible_as_text(page):
+    lines = re.findall(r'^\|.*', page.read_text('utf-8'), re.MULTILINE)
+    assert [line for line in lines if len(line) > 140] == []
 
 
 def test_each_choice_in_the_code_has_its_section():

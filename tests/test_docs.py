@@ -56,8 +56,9 @@ def test_links_lead_somewhere(page):
             assert linked.exists() and (not anchor or anchor in anchors(linked)), target
 
 
-@pytest.mark.parametrize('page', [x for x in PAGES if x.name not in WITH_A_WIDE_TABLE])
-def test_tables_are_legible_as_text(page):
+@pytest.mark.parametrize('name', sorted({x.name for x in PAGES} - WITH_A_WIDE_TABLE))
+def test_tables_are_legible_as_text(name):
+    (page,) = (x for x in PAGES if x.name == name)
     lines = re.findall(r'^\|.*', page.read_text('utf-8'), re.MULTILINE)
     assert [line for line in lines if len(line) > 140] == []
 

@@ -3,7 +3,6 @@
 Source: Perceiver IO, section 4.2 and appendix H; DeepMind's notebook for optical flow.
 """
 
-import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -245,9 +244,11 @@ def _warped(values: Array, flow: Array) -> Array:
     """Looks values `[B, H, W, C]` up where flow `[B, H, W, 2]` ends; beyond them, at their rim."""
     rows, columns = jnp.indices(values.shape[1:3], dtype=flow.dtype, sparse=True)
     ends = rows[None] + flow[..., 1], columns[None] + flow[..., 0]
-    look_up = functools.partial(jax.scipy.ndimage.map_coordinates, order=1, mode='nearest')
-    of_channels = jax.vmap(look_up, (-1, None), -1)
-    return jax.vmap(of_channels)(values, jnp.stack(ends, 1))
+
+    def look_up(channel, ends):  # [H, W], two of [H, W]
+        return jax.scipy.ndimage.map_coordinates(channel, ends, order=1, mode='nearest')
+
+    return jax.vmap(jax.vmap(look_up, (-1, None), -1))(values, ends)
 
 
 def tiled(

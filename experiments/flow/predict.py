@@ -113,6 +113,8 @@ def flow_of_frames(
     Raises:
       Refused: The factors are none.
     """
+    import jax.numpy as jnp
+
     from perceiver_jax.tiling import coarse_to_fine, tiled
 
     def estimate(frames, _):
@@ -121,7 +123,7 @@ def flow_of_frames(
 
     if factors is None:
         factors = model.front_end.get('factors', [1])
-    return np.asarray(coarse_to_fine(estimate, frames[None], factors)[0])
+    return np.asarray(coarse_to_fine(estimate, jnp.asarray(frames[None]), factors)[0])
 
 
 def _read_truth(path: str, size: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

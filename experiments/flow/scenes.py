@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import math
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -404,15 +405,15 @@ def _smear(picture: np.ndarray, path: np.ndarray) -> np.ndarray:
       The mean over the path, uint8 `[h, w, 4]`, of the opacity and of colours times opacity.
     """
     opacity = cv2.extractChannel(picture, 3)
-    if cv2.countNonZero(cv2.compare(opacity, 255, cv2.CMP_LT)):
+    if opacity.min() < 255:
         shares = cv2.merge([opacity, opacity, opacity, np.full_like(opacity, 255)])
         picture = cv2.multiply(picture, shares, scale=1 / 255)
     # The mean of 2, 4, 8, ... points of the path, each twice as far apart as those before.
-    doublings = max(math.ceil(math.log2(max(math.hypot(*path), 1))), 0)
+    doublings = math.ceil(math.log2(max(math.hypot(*path), 1)))
     steps = [np.rint(path * 2**i / 2**doublings).astype(int) for i in range(doublings)]
     whole = np.sum([*steps, (0, 0)], axis=0)
     margin = int(np.abs(whole).max())
-    mean = cv2.copyMakeBorder(picture, *4 * [margin], cv2.BORDER_REFLECT)
+    mean = cv2.copyMakeBorder(picture, margin, margin, margin, margin, cv2.BORDER_REFLECT)
     for dx, dy in steps:
         here = mean[max(-dy, 0) : len(mean) - max(dy, 0), max(-dx, 0) : mean.shape[1] - max(dx, 0)]
         there = mean[max(dy, 0) : len(mean) + min(dy, 0), max(dx, 0) : mean.shape[1] + min(dx, 0)]
@@ -504,7 +505,7 @@ def _procedural_texture(rng: np.random.Generator, height: int, width: int) -> np
     """Returns noise of several scales, sometimes with waves, in the colours of a random palette."""
     persistence = rng.uniform(0.4, 0.9)
     amplitude, cells = 1.0, int(rng.integers(2, 5))
-    field = np.zeros((2, 2), np.float32)
+    field: Any = np.zeros((2, 2), np.float32)  # float32 [rows, columns]
     while cells < max(height, width) / 2:
         rows = max(cells * height // max(height, width), 2)
         columns = max(cells * width // max(height, width), 2)

@@ -359,7 +359,7 @@ class EvalTransform:
                 f'config.evaluation.frame_size, {tuple(self.frame_size)}'
             )
         fill = [(0, pixels) for pixels in missing]
-        tiles = {}
+        tiles: dict[str, np.ndarray] = {}
         for factor in {*self.factors}:
             corners = self._corners(size, factor)
             num_tiles = len(self._corners(self.frame_size, factor))

@@ -33,7 +33,7 @@ demo: .venv/installed ## train on scikit-learn's handwritten digits: minutes on 
 	@test ! -e runs/demo/result.json || echo 'runs/demo is finished; to start afresh: rm -r runs/demo'
 	@.venv/bin/python -m experiments.launch --config=configs/imagenet.py:demo --workdir=runs/demo
 
-table: .venv/installed ## write results/*.json and benchmarks/results/*.json into the tables of README.md and docs/
+table: .venv/installed ## write results/ and benchmarks/results/ into the tables of README.md and docs/
 	@.venv/bin/python -m experiments.table
 	@.venv/bin/python -m benchmarks.table
 

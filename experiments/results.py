@@ -5,7 +5,7 @@ import json
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,8 @@ def rows_table(rows: Sequence[Row]) -> str:
     """
     keys = list(rows[0].values)
     metric = rows[0].results[0]['metric']
-    lines = [[*keys, metric, 'deviation', 'runs', 'paper', 'parameters', 'time of a run']]
-    lines.append(['---'] * len(lines[0]))
+    columns = [*keys, metric, 'deviation', 'runs', 'paper', 'parameters', 'time of a run']
+    lines = []
     for row in rows:
         spread, times = row.deviation, [result['wall_seconds'] for result in row.results]
         lines.append(
@@ -114,7 +114,18 @@ def rows_table(rows: Sequence[Row]) -> str:
                 duration_text(statistics.fmean(times)),
             ]
         )
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return markdown_table(columns, lines)
+
+
+def markdown_table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Writes a table in Markdown.
+
+    Args:
+      columns: The heads of the columns.
+      lines: The cells of each row, as many as there are columns.
+    """
+    cells = [columns, ['---'] * len(columns), *lines]
+    return '\n'.join('| {} |'.format(' | '.join(x.replace('|', r'\|') for x in y)) for y in cells)
 
 
 def load_sweep(path: Path) -> tuple[str, list[Row]]:

@@ -1,6 +1,6 @@
-"""The tables of results, generated from what lies in results/, compiled/ and sweeps/.
+"""The tables of README.md, results, tables and hardware.md of docs/, generated from results/.
 
-python -m experiments.table                              rewrites README.md's and docs/hardware.md's
+python -m experiments.table                              rewrites them
 python -m experiments.table --add runs/demo/result.json  takes a finished run in, then rewrites
 python -m experiments.table --add runs/x/evaluation.json  the same for weights that were evaluated
 python -m experiments.table --add runs/[abc]/result.json  one row of runs that differ in the seed
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from experiments.command_line import Parser, one_line_errors, run_path
 from experiments.data.hidden import visible
+from experiments.papers import papers_tables
 from experiments.paths import path_of
 from experiments.pictures.curves import thinned
 from experiments.pictures.units import duration_text, metric_text, scores_text
@@ -32,6 +33,7 @@ from experiments.results import (
     load_result,
     load_runs,
     load_sweep,
+    markdown_table,
     rows_table,
     runs_text,
     sweep_flags,
@@ -42,16 +44,31 @@ from perceiver_jax.errors import Refused
 from perceiver_jax.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
-COMPILED_MARKS = '<!-- compiled:begin -->', '<!-- compiled:end -->'
-MARKS = BEGIN, END = '<!-- results:begin -->', '<!-- results:end -->'
-PAPER_COLUMNS = (
-    'Run', 'Metric', 'Paper', 'Ours', 'Difference', 'Data', 'Steps', 'Cost', 'Command'
-)  # fmt: skip
-OTHER_COLUMNS = ('Run', 'Metric', 'Ours', 'Data', 'Steps', 'Cost', 'Command')
+
+
+def marks_of(name: str) -> tuple[str, str]:
+    """Returns the lines of a page before and after what is generated: a table by its name."""
+    return f'<!-- {name}:begin -->', f'<!-- {name}:end -->'
+
+
+COMPILED_MARKS = marks_of('compiled')
+MARKS = marks_of('results')
+# What README shows, at most twelve: names of rows, and of a sweep <sweep>/<row>.
+SHOWN = (
+    'imagenet_demo',
+    'modelnet40_small',
+    'audioset_esc_input_mel',
+    'flow_small',
+    'table2_in_miniature/model=perceiver,permuted=no',
+    'table2_in_miniature/model=perceiver,permuted=yes',
+    'table2_in_miniature/model=resnet,permuted=no',
+    'table2_in_miniature/model=resnet,permuted=yes',
+)
+SHOWN_COLUMNS = 'Run', 'Metric', 'Paper', 'Ours', 'Data', 'Cost'
+PAPER_COLUMNS = '#', 'Run', 'Metric', 'Paper', 'Ours', 'Difference', 'Seeds', 'Steps', 'Cost'
+OTHER_COLUMNS = '#', 'Run', 'Metric', 'Ours', 'Data', 'Seeds', 'Steps', 'Cost'
+WEIGHTS_COLUMNS = '#', 'Weights', 'Metric', 'Paper', 'Ours', 'Difference', 'Cost'
 CURVE_LINES = 200  # of metrics.jsonl, kept of a row
-WEIGHTS_COLUMNS = (
-    'Weights', 'Metric', 'Paper', 'Ours', 'Difference', 'Data', 'Cost', 'Command'
-)  # fmt: skip
 
 
 def run_name(result: dict) -> str:
@@ -90,7 +107,7 @@ def render(
     sweeps: Mapping[str, tuple[str, Sequence[Row]]],
     curves: Sequence[str] = (),
 ) -> str:
-    """Writes the tables as Markdown: of the two kinds of runs and, if there are any, of weights.
+    """Writes docs/results.md's tables: of the two kinds of runs and, if there are any, of weights.
 
     Args:
       rows: Name -> results of one config, as `read_results` returned them.
@@ -98,31 +115,44 @@ def render(
       curves: Tasks whose rows have a picture of their curves.
 
     Returns:
-      The tables, each below a line that says what it holds, and the pictures.
+      Sections of Markdown: the tables, the data and commands of their rows, and the pictures.
     """
-    paper: list[dict[str, str]] = []
-    other: list[dict[str, str]] = []
-    evaluated: list[dict[str, str]] = []
+    of_paper: dict[str, Sequence[dict]] = {}
+    others: dict[str, Sequence[dict]] = {}
+    weights: dict[str, Sequence[dict]] = {}
     for name, results in rows.items():
-        first = results[0]
-        kind = other if first['paper_value'] is None else paper
-        kind = evaluated if 'weights' in first else kind
-        kind.append(_cells(name, results))
-    weights = [
-        'Weights that others trained, such as the authors, in our evaluation:',
-        _table(WEIGHTS_COLUMNS, evaluated),
+        kind = others if results[0]['paper_value'] is None else of_paper
+        kind = weights if 'weights' in results[0] else kind
+        kind[name] = results
+    parts = [
+        "## On the paper's data",
+        _numbered(PAPER_COLUMNS, of_paper),
+        '## On other data',
+        'Embedded, generated or reduced data: not comparable with the paper.',
+        _numbered(OTHER_COLUMNS, others),
     ]
-    return '\n\n'.join(
-        [
-            "On the paper's data:",
-            _table(PAPER_COLUMNS, paper),
-            'On embedded, generated or reduced data, not comparable with the paper:',
-            _table(OTHER_COLUMNS, other),
-            *(weights if evaluated else []),
-            *(_sweep(name, *sweeps[name]) for name in sweeps),
-            *(f'![Curves of the rows of {x}](results/curves/{x}.png)' for x in curves),
-        ]
-    )
+    if weights:
+        parts += ['## Weights that others trained', _numbered(WEIGHTS_COLUMNS, weights)]
+    parts += [_sweep(name, *sweeps[name]) for name in sweeps]
+    if curves:
+        parts.append('## Curves')
+    parts += [f'![Curves of the rows of {x}](../results/curves/{x}.png)' for x in curves]
+    return '\n\n'.join(parts)
+
+
+def selected(
+    rows: Mapping[str, Sequence[dict]], sweeps: Mapping[str, tuple[str, Sequence[Row]]]
+) -> str:
+    """Writes README's table: the rows of `SHOWN` that there are.
+
+    Args:
+      rows: Name -> results of one config, as `read_results` returned them.
+      sweeps: Name -> what `load_sweep` returned.
+    """
+    found = dict(rows)
+    for sweep, (_, of_sweep) in sweeps.items():
+        found |= {f'{sweep}/{row.name}': row.results for row in of_sweep}
+    return _table(SHOWN_COLUMNS, [_cells(name, found[name]) for name in SHOWN if name in found])
 
 
 def read_sweeps(folder: Path) -> dict[str, tuple[str, list[Row]]]:
@@ -142,14 +172,16 @@ def read_sweeps(folder: Path) -> dict[str, tuple[str, list[Row]]]:
 
 def _sweep(name: str, command: str, rows: Sequence[Row]) -> str:
     first = rows[0].results[0]
-    about = f'{name}, {first["data"]}, {first["steps"]:,} steps. `{command} --workdir=runs/{name}`'
-    paper = 'Beside it what the paper states of its own model, on its own data.'
-    shown = any(row.paper is not None for row in rows)
+    about = f'{first["data"]}, {first["steps"]:,} steps.'
+    if any(row.paper is not None for row in rows):
+        about += ' Beside it what the paper states of its own model, on its own data.'
     return '\n\n'.join(
         [
-            f'{about}. {paper}' if shown else f'{about}.',
+            f'## {name}',
+            about,
             rows_table(rows),
-            f'![{name}: a bar for each row](results/sweeps/{name}.png)',
+            f'`{command} --workdir=runs/{name}`',
+            f'![{name}: a bar for each row](../results/sweeps/{name}.png)',
         ]
     )
 
@@ -182,41 +214,53 @@ def updated_readme(
 def _table(columns: Sequence[str], rows: Sequence[Mapping[str, str]]) -> str:
     if not rows:
         return 'No runs yet.'
-    lines: list[Sequence[str]] = [columns, ['---'] * len(columns)]
-    lines += [[cells[column].replace('|', r'\|') for column in columns] for cells in rows]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return markdown_table(columns, [[cells[column] for column in columns] for cells in rows])
 
 
-def _cells(name: str, results: Sequence[dict]) -> dict[str, str]:
-    """Returns the text of each column for a row."""
+def _numbered(columns: Sequence[str], rows: Mapping[str, Sequence[dict]]) -> str:
+    """Writes a table of rows and, by their numbers below it, their data and commands."""
+    cells = [
+        {**_cells(name, results), '#': str(number)}
+        for number, (name, results) in enumerate(rows.items(), start=1)
+    ]
+    notes = [f'{x["#"]}. {_about(name, rows[name])}' for x, name in zip(cells, rows, strict=True)]
+    return '\n\n'.join([_table(columns, cells), *(['\n'.join(notes)] if notes else [])])
+
+
+def _about(name: str, results: Sequence[dict]) -> str:
+    """Returns what made a row: the data, a remark on it, the weights' checksum, the command."""
     result = results[0]
-    metric, values, paper_value = (
-        result['metric'],
-        [x['value'] for x in results],
-        result['paper_value'],
-    )
     if len(results) == 1:
         command = f'launch --config={result["config"]}'
     else:
         command = f'sweep {sweep_flags(results)}'
     command = f'python -m experiments.{command} --workdir=runs/{name}'
+    about = result['data'] + (f'; {result["note"]}' if 'note' in result else '')
     if 'weights' in result:
         command += f' --mode=eval --weights={result["weights"]}'
+        about += f'; sha256 {result["params_sha256"][:8]}'
+    return f'{about}: `{result.get("command", command)}`'
+
+
+def _cells(name: str, results: Sequence[dict]) -> dict[str, str]:
+    """Returns the text of each column for a row, but its number."""
+    result = results[0]
+    metric, values = result['metric'], [x['value'] for x in results]
+    paper_value = result['paper_value']
     time = duration_text(statistics.fmean(x['wall_seconds'] for x in results))
     cells = {
         'Run': name,
         'Metric': metric,
         'Ours': scores_text(metric, values),
-        'Data': result['data'] + (f'; {result["note"]}' if 'note' in result else ''),
+        'Data': result['data'].partition(' (')[0],
+        'Seeds': ', '.join(dict.fromkeys(str(x['seed']) for x in results if 'seed' in x)) or '-',
         'Steps': f'{result.get("steps", 0):,}',
         'Cost': f'{time}{" a run" if len(results) > 1 else ""}, {result["device"]}',
-        'Command': f'`{result.get("command", command)}`',
         'Paper': '-',
         'Difference': '-',
     }
     if 'weights' in result:
-        weights = path_of(result['weights']).name
-        cells['Weights'] = f'{weights} (sha256 {result["params_sha256"][:8]})'
+        cells['Weights'] = path_of(result['weights']).name
     if paper_value is not None:
         table = f' ({result["table"]})' if 'table' in result else ''
         cells['Paper'] = metric_text(metric, paper_value) + table
@@ -260,11 +304,18 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
     curves = curves_by_task(rows, sweeps, folder / 'curves')
     if not options.check:
         draw_curves(curves, folder / 'curves')
-    tables = render(rows, sweeps, list(curves)), fits_table(folder / 'compiled')
-    pages = ('README.md', MARKS), ('docs/hardware.md', COMPILED_MARKS)
-    for (name, marks), content in zip(pages, tables, strict=True):
-        text = (root / name).read_text('utf-8')
-        updated = updated_readme(text, content, marks, name)
+    of_sweeps = [row.results for _, of_sweep in sweeps.values() for row in of_sweep]
+    papers = papers_tables([*rows.values(), *of_sweeps], folder)
+    pages = {
+        'README.md': {MARKS: selected(rows, sweeps)},
+        'docs/results.md': {MARKS: render(rows, sweeps, list(curves))},
+        'docs/tables.md': {marks_of(name): content for name, content in papers.items()},
+        'docs/hardware.md': {COMPILED_MARKS: fits_table(folder / 'compiled')},
+    }
+    for name, contents in pages.items():
+        updated = text = (root / name).read_text('utf-8')
+        for marks, content in contents.items():
+            updated = updated_readme(updated, content, marks, name)
         if options.check and updated != text:
             raise Refused(f'{name} and results/ differ; run: make table')
         if not options.check:

@@ -49,7 +49,7 @@ class Task(Protocol):
 
     @property
     def data_name(self) -> str:
-        """What the model is trained and evaluated on, for result.json and README's tables."""
+        """What the model is trained and evaluated on, for result.json and the tables of results."""
 
     @property
     def eval_data_name(self) -> str:

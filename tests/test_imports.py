@@ -14,6 +14,7 @@ TASKS = ('audioset', 'flow', 'imagenet', 'kinetics', 'language', 'modelnet40')
 # stand side by side.
 FLOORS = [
     ['launch', 'predict', 'convert', 'submit', 'table', 'compare', 'sweep'],  # the commands
+    ['papers'],
     ['open_model', 'planning'],
     ['tasks'],
     [*TASKS],

@@ -20,7 +20,7 @@ from experiments.command_line import Parser, one_line_errors, quiet_libraries
 from experiments.data.hidden import visible
 from experiments.pictures.units import size_text
 from experiments.planning import targets
-from experiments.results import check_types
+from experiments.results import check_types, markdown_table
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = ROOT / 'results' / 'compiled'
@@ -140,7 +140,7 @@ def file_name(task: str, variant: str, family: str) -> str:
 
 
 def fits_table(folder: Path = FOLDER) -> str:
-    """Writes what was compiled as a table in Markdown.
+    """Writes what was compiled as a table in Markdown, and below it the flags of its last column.
 
     Args:
       folder: The folder of the JSON files.
@@ -159,24 +159,26 @@ def fits_table(folder: Path = FOLDER) -> str:
         return at, config, plan['num_devices']
 
     plans = sorted((load_plan(path) for path in visible(folder, '*.json')), key=place)
-    lines: list[Sequence[str]] = [COLUMNS, ['---'] * len(COLUMNS)]
+    lines: list[Sequence[str]] = []
+    numbers: dict[str, int] = {}  # of the flags
     for plan in plans:
         sent = sum(found['bytes'] for found in plan['collectives'].values())
         config, _, more = plan['config'].partition(' ')
         flags = f'{more} {plan["remedy"] or ""}'.strip()
         lines.append(
             [
-                f'`{config}`',
+                f'`{config.removeprefix("configs/")}`',
                 f'{plan["batch_size"]:,}',
                 plan['target'],
-                f'{size_text(plan["sum"])} of {size_text(plan["has"])}',
+                f'{size_text(plan["sum"])} of {size_text(plan["has"])}'.replace(' GiB of', ' of'),
                 size_text(plan['evaluation']),
                 size_text(sent),
                 f'{plan["seconds_per_step"]:.2g} s',
-                f'`{flags}`' if flags else '',
+                str(numbers.setdefault(flags, len(numbers) + 1)) if flags else '',
             ]
         )
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    notes = [f'{number}. `{flags}`' for flags, number in numbers.items()]
+    return '\n'.join([markdown_table(COLUMNS, lines), *([''] if notes else []), *notes])
 
 
 def load_plan(path: Path) -> dict[str, Any]:

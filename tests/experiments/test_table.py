@@ -1,73 +1,112 @@
-"""README's tables of results: rendering, and what is refused."""
+"""The tables of results, of README and of other pages: rendering, and what is refused."""
 
 import json
+import re
+import shutil
 
 import pytest
 
-from experiments import table
+from experiments import papers, table
 from perceiver_jax.errors import Refused
 from tests.toys.results import EVALUATION, RESULT, write
 
+ROOT = table.ROOT
 DEMO = RESULT | {'config': 'configs/imagenet.py:demo', 'data': 'digits', 'paper_value': None}
-README = f'# Title\n{table.BEGIN}\nold\n{table.END}\nmore\n'
+BEGIN, END = table.MARKS
+README = f'# Title\n{BEGIN}\nold\n{END}\nmore\n'
 
 
 @pytest.fixture
 def root(tmp_path):
-    (tmp_path / 'results').mkdir()
+    shutil.copytree(papers.FOLDER, tmp_path / 'results' / 'described')
     (tmp_path / 'README.md').write_text(README)
-    (tmp_path / 'docs').mkdir()
-    (tmp_path / 'docs' / 'hardware.md').write_text('\n'.join(table.COMPILED_MARKS))
+    docs = tmp_path / 'docs'
+    docs.mkdir()
+    (docs / 'results.md').write_text(README)
+    (docs / 'hardware.md').write_text('\n'.join(table.COMPILED_MARKS))
+    marks = [line for name in [*papers.PAPERS, *papers.OURS] for line in table.marks_of(name)]
+    (docs / 'tables.md').write_text('\n'.join(marks))
     return tmp_path
+
+
+def page(root, name='docs/results.md'):
+    return (root / name).read_text('utf-8')
 
 
 def rendered(*results):
     return table.render({table.run_name(x): [x] for x in results}, {})
 
 
-def cells(tables, name):
-    (line,) = [line for line in tables.splitlines() if line.startswith(f'| {name} |')]
+def row_of(tables, name):
+    (line,) = [line for line in tables.splitlines() if f'| {name} |' in line]
     return line.strip('| ').split(' | ')
 
 
-def test_readme_agrees_with_results():
+def notes(tables):
+    """The lines below the tables that their numbers refer to."""
+    return [line for line in tables.splitlines() if re.match(r'\d+\. ', line)]
+
+
+def test_pages_agree_with_results():
     table.main(['--check'])
 
 
+@pytest.mark.parametrize(
+    'name', ['README.md', 'docs/results.md', 'docs/tables.md', 'docs/hardware.md']
+)
+def test_no_line_of_a_generated_table_is_too_wide_to_read(name):
+    generated = re.findall('<!-- .*?:begin -->(.*?)<!-- .*?:end -->', page(ROOT, name), re.DOTALL)
+    lines = [x for text in generated for x in text.splitlines() if x.startswith('|')]
+    assert lines and not [line for line in lines if len(line) > 140]
+
+
+def test_readme_shows_at_most_twelve_rows_all_of_which_there_are():
+    results, sweeps = (
+        table.read_results(ROOT / 'results'),
+        table.read_sweeps(ROOT / 'results' / 'sweeps'),
+    )
+    lines = table.selected(results, sweeps).splitlines()[2:]
+    assert [line.strip('| ').split(' | ')[0] for line in lines] == [*table.SHOWN]
+    assert len(lines) <= 12
+
+
 def test_paper_row():
-    assert cells(rendered(RESULT, DEMO), 'imagenet_fourier') == [
+    tables = rendered(RESULT, DEMO)
+    assert row_of(tables, 'imagenet_fourier') == [
+        '1',
         'imagenet_fourier',
         'top1',
         '78.0 %',
         '77.1 %',
         '-0.9 points',
-        'imagenet2012',
+        '-',
         '150,139',
         '2.2 days, TPU v4 x32',
-        '`python -m experiments.launch --config=configs/imagenet.py:fourier '
-        '--workdir=runs/imagenet_fourier`',
     ]
+    assert notes(tables)[0] == (
+        '1. imagenet2012: `python -m experiments.launch --config=configs/imagenet.py:fourier '
+        '--workdir=runs/imagenet_fourier`'
+    )
 
 
 def test_rows_without_a_paper_value_stand_in_a_table_of_their_own():
     tables = rendered(DEMO, RESULT)
     assert tables.index('imagenet_fourier') < tables.index('not comparable with the paper')
     assert tables.index('not comparable with the paper') < tables.index('imagenet_demo')
-    assert cells(tables, 'imagenet_demo')[:4] == ['imagenet_demo', 'top1', '77.1 %', 'digits']
+    assert row_of(tables, 'imagenet_demo')[:5] == ['1', 'imagenet_demo', 'top1', '77.1 %', 'digits']
 
 
 def test_end_point_error_is_in_pixels():
     flow = {'task': 'flow', 'config': 'configs/flow.py', 'metric': 'epe', 'paper_value': 1.81}
-    row = cells(rendered(RESULT | flow | {'value': 1.9}), 'flow')
-    assert row[2:5] == ['1.81 px', '1.90 px', '+0.09 px']
+    row = row_of(rendered(RESULT | flow | {'value': 1.9}), 'flow')
+    assert row[3:6] == ['1.81 px', '1.90 px', '+0.09 px']
 
 
 def test_optional_fields():
     extra = {'command': 'torun --a|b', 'note': 'a tenth of it', 'table': 'ICML Table 1'}
-    row = cells(rendered(RESULT | extra), 'imagenet_fourier')
-    assert row[2] == '78.0 % (ICML Table 1)'
-    assert row[5] == 'imagenet2012; a tenth of it'
-    assert row[8] == r'`torun --a\|b`'
+    tables = rendered(RESULT | extra)
+    assert row_of(tables, 'imagenet_fourier')[3] == '78.0 % (ICML Table 1)'
+    assert notes(tables) == ['1. imagenet2012; a tenth of it: `torun --a|b`']
 
 
 def test_no_results_is_said():
@@ -75,14 +114,14 @@ def test_no_results_is_said():
 
 
 def test_only_the_part_between_the_markers_is_rewritten():
-    expected = f'# Title\n{table.BEGIN}\n\nnew\n\n{table.END}\nmore\n'
+    expected = f'# Title\n{BEGIN}\n\nnew\n\n{END}\nmore\n'
     assert table.updated_readme(README, 'new') == expected
     assert table.updated_readme(expected, 'new') == expected
 
 
 @pytest.mark.parametrize(
     'readme',
-    ['', table.BEGIN, table.END, f'{table.END}{table.BEGIN}', README + table.BEGIN, README * 2],
+    ['', BEGIN, END, f'{END}{BEGIN}', README + BEGIN, README * 2],
 )
 def test_markers_must_be_there_once(readme):
     with pytest.raises(ValueError, match='README.md: expected one line <!-- results:begin -->'):
@@ -92,37 +131,50 @@ def test_markers_must_be_there_once(readme):
 def test_add_then_check(root, tmp_path):
     table.main(['--add', str(write(tmp_path / 'result.json', DEMO))], root)
     assert json.loads((root / 'results' / 'imagenet_demo.json').read_text()) == DEMO
-    assert '| imagenet_demo |' in (root / 'README.md').read_text()
+    assert '| imagenet_demo |' in page(root)
+    assert row_of(page(root, 'README.md'), 'imagenet_demo') == [
+        'imagenet_demo',
+        'top1',
+        '-',
+        '77.1 %',
+        'digits',
+        '2.2 days, TPU v4 x32',
+    ]
     table.main(['--check'], root)
     write(root / 'results' / 'imagenet_demo.json', DEMO | {'value': 0.5})
     with pytest.raises(ValueError, match='imagenet_demo.json holds another run'):
         table.main(['--add', str(tmp_path / 'result.json')], root)
-    before = (root / 'README.md').read_text()
+    stale = {name: page(root, name) for name in ('README.md', 'docs/results.md')}
     with pytest.raises(ValueError, match='README.md and results/ differ; run: make table'):
         table.main(['--check'], root)
-    assert (root / 'README.md').read_text() == before
+    assert stale == {name: page(root, name) for name in stale}
     table.main([], root)
-    assert '50.0 %' in (root / 'README.md').read_text()
+    assert all('50.0 %' in page(root, name) for name in stale)
+    (root / 'docs' / 'results.md').write_text(stale['docs/results.md'])
+    with pytest.raises(ValueError, match='docs/results.md and results/ differ; run: make table'):
+        table.main(['--check'], root)
 
 
 def test_weights_of_others_stand_in_a_third_table(root, tmp_path):
     table.main(['--add', str(write(tmp_path / 'evaluation.json', EVALUATION))], root)
     name = 'imagenet_io_fourier_data.source_folder'
     assert json.loads((root / 'results' / f'{name}.json').read_text()) == EVALUATION
-    readme = (root / 'README.md').read_text()
-    assert readme.count('No runs yet.') == 2
-    third = readme.partition('Weights that others trained, such as the authors')[2]
-    assert cells(third, 'imagenet_fourier.pystate (sha256 01234567)') == [
-        'imagenet_fourier.pystate (sha256 01234567)',
+    results = page(root)
+    assert results.count('No runs yet.') == 2
+    third = results.partition('## Weights that others trained')[2]
+    assert row_of(third, 'imagenet_fourier.pystate') == [
+        '1',
+        'imagenet_fourier.pystate',
         'top1',
         '78.0 %',
         '77.1 %',
         '-0.9 points',
-        'imagenet2012',
         '2.2 days, TPU v4 x32',
-        '`python -m experiments.launch --config=configs/imagenet.py:io_fourier '
-        f'--config.data.source=folder --workdir=runs/{name} --mode=eval '
-        '--weights=/data/imagenet_fourier.pystate`',
+    ]
+    assert notes(third) == [
+        '1. imagenet2012; sha256 01234567: `python -m experiments.launch '
+        '--config=configs/imagenet.py:io_fourier --config.data.source=folder '
+        f'--workdir=runs/{name} --mode=eval --weights=/data/imagenet_fourier.pystate`'
     ]
     table.main(['--check'], root)
 
@@ -152,19 +204,19 @@ def test_what_was_compiled_stands_on_its_own_page(root):
     write(folder / 'a.json', PLAN)
     write(folder / 'b.json', other)
     table.main([], root)
-    page = (root / 'docs' / 'hardware.md').read_text()
-    row = cells(page, '`configs/imagenet.py:io_fourier`')
+    hardware = page(root, 'docs/hardware.md')
+    row = row_of(hardware, '`imagenet.py:io_fourier`')
     assert row[1:-1] == [
         '1,024',
         'v3-64',
-        '3.00 GiB of 4.00 GiB',
+        '3.00 of 4.00 GiB',
         '512.00 MiB',
         '3.00 MiB',
         '0.71 s',
     ]
     flags = '--config.evaluation.batch_size=64 --config.train.accumulate_steps=2'
-    assert row[-1] == f'`{flags}`'
-    assert page.index('py:perceiver`') < page.index('py:io_fourier`')  # as in the papers
+    assert row[-1] == '1' and notes(hardware) == [f'1. `{flags}`']
+    assert hardware.index('py:perceiver`') < hardware.index('py:io_fourier`')  # as in the papers
     write(folder / 'a.json', PLAN | {'target': 'v3-128'})
     with pytest.raises(Refused, match='docs/hardware.md and results/ differ; run: make table'):
         table.main(['--check'], root)
@@ -177,7 +229,7 @@ def test_add_refuses_an_incomplete_result(root, tmp_path):
     incomplete = {key: value for key, value in DEMO.items() if key not in ('value', 'steps')}
     with pytest.raises(ValueError, match='run.json: keys missing: steps, value'):
         table.main(['--add', str(write(tmp_path / 'run.json', incomplete))], root)
-    assert list((root / 'results').iterdir()) == []
+    assert not list((root / 'results').glob('*.json'))
 
 
 @pytest.mark.parametrize(
@@ -210,11 +262,13 @@ def test_runs_of_one_variant_stand_beside_each_other(root, tmp_path):
     add(again, '--name=again')
     add(again | {'config': 'configs/imagenet.py:demo --config.seed=1'})
     names = ['again', 'imagenet_demo', 'imagenet_demo_seed_1']
-    assert [x.stem for x in sorted((root / 'results').iterdir())] == names
-    readme = (root / 'README.md').read_text()
-    assert [cells(readme, name)[2] for name in names] == ['50.0 %', '77.1 %', '50.0 %']
-    assert cells(readme, 'again')[-1] == (
-        '`python -m experiments.launch --config=configs/imagenet.py:demo --workdir=runs/again`'
+    assert [x.stem for x in sorted((root / 'results').glob('*.json'))] == names
+    results = page(root)
+    assert [row_of(results, name)[3] for name in names] == ['50.0 %', '77.1 %', '50.0 %']
+    assert row_of(results, 'again')[0] == '1'
+    assert notes(results)[0] == (
+        '1. digits: `python -m experiments.launch --config=configs/imagenet.py:demo '
+        '--workdir=runs/again`'
     )
     assert json.loads((root / 'results' / 'again.json').read_text()) == again
     for name in ('', '.x', 'a/b', '../x', '-x', 'a b', 'x' * 201):
@@ -222,7 +276,7 @@ def test_runs_of_one_variant_stand_beside_each_other(root, tmp_path):
             add(again, f'--name={name}')
     with pytest.raises(Refused, match='--name is of the run that --add takes in'):
         table.main(['--name=x'], root)
-    assert (root / 'README.md').read_text() == readme
+    assert page(root) == results
 
 
 def test_hidden_files_are_no_results(root):
@@ -272,20 +326,19 @@ def test_runs_that_differ_in_the_seed_are_one_row_with_curves(root, tmp_path):
     table.main(['--add', *paths], root)
     name = 'imagenet_small_fold'
     assert json.loads((root / 'results' / f'{name}.json').read_text()) == {'runs': results}
-    readme = (root / 'README.md').read_text()
+    row = row_of(page(root), name)
     # The sample deviation of 50 and 52 is the root of 2.
-    row = cells(readme.replace(r'\|', '/'), name)
-    assert row[2:5] == ['78.0 %', '51.0 ± 1.4 %, 2 runs', '-27.0 points']
-    assert row[7] == '2.2 days a run, TPU v4 x32'
-    assert row[8] == (
-        "`python -m experiments.sweep '--config=configs/x.py:small,fold=1/2' "
-        f"'--config.seed=0/1' --workdir=runs/{name}`"
-    )
+    assert row[3:7] == ['78.0 %', '51.0 ± 1.4 %, 2 runs', '-27.0 points', '0, 1']
+    assert row[8] == '2.2 days a run, TPU v4 x32'
+    assert notes(page(root)) == [
+        "1. imagenet2012: `python -m experiments.sweep '--config=configs/x.py:small,fold=1|2' "
+        f"'--config.seed=0|1' --workdir=runs/{name}`"
+    ]
     kept = [json.loads(x) for x in (root / f'results/curves/{name}.jsonl').read_text().splitlines()]
     assert kept[0] == {'run': 0, 'step': 0, 'split': 'train', 'loss': 3.0}
     assert kept[-1] == {'run': 1, 'step': 2, 'split': 'eval', 'loss': 1.0, 'top1': 0.5}
     assert len(kept) == 6
-    assert '![Curves of the rows of imagenet](results/curves/imagenet.png)' in readme
+    assert '![Curves of the rows of imagenet](../results/curves/imagenet.png)' in page(root)
     assert (root / 'results/curves/imagenet.png').read_bytes().startswith(b'\x89PNG')
     table.main(['--check'], root)
 
@@ -325,7 +378,7 @@ def test_a_sweep_of_seeds_alone_is_a_row_like_the_others(root, sweep_json):
         write_run(sweep_json.parent / f'seed={i}', result, lines(1.0))
     write(sweep_json, {'command': 'python -m experiments.sweep', 'rows': rows})
     table.main(['--add', str(sweep_json), '--name=seeds'], root)
-    assert cells((root / 'README.md').read_text(), 'seeds')[3] == '77.1 ± 0.0 %, 2 runs'
+    assert row_of(page(root), 'seeds')[4] == '77.1 ± 0.0 %, 2 runs'
     assert not (root / 'results' / 'sweeps').exists()
     assert len((root / 'results/curves/seeds.jsonl').read_text().splitlines()) == 4
     with pytest.raises(Refused, match='a sweep.json stands alone'):
@@ -344,11 +397,11 @@ def test_rows_of_a_sweep_keep_their_curves(root, sweep_json):
 
 def test_a_sweep_has_a_table_and_a_picture_of_its_own(root, sweep_json):
     table.main(['--add', str(sweep_json)], root)
-    readme = (root / 'README.md').read_text()
-    assert '| vit | no | 77.1 % | 0.0 points | 2 | 76.7 % | 44,900,000 |' in readme
-    assert '| vit | yes | 77.1 % | - | 1 | - | 44,900,000 |' in readme
-    assert '`python -m experiments.sweep --config=x --workdir=runs/table2`' in readme
-    assert '](results/sweeps/table2.png)' in readme
+    results = page(root)
+    assert '| vit | no | 77.1 % | 0.0 points | 2 | 76.7 % | 44,900,000 |' in results
+    assert '| vit | yes | 77.1 % | - | 1 | - | 44,900,000 |' in results
+    assert '`python -m experiments.sweep --config=x --workdir=runs/table2`' in results
+    assert '](../results/sweeps/table2.png)' in results
     assert (root / 'results' / 'sweeps' / 'table2.png').read_bytes() == b'a picture'
     table.main(['--check'], root)
     # A later state of the same sweep takes its place.
@@ -356,7 +409,7 @@ def test_a_sweep_has_a_table_and_a_picture_of_its_own(root, sweep_json):
     del content['rows'][1]
     write(sweep_json, content)
     table.main(['--add', str(sweep_json)], root)
-    assert 'yes' not in (root / 'README.md').read_text()
+    assert 'yes' not in page(root)
     write(sweep_json, content | {'command': 'another'})
     with pytest.raises(Refused, match='table2.json holds another sweep'):
         table.main(['--add', str(sweep_json)], root)

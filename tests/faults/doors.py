@@ -889,6 +889,15 @@ def folder_of_plans(folder):
     return Sample(file, lambda: fits_table(folder), 'json')
 
 
+@door('experiments.papers.read_sizes')
+def folder_of_sizes(folder):
+    from experiments.papers import FOLDER, papers_tables
+
+    described = folder / 'described'
+    shutil.copytree(FOLDER, described)
+    return Sample(described / 'flow.json', lambda: papers_tables([], folder), 'json')
+
+
 @door('experiments.compare.read_runs', 'perceiver_jax.files.read_json')
 def compared_config(folder):
     _write_run(folder, but=['checkpoints'])

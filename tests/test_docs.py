@@ -20,7 +20,7 @@ from perceiver_jax.weights.transfer import HEADS
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 # Pages that have a wider table than others may.
-WITH_A_WIDE_TABLE = {'README.md', 'fine_tuning.md', 'hardware.md', 'weights.md'}
+WITH_A_WIDE_TABLE = {'README.md', 'fine_tuning.md', 'weights.md'}
 # Flags of the commands that argparse parses, and of the programs of others that the pages show.
 OF_COMMANDS = {
     flag

@@ -57,7 +57,7 @@ from perceiver_jax.weights.pretrained import Pretrained, initialise
 from perceiver_jax.weights.released import RELEASED
 from perceiver_jax.weights.transfer import compare_arguments, transfer
 
-__version__ = '0.1.0'  # pyproject.toml reads it here
+__version__ = '0.2.0'  # pyproject.toml reads it here
 
 __all__ = [
     # Attention

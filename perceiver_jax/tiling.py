@@ -221,12 +221,8 @@ def check_factors(name: str, factors: Sequence[int]) -> None:
     Raises:
       Refused: They are no whole numbers, each a multiple of the next, the last 1.
     """
-    whole = all(isinstance(x, int | np.integer) and x > 0 for x in factors)
-    if not whole or not len(factors) or factors[-1] != 1:
-        fits = False
-    else:
-        fits = not any(x % y for x, y in itertools.pairwise(factors))
-    if not fits:
+    fits = len(factors) > 0 and all(isinstance(x, int | np.integer) and x > 0 for x in factors)
+    if not fits or factors[-1] != 1 or any(x % y for x, y in itertools.pairwise(factors)):
         raise Refused(
             f'{name}: expected whole numbers, each a multiple of the next and the last 1, such as '
             f'(4, 2, 1), got {tuple(factors)}'

@@ -65,9 +65,8 @@ class AudioSet:
                 f'config.clip.frames_per_second is {config.clip.frames_per_second}, and videos are '
                 f'read at {FRAMES_PER_SECOND}'
             )
-        size = config.clip.size if self.has_video else 0
-        window = {k: x for k, x in config.clip.items() if k != 'loudness_db'}
-        self.shape = ClipShape(**{**window, 'size': size})
+        window = {field.name: config.clip[field.name] for field in dataclasses.fields(ClipShape)}
+        self.shape = ClipShape(**{**window, 'size': window['size'] if self.has_video else 0})
         reading.count_classes(config, lambda: self.eval_source)
         fields = {field.name for field in dataclasses.fields(TrainTransform)}
         on_host = {name: config.augmentation[name] for name in fields - {'shape', 'num_classes'}}

@@ -88,6 +88,7 @@ def get_config(variant: str = 'main') -> ml_collections.ConfigDict:
         evaluate=('sintel_final', 'sintel_clean', 'kitti2015'),  # the first is the headline
         path='~/flow_data',  # the folder that holds them
         on_broken='stop',  # an unreadable pair: 'stop', or 'skip' and count
+        repeats=1,  # crops of a pair, each augmented anew, for once that it is read
         num_workers=8,  # processes that read and augment; 0: a thread of this one
     )
     # Generated pairs, where data names 'scenes'; our choice: deviations.md#generated-scenes

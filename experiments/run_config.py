@@ -32,7 +32,7 @@ _LATER_KEYS_OF_TASK: dict[str, dict[str, object]] = {
         'augmentation.speed': [1.0, 1.0],
         'augmentation.between_class': False,
     },
-    'flow': {'evaluation.factors': [1]},
+    'flow': {'data.repeats': 1, 'evaluation.factors': [1]},
     'imagenet': {
         'data.classes': '',
         'data.train_split': 'train',

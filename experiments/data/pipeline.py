@@ -77,12 +77,14 @@ def train_batches(
     process_count: int = 1,
     num_workers: int = 0,
     examples_per_item: int = 1,
+    repeats: int = 1,
     on_broken: str = 'stop',
 ) -> Batches:
     """Returns this process's part of the global training batches, forever.
 
-    Every epoch visits every example once, in an order of its own; an epoch may end within a
-    batch. Close the iterator (`.close()`) when done: it owns a thread or processes.
+    Every epoch visits every example once (with `repeats` that often, one after the other), in an
+    order of its own; an epoch may end within a batch. Close the iterator (`.close()`) when done: it
+    owns a thread or processes.
 
     Args:
       source: The training examples.
@@ -97,6 +99,8 @@ def train_batches(
       num_workers: Number of worker processes; 0 works in a thread of this process.
       examples_per_item: Number of consecutive transformed examples that make one item, stacked on
         axis 1 (`[b, examples_per_item, ...]`) where more than one: MixUp needs two.
+      repeats: How often an example is transformed, each time with other random numbers, for once
+        that it is read: for examples that take longer to read than to transform.
       on_broken: 'stop' raises `BrokenExample`, 'skip' takes the source's next readable example.
 
     Returns:
@@ -107,6 +111,8 @@ def train_batches(
       Refused: The source is empty, `batch_size` does not divide by `process_count`, or `on_broken`
         is unknown. From the iterator: no example can be read, or (`BrokenExample`) one cannot and
         `on_broken` is 'stop'.
+
+    Source: `repeats` is batch augmentation, Hoffer et al., Augment Your Batch, 2020.
     """
     import grain
 
@@ -119,7 +125,7 @@ def train_batches(
         )
     rows = batch_size // process_count
     items = _TrainItems(
-        reader=_Reader(source, on_broken),
+        reader=_Reader(source if repeats == 1 else _LastRead(source), on_broken),
         transform=transform,
         order=grain.MapDataset.range(len(source)).shuffle(seed=seed),
         seed=seed,
@@ -127,6 +133,7 @@ def train_batches(
         rows=rows,
         first_row=process_index * rows,
         examples_per_item=examples_per_item,
+        repeats=repeats,
     )
     return _batches(grain.MapDataset.source(items)[start_step * rows :], rows, num_workers)
 
@@ -181,6 +188,25 @@ def eval_batches(
     return _batches(grain.MapDataset.source(items), rows, num_workers)
 
 
+class _LastRead:
+    """A source that has the example that was read last at hand."""
+
+    def __init__(self, source: Source):
+        self._source, self._index, self._example = source, -1, {}
+
+    def __repr__(self) -> str:
+        return repr(self._source)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        if index != self._index:
+            self._example = self._source[index]
+            self._index = index
+        return self._example
+
+
 @dataclasses.dataclass(frozen=True)
 class _Reader:
     """Reads and transforms one example; a broken one raises or gives way to the next."""
@@ -220,6 +246,7 @@ class _TrainItems:
     rows: int
     first_row: int
     examples_per_item: int
+    repeats: int
 
     def __len__(self) -> int:
         return _ENDLESS * self.rows
@@ -237,7 +264,7 @@ class _TrainItems:
 
     def _example(self, place: int) -> tuple[Item, bool]:
         return self.reader(
-            self.order[place],
+            self.order[place // self.repeats],
             lambda example: self.transform(example, np.random.default_rng((self.seed, place))),
         )
 

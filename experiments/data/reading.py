@@ -46,6 +46,7 @@ def train_batches(
     *,
     batch_size: int | None = None,
     examples_per_item: int = 1,
+    repeats: int = 1,
 ) -> Batches:
     """Returns this process's part of the global training batches from a step on, forever.
 
@@ -56,6 +57,7 @@ def train_batches(
       start_step: Number of global batches to pass over.
       batch_size: Items in a global batch; None: `config.train.batch_size`.
       examples_per_item: Consecutive examples that make one item; mixing needs two.
+      repeats: How often an example is augmented for once that it is read.
 
     Raises:
       Refused: The source is empty, or the batch cannot be cut over the processes.
@@ -67,6 +69,7 @@ def train_batches(
         seed=config.seed,
         start_step=start_step,
         examples_per_item=examples_per_item,
+        repeats=repeats,
         **_options(config.data),
     )
 

@@ -168,6 +168,7 @@ class OpticalFlow:
             transform,
             start_step,
             batch_size=batch_size // 2 if both else batch_size,
+            repeats=self.config.data.repeats,
         )
         with contextlib.closing(batches):
             for batch in batches:

@@ -56,15 +56,15 @@ def warp_pair(
     smooth = look_up(flow, first, cv2.INTER_LINEAR)
     nearest = look_up(flow, first, cv2.INTER_NEAREST)
     known = look_up(valid.astype(np.float32), first, cv2.INTER_LINEAR) > 0.999
-    known &= (np.abs(smooth - nearest) < _EDGE).all(-1)
-    motion = np.where(known[..., None], smooth, nearest)
+    u, v = cv2.split(cv2.absdiff(smooth, nearest))
+    known &= (u < _EDGE) & (v < _EDGE)
+    motion = cv2.copyTo(smooth, known.astype(np.uint8), nearest)
     valid = look_up(valid.astype(np.uint8), first, cv2.INTER_NEAREST) > 0
 
-    x, y = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in size[::-1]))
+    here = cv2.merge(np.meshgrid(*(np.arange(n, dtype=np.float32) for n in size[::-1])))
     # A pixel in the given first frame, moved to the given second frame, mapped to the new one.
-    there = cv2.merge([x, y]) @ first[:, :2].T.astype(np.float32) + first[:, 2].astype(np.float32)
-    back = cv2.invertAffineTransform(second).astype(np.float32)
-    new_flow = (there + motion) @ back[:, :2].T + back[:, 2] - cv2.merge([x, y])
+    there = cv2.transform(here, first) + motion
+    new_flow = cv2.transform(there, cv2.invertAffineTransform(second)) - here
     new_flow[~valid] = 0
     return np.stack(new), new_flow, valid
 
@@ -164,7 +164,7 @@ def erase(
     Source: RAFT's training.
     """
     height, width = frame.shape[:2]
-    erased, mean = frame.copy(), frame.mean((0, 1))
+    erased, mean = frame.copy(), cv2.mean(frame)[:3]
     for _ in range(rng.integers(1, most + 1)):
         top, left = rng.integers(height), rng.integers(width)
         rows, columns = rng.integers(sides[0], sides[1] + 1, 2)

@@ -134,6 +134,7 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'data.eval_split': TEXT,
     'data.on_broken': choice('stop', 'skip'),
     'data.num_workers': whole(0, 1024),
+    'data.repeats': whole(1, 1024),
     'data.table.csv_file': TEXT,
     'data.table.media': TEXT,
     'data.table.file_column': TEXT,

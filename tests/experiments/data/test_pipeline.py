@@ -156,6 +156,20 @@ def test_two_examples_make_an_item():
         assert pair['index'].tolist() == [0, 1, 2, 3, 4]
 
 
+def test_an_example_is_read_once_and_transformed_anew_for_each_repeat():
+    source = Recorded(11)
+    batches = take(4, source, batch_size=6, repeats=3)
+    numbers = np.concatenate([batch['number'] for batch in batches]).reshape(8, 3)
+    once = np.concatenate([batch['number'] for batch in take(2, batch_size=4)])
+    np.testing.assert_array_equal(numbers, np.repeat(once[:, None], 3, axis=1))
+    assert source.read[:8] == once.tolist()  # and a little ahead
+    noise = np.concatenate([batch['noise'] for batch in batches])
+    assert len(np.unique(noise)) == noise.size
+    assert_equal(take(2, start_step=2, repeats=3), batches[2:])  # also where a step cuts repeats
+    assert_equal(take(2, repeats=4, start_step=1), take(3, repeats=4)[1:])
+    assert_equal(take(3, repeats=4, num_workers=2), take(3, repeats=4))
+
+
 def test_batch_size_must_divide_by_the_processes():
     with pytest.raises(ValueError, match='batch_size=7 with process_count=2'):
         train_batches(Numbers(11), with_noise, batch_size=7, seed=0, process_count=2)

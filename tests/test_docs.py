@@ -19,8 +19,6 @@ from perceiver_jax.weights.transfer import HEADS
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
-# Pages that have a wider table than others may.
-WITH_A_WIDE_TABLE = {'README.md', 'fine_tuning.md', 'weights.md'}
 # Flags of the commands that argparse parses, and of the programs of others that the pages show.
 OF_COMMANDS = {
     flag
@@ -56,9 +54,8 @@ def test_links_lead_somewhere(page):
             assert linked.exists() and (not anchor or anchor in anchors(linked)), target
 
 
-@pytest.mark.parametrize('name', sorted({x.name for x in PAGES} - WITH_A_WIDE_TABLE))
-def test_tables_are_legible_as_text(name):
-    (page,) = (x for x in PAGES if x.name == name)
+@of_each_page
+def test_tables_are_legible_as_text(page):
     lines = re.findall(r'^\|.*', page.read_text('utf-8'), re.MULTILINE)
     assert [line for line in lines if len(line) > 140] == []
 
@@ -153,6 +150,7 @@ def test_commands_name_what_there_is(page):
 @pytest.mark.parametrize('name', RELEASED)
 def test_the_config_of_a_released_file_is_that_of_its_model(name):
     text = (ROOT / 'docs' / 'weights.md').read_text('utf-8')
+    _, text = text.split('\n## Which config evaluates which file\n')
     (row,) = re.findall(rf'^\| `{name}` \|.*', text, re.MULTILINE)
     found = re.search(r'`configs/(\w+)\.py:(\w+)`', row)
     released = RELEASED[name]
@@ -166,6 +164,15 @@ def test_the_config_of_a_released_file_is_that_of_its_model(name):
     assert model.function == released.function
     assert compare_arguments(model.function, released.arguments, model.arguments) == {}
     assert model.front_end == released.front_end
+
+
+def test_each_file_of_the_package_is_on_its_page():
+    text = (ROOT / 'docs' / 'modules.md').read_text('utf-8')
+    _, text = text.split('\n## The files\n')
+    named = re.findall(r'`([\w/]+(?:\.py|/))`', text)
+    package = [x for x in (ROOT / 'perceiver_jax').iterdir() if x.name[0] not in '_.']
+    there = [f'{x.name}/' if x.is_dir() else x.name for x in package if x.name != 'py.typed']
+    assert sorted(named) == sorted(there)
 
 
 def test_a_linear_probe_is_one_setting():

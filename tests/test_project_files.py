@@ -24,6 +24,7 @@ def test_the_version_is_everywhere_the_same():
     newest = re.search(r'^## (\S+)', read('CHANGELOG.md'), re.MULTILINE)[1]
     citation = yaml.safe_load(read('CITATION.cff'))
     assert perceiver_jax.__version__ == newest == citation['version']
+    assert f'version={{{newest}}}' in read('README.md')
     assert citation['license'] == PROJECT['project']['license']
 
 

@@ -3,15 +3,18 @@
 PYTHON ?= python3 python3.13 python3.12 python3.11
 FLAGS ?= -n 2
 
-.PHONY: help test test-gpu test-tpu faults values demo table bench bench-gpu
-help:
+.PHONY: help test quick test-gpu test-tpu faults values demo table bench bench-gpu
+help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
 
-test: .venv/installed ## lint, check formatting and types, run the tests
+test: .venv/installed ## lint, check formatting and types, run the tests; FLAGS='-n 2 -m smoke' some of them
 	@.venv/bin/ruff check .
 	@.venv/bin/ruff format --check .
 	@.venv/bin/mypy
 	@.venv/bin/python -m pytest -q $(FLAGS)
+
+quick: .venv/installed ## run the unit tests that are not slow, and nothing else
+	@.venv/bin/python -m pytest -q $(FLAGS) -m 'unit and not slow'
 
 test-gpu: .venv/installed ## run the tests that are marked for it on a GPU that jax sees
 	@JAX_PLATFORMS=cuda,cpu .venv/bin/python -m pytest -q -m gpu -n 4 \

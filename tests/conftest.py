@@ -1,12 +1,15 @@
 """Tests run on eight devices that the CPU is divided into, and compile a program once.
 
-Where JAX_PLATFORMS names something else, those marked `gpu` run there, on one device.
+Where JAX_PLATFORMS names something else, those marked `gpu` run there, on one device. What has no
+other tier is a unit test.
 """
 
 import importlib.metadata
 import os
 import signal
 import tempfile
+
+import pytest
 
 # What a script starts in the background ignores Ctrl-C, and the tests that send it would wait.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -40,3 +43,14 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
 os.environ['PYTHONPATH'] = os.pathsep.join(  # for the processes that tests start
     [os.path.dirname(os.path.dirname(__file__)), os.environ.get('PYTHONPATH', '')]
 )
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses among the markers
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if not any(item.get_closest_marker(tier) for tier in ('golden', 'smoke')):
+            item.add_marker('unit')
+    if 'tpu' not in config.option.markexpr:  # these need libtpu: they run where -m asks for them
+        for_tpus = [item for item in items if item.get_closest_marker('tpu')]
+        config.hook.pytest_deselected(items=for_tpus)
+        items[:] = [item for item in items if item not in for_tpus]

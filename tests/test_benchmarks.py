@@ -20,6 +20,8 @@ from experiments.table import ROOT
 from experiments.tasks import make_task
 from perceiver_jax import RELEASED, optical_flow
 
+pytestmark = pytest.mark.smoke
+
 SMALL = dict(num_latents=7, latent_channels=16, num_blocks=2, num_self_attends_per_block=2)
 
 

@@ -12,6 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from perceiver_jax import RELEASED, initialise, load
 from perceiver_jax.weights import foreign_files, translation
 
+pytestmark = pytest.mark.smoke
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 

@@ -3,6 +3,8 @@ import pytest
 from configs import audioset, common, flow, imagenet, modelnet40
 from experiments.training.checks import differences
 
+pytestmark = pytest.mark.golden
+
 ABLATIONS = (
     'perceiver,cross_attends=2,placement=start',
     'perceiver,share=no',

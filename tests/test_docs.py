@@ -17,6 +17,8 @@ from perceiver_jax import RELEASED, Pretrained, compare_arguments, load
 from perceiver_jax.weights import foreign_files, translation
 from perceiver_jax.weights.transfer import HEADS
 
+pytestmark = pytest.mark.smoke
+
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 # Flags of the commands that argparse parses, and of the programs of others that the pages show.

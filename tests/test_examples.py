@@ -11,6 +11,8 @@ import pytest
 import perceiver_jax
 from tests.toys import notebook
 
+pytestmark = pytest.mark.smoke
+
 SCRIPTS = sorted(notebook.FOLDER.glob('*.py'))
 
 
@@ -51,6 +53,7 @@ def test_an_example_is_short_and_uses_public_names_alone(path):
     assert imported and imported <= set(perceiver_jax.__all__)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('printed', ['regression'], indirect=True)
 def test_points_that_are_not_on_the_circle_mislead_least_squares_alone(printed):
     theirs, ours = ([float(x) for x in re.findall(r'\d\.\d+', line)] for line in printed)
@@ -58,6 +61,7 @@ def test_points_that_are_not_on_the_circle_mislead_least_squares_alone(printed):
     assert cv2.imread('regression.png').std() > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('printed', ['attention_maps'], indirect=True)
 def test_attention_goes_to_the_digit_that_is_named(printed):
     (guessed, spread), (accuracy, share) = map(shares, printed)
@@ -66,6 +70,7 @@ def test_attention_goes_to_the_digit_that_is_named(printed):
     assert cv2.imread('attention_maps.png').std() > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('printed', ['fine_tuning'], indirect=True)
 def test_a_saved_model_learns_other_classes_from_fewer_images(printed):
     (tuned,), (probe,), (anew,) = map(shares, printed)

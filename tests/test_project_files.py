@@ -42,9 +42,12 @@ def test_commands_and_links_lead_to_what_there_is(page):
 
 
 def test_every_target_is_in_the_help():
-    targets = set(re.findall(r'^([a-z-]+):(?!=)', read('Makefile'), re.MULTILINE)) - {'help'}
-    explained = set(re.findall(r'^([a-z-]+):.*## ', read('Makefile'), re.MULTILINE))
-    assert targets == explained
+    makefile = read('Makefile')
+    targets = set(re.findall(r'^([a-z-]+):(?!=)', makefile, re.MULTILINE))
+    phony = re.search(r'^\.PHONY: (.*)', makefile, re.MULTILINE)[1].split()
+    printed = subprocess.check_output(['make', '-s', 'help'], cwd=ROOT, text=True).splitlines()
+    assert targets == {*phony} == {line.split()[1] for line in printed}
+    assert all(re.fullmatch(r'make [a-z-]+\t\S.{,99}', line) for line in printed)
 
 
 def test_the_workflow_runs_each_python_that_is_supported():
@@ -66,3 +69,10 @@ def test_the_workflow_lets_the_package_ask_for_jax():
     lines = subprocess.check_output(command, cwd=ROOT, text=True).splitlines()
     assert '.' in lines and 'dm-haiku==' in ''.join(lines)
     assert not [line for line in lines if line.startswith('jax')]
+
+
+def test_the_tiers_are_the_markers(request):
+    markers = {x.partition(':')[0] for x in PROJECT['tool']['pytest']['ini_options']['markers']}
+    tiers = re.findall(r'^\| `(\w+)` \|', read('CONTRIBUTING.md'), re.MULTILINE)
+    assert {*tiers, 'gpu', 'tpu'} == markers
+    assert request.node.get_closest_marker('unit')  # nothing here says so

@@ -11,6 +11,8 @@ import pytest
 
 import perceiver_jax
 
+pytestmark = pytest.mark.smoke
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

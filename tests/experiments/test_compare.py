@@ -9,6 +9,8 @@ from experiments import compare
 from experiments.pictures import comparison
 from perceiver_jax.errors import Refused
 
+pytestmark = pytest.mark.smoke
+
 RESULT = {
     'task': 'imagenet',
     'config': 'configs/imagenet.py:demo --config.seed=1',

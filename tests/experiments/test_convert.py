@@ -12,6 +12,8 @@ from perceiver_jax.weights import foreign_files
 from tests.toys.demo_run import IMAGES, write_demo_run
 from tests.toys.huggingface_folder import small_model
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):

@@ -33,6 +33,8 @@ from tests.toys.golden import (
 )
 from tests.toys.toy_task import ToyTask, get_config
 
+pytestmark = pytest.mark.smoke
+
 DEMO = '--config=configs/imagenet.py:demo'
 
 

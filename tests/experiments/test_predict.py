@@ -23,6 +23,8 @@ from tests.toys.known_model import (
     write_image,
 )
 
+pytestmark = pytest.mark.smoke
+
 RNG = np.random.default_rng(0)
 
 

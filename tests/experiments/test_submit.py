@@ -9,6 +9,8 @@ import pytest
 from experiments import submit
 from experiments.flow.files import read_flow
 
+pytestmark = pytest.mark.smoke
+
 
 @dataclasses.dataclass
 class Brightness:

@@ -15,6 +15,8 @@ from experiments.sweep import combinations
 from perceiver_jax.errors import Refused
 from tests.toys.results import RESULT
 
+pytestmark = pytest.mark.smoke
+
 
 def test_each_combination_is_a_run():
     flags = ['--config=configs/imagenet.py:cifar10,model=vit|resnet,permuted=no']

@@ -10,6 +10,8 @@ from experiments import papers, table
 from perceiver_jax.errors import Refused
 from tests.toys.results import EVALUATION, RESULT, write
 
+pytestmark = pytest.mark.smoke
+
 ROOT = table.ROOT
 DEMO = RESULT | {'config': 'configs/imagenet.py:demo', 'data': 'digits', 'paper_value': None}
 BEGIN, END = table.MARKS

@@ -23,6 +23,8 @@ from experiments.training.config_values import CONFIG_VALUES
 from experiments.training.optimizer import make_optimizer
 from perceiver_jax.errors import Refused
 
+pytestmark = pytest.mark.smoke
+
 CONFIGS = {'audioset': audioset, 'flow': flow, 'imagenet': imagenet, 'modelnet40': modelnet40}
 SAMPLE = 60
 BATCH_SIZE = 2  # of the data that is read

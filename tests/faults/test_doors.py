@@ -10,6 +10,8 @@ import pytest
 from tests.faults.campaign import try_door
 from tests.faults.doors import DOORS, WITHOUT_FILES
 
+pytestmark = pytest.mark.smoke
+
 ROOT = Path(__file__).resolve().parents[2]
 CASES = 24  # of a door whose cases take milliseconds
 

@@ -23,7 +23,7 @@ from perceiver_jax.weights.released import RELEASED
 from perceiver_jax.weights.trees import check_fit
 from tests.toys.golden import OURS, image_model, read_arrays, read_tree
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.golden, pytest.mark.gpu]
 # Primitives and parameter lists are always OURS.
 GOLDEN = pathlib.Path(os.environ.get('GOLDEN_DIR') or OURS)
 OTHERS = ('primitives', 'baselines')  # which are no released models

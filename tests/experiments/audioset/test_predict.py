@@ -10,6 +10,8 @@ from perceiver_jax.errors import Refused
 from perceiver_jax.front_ends.media import write_clip
 from tests.toys.known_model import AUDIO_VISUAL_CLIPS, KnownModel
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.mark.parametrize('modalities', [['audio'], ['spectrogram', 'video']])
 def test_a_clip_is_scored_window_by_window(tmp_path, modalities):

@@ -9,6 +9,8 @@ from experiments.flow.predict import estimate_flow
 from experiments.predict import as_text
 from tests.toys.known_model import KnownModel, write_image
 
+pytestmark = pytest.mark.smoke
+
 RNG = np.random.default_rng(0)
 
 

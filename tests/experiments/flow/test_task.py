@@ -21,6 +21,8 @@ from perceiver_jax.front_ends.images import prepare_frames
 from tests.toys.one_update import assert_same_update, one_update
 from tests.toys.sources import Sized, Untouchable
 
+pytestmark = pytest.mark.smoke
+
 TILE = (24, 28)
 RNG = np.random.default_rng(0)
 # Pairs of Sintel, and of KITTI, whose frames are not all of one size.

@@ -11,6 +11,8 @@ from perceiver_jax.front_ends.images import prepare_image
 from perceiver_jax.grids import permutation
 from tests.toys.known_model import IMAGES, KnownModel, write_image
 
+pytestmark = pytest.mark.smoke
+
 RNG = np.random.default_rng(0)
 
 

@@ -19,6 +19,8 @@ from perceiver_jax import load
 from tests.toys.one_update import assert_same_update, one_update
 from tests.toys.sources import Untouchable
 
+pytestmark = pytest.mark.smoke
+
 
 def get_config(variant='demo', **changes):
     """A variant made small, on the digits."""

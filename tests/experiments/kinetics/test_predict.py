@@ -2,10 +2,13 @@
 
 import cv2
 import numpy as np
+import pytest
 
 from experiments.kinetics.predict import autoencode
 from perceiver_jax.front_ends.media import read_video
 from tests.toys.known_model import CLIPS, KnownModel, make_clip
+
+pytestmark = pytest.mark.smoke
 
 
 def test_a_clip_is_reconstructed_from_its_start_on(tmp_path):

@@ -10,6 +10,8 @@ from perceiver_jax.front_ends.text import MASK
 from tests.toys.hanging import REPEATED, guard
 from tests.toys.known_model import KnownModel
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.mark.parametrize(
     'text, expected',

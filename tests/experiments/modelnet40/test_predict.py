@@ -8,6 +8,8 @@ from experiments.modelnet40.predict import classify_shape
 from perceiver_jax.errors import Refused
 from tests.toys.known_model import KnownModel
 
+pytestmark = pytest.mark.smoke
+
 RNG = np.random.default_rng(0)
 CORNERS = np.random.default_rng(1).uniform(-2, 2, (5, 3)).round(3)
 

@@ -9,6 +9,8 @@ from experiments.modelnet40.task import PAPER_EXAMPLES, ModelNet40
 from experiments.training import evaluate, loop, parallel
 from tests.toys.sources import Sized, Untouchable
 
+pytestmark = pytest.mark.smoke
+
 
 def get_config(**changes):
     """The demo, made smaller."""

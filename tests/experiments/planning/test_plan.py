@@ -13,6 +13,8 @@ from experiments.planning import plan, targets
 from experiments.tasks import make_task
 from perceiver_jax.errors import Refused
 
+pytestmark = pytest.mark.smoke
+
 NAME = 'configs/imagenet.py:demo'
 
 

@@ -15,8 +15,11 @@ from perceiver_jax.errors import Refused
 from tests.toys.fake_bucket import fake_bucket
 from tests.toys.toy_task import ToyTask, get_config
 
-# Of Orbax's reads and writes that nobody waits for once one of them has failed.
-pytestmark = pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+pytestmark = [
+    pytest.mark.smoke,
+    # Of Orbax's reads and writes that nobody waits for once one of them has failed.
+    pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning'),
+]
 
 
 @pytest.fixture(autouse=True)

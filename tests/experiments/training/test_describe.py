@@ -11,6 +11,8 @@ from experiments import papers
 from experiments.tasks import make_task
 from experiments.training.describe import count_flops, describe_model, describe_table
 
+pytestmark = pytest.mark.golden
+
 # What results/described/ holds, of which docs/tables.md is made.
 SIZES = {
     (task, variant): sizes

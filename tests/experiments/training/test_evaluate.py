@@ -13,6 +13,8 @@ from perceiver_jax.errors import Refused
 from tests.toys.full_disk import full_disk
 from tests.toys.toy_task import EVAL_EXAMPLES, ToyTask, get_config
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.mark.parametrize('kind', ['jit', 'pmap'])
 def test_evaluation_counts_every_example_once(kind):

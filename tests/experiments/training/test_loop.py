@@ -25,6 +25,8 @@ from perceiver_jax.weights.trees import flatten
 from tests.toys.full_disk import full_disk
 from tests.toys.toy_task import ToyTask, get_config
 
+pytestmark = pytest.mark.smoke
+
 
 def make_update(task, optimizer, average):
     config = task.config

@@ -21,6 +21,8 @@ from tests.toys import toy_process
 from tests.toys.toy_process import wait_for_step
 from tests.toys.toy_task import ToyTask, get_config
 
+pytestmark = pytest.mark.smoke
+
 HERE = socket.gethostname()
 
 

@@ -16,6 +16,8 @@ from experiments.training.profiling import (
 )
 from perceiver_jax.errors import Refused
 
+pytestmark = pytest.mark.smoke
+
 
 def trace_of(planes):
     """A trace as jax's profiler makes it: {plane: {line: [(event, start, duration)]}}, in ns."""

@@ -13,6 +13,8 @@ from experiments.imagenet.task import ImageNet
 from experiments.training.loop import train
 from tests.toys.toy_process import wait_for_step
 
+pytestmark = pytest.mark.smoke
+
 NAME = 'configs/imagenet.py:demo'
 SIZES = dict(steps=20, log_every_steps=1, checkpoint_every_steps=5, evaluate_every_steps=10)
 # Of the demo's layers one of each: four processes trace and compile them.

@@ -7,6 +7,8 @@ import pytest
 
 from experiments.training import stopping, watch
 
+pytestmark = pytest.mark.smoke
+
 
 def test_no_step_at_which_several_processes_can_stop_comes_twice_or_is_left_out(monkeypatch):
     asked = []

@@ -10,6 +10,8 @@ import pytest
 from experiments import command_line
 from experiments.training import watch
 
+pytestmark = pytest.mark.smoke
+
 
 class Ended(BaseException):
     """Instead of the end of the process."""

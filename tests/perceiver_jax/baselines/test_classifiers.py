@@ -69,6 +69,7 @@ def logits(model, weights, *inputs, is_training=False):
     )
 
 
+@pytest.mark.golden
 @pytest.mark.parametrize('kind', ['resnet', 'vit'])
 def test_the_logits_are_those_of_transformers(kind):
     """The stored ones were computed by torch; where it is installed, they are computed again."""

@@ -3,7 +3,7 @@
 PYTHON ?= python3 python3.13 python3.12 python3.11
 FLAGS ?= -n 2
 
-.PHONY: help test quick test-gpu test-tpu faults values demo table bench bench-gpu
+.PHONY: help test quick test-gpu test-tpu faults values demo build table bench bench-gpu
 help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /make \1	/p' Makefile
 
@@ -35,6 +35,13 @@ values: .venv/installed ## set each key of each demo to wrong values: one line, 
 demo: .venv/installed ## train on scikit-learn's handwritten digits: minutes on two CPU cores
 	@test ! -e runs/demo/result.json || echo 'runs/demo is finished; to start afresh: rm -r runs/demo'
 	@.venv/bin/python -m experiments.launch --config=configs/imagenet.py:demo --workdir=runs/demo
+
+build: .venv/installed ## build the wheel and the sdist in dist/, import the wheel from an empty environment
+	@rm -rf build dist && .venv/bin/python -m build -q --no-isolation
+	@.venv/bin/python -m venv build/empty && \
+	  build/empty/bin/python -m pip install -q --disable-pip-version-check dist/*.whl && \
+	  cd build/empty && \
+	  bin/python -c 'import perceiver_jax as p; print("perceiver_jax", p.__version__, "is imported")'
 
 table: .venv/installed ## write results/ and benchmarks/results/ into the tables of README.md and docs/
 	@.venv/bin/python -m experiments.table

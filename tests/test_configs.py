@@ -2,6 +2,7 @@ import pytest
 
 from configs import audioset, common, flow, imagenet, modelnet40
 from experiments.training.checks import differences
+from tests.toys.configs import CONFIGS
 
 pytestmark = pytest.mark.golden
 
@@ -15,15 +16,16 @@ ABLATIONS = (
     'cifar10,model=transformer,permuted=yes',
 )
 FLOW_ABLATIONS = ('main,patch=1,frames=separate', 'conv,frames=separate', 'conv,size=small')
+OF_ALL_TASKS = [(configs, x) for configs in CONFIGS.values() for x in configs.VARIANTS]
 
 
 @pytest.mark.parametrize(
     ('configs', 'variant'),
-    [(imagenet, x) for x in (*imagenet.VARIANTS, *ABLATIONS)]
-    + [(modelnet40, x) for x in (*modelnet40.VARIANTS, 'vit_b8,grid=32', 'small,model=vit16')]
-    + [(audioset, x) for x in (*audioset.VARIANTS, 'io_mel_video,decoder=average')]
-    + [(audioset, 'esc,input=raw_audio')]
-    + [(flow, x) for x in (*flow.VARIANTS, *FLOW_ABLATIONS)],
+    OF_ALL_TASKS
+    + [(imagenet, x) for x in ABLATIONS]
+    + [(modelnet40, x) for x in ('vit_b8,grid=32', 'small,model=vit16')]
+    + [(audioset, x) for x in ('io_mel_video,decoder=average', 'esc,input=raw_audio')]
+    + [(flow, x) for x in FLOW_ABLATIONS],
 )
 def test_configs_are_locked_and_of_plain_values(configs, variant):
     config = configs.get_config(variant)
@@ -94,10 +96,7 @@ def test_ios_recipe_of_fine_tuning(variant, learning_rate):
     assert config.model.num_classes == 0
 
 
-@pytest.mark.parametrize(
-    ('configs', 'variant'),
-    [(configs, x) for configs in (imagenet, modelnet40, audioset, flow) for x in configs.VARIANTS],
-)
+@pytest.mark.parametrize(('configs', 'variant'), OF_ALL_TASKS)
 def test_every_model_of_weights_has_a_recipe_of_fine_tuning(configs, variant):
     if 'recipe' not in configs.VARIANTS[variant]:
         assert variant in ('demo', 'cifar10') or 'network' in configs.get_config(variant).model

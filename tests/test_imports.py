@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from experiments import tasks
+
 ROOT = Path(__file__).resolve().parent.parent
-TASKS = ('audioset', 'flow', 'imagenet', 'kinetics', 'language', 'modelnet40')
+# Folders with a trainer, with predictions, or both.
+TASKS = sorted(
+    {
+        path.parent.name
+        for name in ('task', 'predict')
+        for path in (ROOT / 'experiments').glob(f'*/{name}.py')
+    }
+)
 
 # From the top: each may import from the floors below, and from its own room. The rooms of a floor
 # stand side by side.
@@ -128,7 +137,7 @@ def test_only_a_task_and_its_predictions_name_a_model():
 def test_no_task_is_called_by_another_name_somewhere():
     configs = {path.stem for path in files('configs')} - {'__init__', 'common'}
     with_trainer = {path.parent.name for path in files('experiments') if path.name == 'task.py'}
-    assert configs == with_trainer <= set(TASKS)
+    assert configs == with_trainer == set(tasks.TASKS)
 
 
 def test_packages_of_the_experiments_are_empty():
@@ -143,7 +152,7 @@ def test_nothing_imports_the_benchmarks_but_they_themselves():
         assert not {x for x in imported(path) if within(x, 'benchmarks')}, path
 
 
-@pytest.mark.parametrize('task', ['audioset', 'flow', 'imagenet', 'modelnet40'])
+@pytest.mark.parametrize('task', tasks.TASKS)
 def test_a_process_that_reads_data_imports_no_more_than_it_needs(task):
     script = (
         f'import sys, experiments.{task}.sources, experiments.{task}.transforms;print(*sys.modules)'

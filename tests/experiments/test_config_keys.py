@@ -11,14 +11,13 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import audioset, flow, imagenet, modelnet40
 from experiments.tasks import make_task
 from experiments.training import checks, loop
 from experiments.training.optimizer import make_optimizer
 from perceiver_jax.front_ends import write_clip
 from tests.toys import toy_task
+from tests.toys.configs import CONFIGS
 
-CONFIGS = {'audioset': audioset, 'flow': flow, 'imagenet': imagenet, 'modelnet40': modelnet40}
 OPTIONS = {
     'audioset': ['io_mel_video,decoder=average'],
     'flow': ['main,frames=separate', 'conv,size=small'],
@@ -115,7 +114,8 @@ def labelled_folder(tmp_path_factory):
 def configs_of(name, labelled_folder):
     """Pairs of a config, and whether its data is at hand."""
     get_config = CONFIGS[name].get_config
-    configs = [(get_config(v), v == 'demo') for v in (*CONFIGS[name].VARIANTS, *OPTIONS[name])]
+    variants = [*CONFIGS[name].VARIANTS, *OPTIONS.get(name, [])]
+    configs = [(get_config(variant), variant == 'demo') for variant in variants]
     if name == 'audioset':
         for variant in ('esc', 'mel_video'):
             config = get_config(variant)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from configs import audioset, flow, imagenet, modelnet40
 from experiments import keys
+from tests.toys.configs import CONFIGS
 
 SOURCE = """
 SIZES = dict(steps=3)  # no key
@@ -78,7 +78,7 @@ def test_keys_stand_in_the_order_of_the_file_with_its_comments():
     ]
 
 
-@pytest.mark.parametrize('module', [audioset, flow, imagenet, modelnet40])
+@pytest.mark.parametrize('module', CONFIGS.values(), ids=CONFIGS)
 def test_every_key_and_every_comment_of_get_config_is_listed_once(module):
     with open(module.__file__) as file:
         source = file.read()

@@ -15,17 +15,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import audioset, flow, imagenet, modelnet40
 from experiments.tasks import make_task
 from experiments.training import loop, parallel
 from experiments.training.checks import check_sizes, count_steps
 from experiments.training.config_values import CONFIG_VALUES
 from experiments.training.optimizer import make_optimizer
 from perceiver_jax.errors import Refused
+from tests.toys.configs import CONFIGS
 
 pytestmark = pytest.mark.smoke
 
-CONFIGS = {'audioset': audioset, 'flow': flow, 'imagenet': imagenet, 'modelnet40': modelnet40}
 SAMPLE = 60
 BATCH_SIZE = 2  # of the data that is read
 

@@ -32,6 +32,14 @@ def run(example):
     return names
 
 
+def test_the_python_of_every_page_is_run():
+    """Here, in `test_docs.py` (fine-tuning) or in `test_adding_a_task.py`."""
+    pages = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *(ROOT / 'docs').glob('*.md')]
+    with_python = {page.name for page in pages if '```python' in page.read_text('utf-8')}
+    run_somewhere = {'README.md', 'modules.md', 'weights.md', 'fine_tuning.md', 'adding_a_task.md'}
+    assert with_python == run_somewhere | {'CONTRIBUTING.md'}  # a template of a docstring
+
+
 def test_readme_is_read_in_one_sitting():
     assert len((ROOT / 'README.md').read_text('utf-8').splitlines()) <= 150
 

@@ -43,6 +43,7 @@ _LATER_KEYS_OF_TASK: dict[str, dict[str, object]] = {
         'augmentation.jitter': 0.0,
         'augmentation.drop_points': 0.0,
         'evaluation.num_draws': 1,
+        'loss.cutmix_alpha': 0.0,
     },
 }
 STARTED_FROM = 'started_from'  # key of config.json, no key of configs: what `init_from` gave a run

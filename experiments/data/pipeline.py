@@ -192,7 +192,8 @@ class _LastRead:
     """A source that has the example that was read last at hand."""
 
     def __init__(self, source: Source):
-        self._source, self._index, self._example = source, -1, {}
+        self._source, self._index = source, -1
+        self._example: Example = {}
 
     def __repr__(self) -> str:
         return repr(self._source)

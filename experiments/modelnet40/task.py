@@ -13,6 +13,7 @@ import numpy as np
 from experiments.classes import saliency
 from experiments.data import reading
 from experiments.data.pipeline import Batches, LabelledSource
+from experiments.modelnet40.mixing import mix_clouds
 from experiments.modelnet40.sources import open_source
 from experiments.modelnet40.transforms import EvalTransform, TrainTransform
 from experiments.training import parallel
@@ -130,7 +131,11 @@ class ModelNet40:
 
     def train_batches(self, start_step: int) -> Batches:
         return reading.train_batches(
-            self.config, self.train_source, self.train_transform, start_step
+            self.config,
+            self.train_source,
+            self.train_transform,
+            start_step,
+            examples_per_item=2 if self.config.loss.cutmix_alpha else 1,
         )
 
     def eval_batches(self) -> Batches:
@@ -144,10 +149,18 @@ class ModelNet40:
     def loss(
         self, params: hk.Params, state: hk.State, rng: jax.Array, batch: dict[str, jax.Array]
     ) -> tuple[jax.Array, tuple[hk.State, dict[str, jax.Array]]]:
-        logits, state = self.model.apply(params, state, rng, batch['points'], is_training=True)
-        labels = jax.nn.one_hot(batch['label'], logits.shape[-1])
-        loss = softmax_cross_entropy(logits, labels, self.config.loss.label_smoothing).mean()
-        return loss, (state, {'accuracy': (logits.argmax(-1) == batch['label']).mean()})
+        settings, num_classes = self.config.loss, self.config.model.num_classes
+        points, labels = batch['points'], batch['label']
+        if settings.cutmix_alpha:
+            points, labels = mix_clouds(
+                rng, points, labels, batch['index'], num_classes, settings.cutmix_alpha
+            )
+        else:
+            labels = jax.nn.one_hot(labels, num_classes)
+        logits, state = self.model.apply(params, state, rng, points, is_training=True)
+        loss = softmax_cross_entropy(logits, labels, settings.label_smoothing).mean()
+        correct = logits.argmax(-1) == labels.argmax(-1)
+        return loss, (state, {'accuracy': correct.mean()})
 
     def predict(
         self, params: hk.Params, state: hk.State, batch: dict[str, jax.Array]

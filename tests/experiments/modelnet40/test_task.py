@@ -5,6 +5,7 @@ from matplotlib.figure import Figure
 
 from configs import common
 from configs import modelnet40 as configs
+from experiments.modelnet40.mixing import mix_clouds
 from experiments.modelnet40.task import PAPER_EXAMPLES, ModelNet40
 from experiments.training import evaluate, loop, parallel
 from tests.toys.sources import Sized, Untouchable
@@ -170,3 +171,22 @@ def test_clouds_that_fill_no_grid_are_refused():
     common.set_network(config, common.transformer(8, num_self_attends=1, num_heads=2))
     with pytest.raises(ValueError, match='37 is no square number: take 36'):
         ModelNet40(config).init(jax.random.key(0))
+
+
+def test_mixed_clouds_are_learned_from():
+    """The loss is that of both labels by their weights; right is the label of the larger one."""
+    config = get_config(**{'loss.cutmix_alpha': 1.0, 'loss.label_smoothing': 0.0})
+    task = ModelNet40(config)
+    batches = task.train_batches(0)
+    batch = next(batches)
+    batches.close()
+    assert batch['points'].shape == (16, 2, 37, 3) and batch['label'].shape == (16, 2)
+    params, state = jax.jit(task.init)(jax.random.key(0))
+    bias = np.linspace(0, 3, 10)
+    params['decoder/output']['b'] = bias  # all else of the head is zero
+    key = jax.random.key(3)
+    loss, (_, metrics) = task.loss(params, state, key, batch)
+    _, labels = mix_clouds(key, batch['points'], batch['label'], batch['index'], 10, 1.0)
+    expected = np.log(np.exp(bias).sum()) - (labels @ bias).mean()
+    assert loss == pytest.approx(float(expected), rel=1e-5)
+    assert metrics['accuracy'] == (np.argmax(labels, 1) == 9).mean()

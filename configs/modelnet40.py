@@ -23,7 +23,7 @@ ResNet, ViT and the Transformer see each cloud as an image: its points, in rando
 row after row. `grid=44` is the paper's, 1,936 points; that the order is another one each time is
 our choice: deviations.md#clouds-as-images. So is the recipe, the Perceiver's but for ResNet-50:
 deviations.md#baseline-recipes. `grid=32` takes 1,024 points, and
-`small,model=vit2|vit16|transformer` are such networks for one CPU, with the recipe of `small`.
+`small,model=vit2|vit16|transformer` are such networks for one CPU, trained with LAMB.
 
 `small,recipe=fine_tune` is for `--config.init_from`, on shapes of one's own; our choice:
 deviations.md#fine-tuning.
@@ -134,14 +134,17 @@ def get_config(variant: str = 'perceiver') -> ml_collections.ConfigDict:
         ema_decay=0.0,  # of an average of the parameters to evaluate; 0: none
         freeze=(),  # modules that are not trained, such as ('inputs', 'encoder')
     )
-    # Draws of points, whose logits are averaged; more than 1 is not in the paper.
-    config.evaluation = dict(batch_size=512, num_draws=1)
+    config.evaluation = dict(
+        batch_size=512,
+        num_draws=1,  # of points, whose logits are averaged; more than 1 is not in the paper
+        num_points=ml_collections.config_dict.placeholder(int),  # of a draw; None: as in training
+    )
     config.paper = dict(metric='accuracy', **Paper('ICML table 4', 0.857)._asdict())
     if variant == 'small':
         model = options.pop('model', 'perceiver')
         _small(config, model)
-        if model == 'perceiver' and not options:  # what `fine_tune` is for was measured without
-            _regularize(config)
+        if model == 'perceiver' and not options:  # fine-tuning was measured without it
+            _tune(config)
     elif variant == 'demo':
         _demo(config)
     elif variant in NETWORKS:
@@ -189,10 +192,13 @@ def _small(config: ml_collections.ConfigDict, model: str = 'perceiver') -> None:
         common.set_network(config, SMALL_NETWORKS[model])
 
 
-def _regularize(config: ml_collections.ConfigDict) -> None:
-    """For more epochs on few shapes; our choice: deviations.md#small-models."""
-    config.augmentation.update(axis_scale=(0.67, 1.5), jitter=0.01, drop_points=0.5)
-    config.train.update(ema_decay=0.998, steps=9000)
+def _tune(config: ml_collections.ConfigDict) -> None:
+    """The recipe of the small Perceiver; our choice: deviations.md#small-models."""
+    config.optimizer = common.adamw(
+        learning_rate=1e-3, schedule=dict(kind='flat_cosine', flat_fraction=0.5)
+    )
+    config.train.update(ema_decay=0.998, steps=4000)
+    config.evaluation.num_points = 1024
 
 
 def _demo(config: ml_collections.ConfigDict) -> None:

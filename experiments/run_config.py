@@ -43,6 +43,7 @@ _LATER_KEYS_OF_TASK: dict[str, dict[str, object]] = {
         'augmentation.jitter': 0.0,
         'augmentation.drop_points': 0.0,
         'evaluation.num_draws': 1,
+        'evaluation.num_points': None,
         'loss.cutmix_alpha': 0.0,
     },
 }

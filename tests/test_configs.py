@@ -160,3 +160,12 @@ def test_what_the_variants_of_audioset_add():
         config('mel,decoder=average')
     with pytest.raises(ValueError, match="input='mell' of a variant: Did you mean mel"):
         config('esc,input=mell')
+
+
+@pytest.mark.parametrize('variant', ['small,model=vit2', 'small,recipe=fine_tune', 'demo'])
+def test_the_small_perceiver_of_shapes_alone_has_its_recipe(variant):
+    """The others were measured without it."""
+    config, small = modelnet40.get_config(variant), modelnet40.get_config('small')
+    assert (config.train.ema_decay, small.train.ema_decay) == (0, 0.998)
+    assert config.optimizer.trust_ratio and not small.optimizer.trust_ratio
+    assert (config.evaluation.num_points, small.evaluation.num_points) == (None, 1024)

@@ -43,13 +43,14 @@ class ModelNet40:
         self.config = config
         self.known_classes: Sequence[str] | None = None
         num_points = config.points.num_points
+        self.num_eval_points = config.evaluation.num_points or num_points
         # One of the networks that the paper compares with, or a Perceiver.
         self.function = 'point_baseline' if 'network' in config.model else 'point_classifier'
         self.model = hk.transform_with_state(self._forward)
         self.points_shape = (1, num_points, 3)
         self.train_transform = TrainTransform(num_points=num_points, **config.augmentation)
         self.eval_transform = EvalTransform(
-            num_points=num_points, num_draws=config.evaluation.num_draws
+            num_points=self.num_eval_points, num_draws=config.evaluation.num_draws
         )
         reading.count_classes(config, lambda: self.eval_source)
 
@@ -87,13 +88,15 @@ class ModelNet40:
 
     @property
     def _points_text(self) -> str:
-        text = f'{self.config.points.num_points:,} points'
+        text = f'{self.num_eval_points:,} points'
         num_draws = self.config.evaluation.num_draws
         return text if num_draws == 1 else f'{text}, mean of {num_draws:,} draws'
 
     @property
     def data_name(self) -> str:
-        points = self._points_text
+        points, num_points = self._points_text, self.config.points.num_points
+        if num_points != self.num_eval_points:
+            points = f'{points}, trained on {num_points:,}'
         if self._is_the_papers_data:
             return f'ModelNet40, {points}'
         name = DATA_NAMES[self.config.data.source]
@@ -125,7 +128,8 @@ class ModelNet40:
         return self.paper_eval_data and len(self.train_source) == PAPER_EXAMPLES[0]
 
     def without_data(self) -> None:
-        points = np.resize(np.eye(3, dtype=np.float32), self.points_shape[1:])
+        most = max(self.config.points.num_points, self.num_eval_points)
+        points = np.resize(np.eye(3, dtype=np.float32), (most, 3))
         blank = reading.Blank({'points': points, 'label': 0, 'name': 'blank'})
         self.train_source = self.eval_source = blank
 
@@ -193,7 +197,7 @@ class ModelNet40:
 
     def pretrained(self, params: hk.Params, state: hk.State) -> Pretrained:
         classes = reading.class_names(lambda: self.eval_source)
-        front_end = dict(num_points=self.config.points.num_points)
+        front_end = dict(num_points=self.num_eval_points)
         model = self.config.model.to_dict()
         return Pretrained(self.function, model, front_end, params, state, classes)
 

@@ -51,7 +51,7 @@ class TrainTransform:
           Refused: The cloud has fewer than P points.
           BrokenExample: The points are not finite or all in one place.
         """
-        points = _checked(example, self.num_points)
+        points = _checked(example, self.num_points, 'config.points.num_points')
         points = points[rng.permutation(len(points))[: self.num_points]]
         points = points - points.mean(0)
         points *= rng.uniform(*self.point_scale, size=(len(points), 1))
@@ -93,7 +93,8 @@ class EvalTransform:
           Refused: The cloud has fewer than P points.
           BrokenExample: The points are not finite or all in one place.
         """
-        points = _checked(example, self.num_points)
+        key = 'config.evaluation.num_points, or else config.points.num_points,'
+        points = _checked(example, self.num_points, key)
         orders = [np.arange(len(points))]
         orders += [
             np.random.default_rng(i).permutation(len(points)) for i in range(1, self.num_draws)
@@ -102,12 +103,10 @@ class EvalTransform:
         return {'points': np.stack([x['points'] for x in draws]), 'label': draws[0]['label']}
 
 
-def _checked(example: Example, num_points: int) -> np.ndarray:
+def _checked(example: Example, num_points: int, key: str) -> np.ndarray:
     points = example['points']
     if len(points) < num_points:
-        raise Refused(
-            f'config.points.num_points is {num_points}, and {example["name"]} has {len(points)}'
-        )
+        raise Refused(f'{key} is {num_points}, and {example["name"]} has {len(points)}')
     if not np.isfinite(points).all():  # of all points, lest it depend on those that are chosen
         raise BrokenExample(f'{example["name"]}: some of its coordinates are not finite')
     return points.astype(np.float64)

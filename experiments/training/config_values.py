@@ -303,6 +303,7 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'evaluation.crop_fraction': above(0, 1),
     'evaluation.metric': TEXT,
     'evaluation.num_draws': whole(1, 2**10),
+    'evaluation.num_points': optional(whole(2, 2**20)),
     'evaluation.num_windows': whole(1, 2**12),
     'evaluation.clip_seconds': above(0, 3600),
     'evaluation.frame_size': several(PIXELS, 2),

@@ -190,3 +190,17 @@ def test_mixed_clouds_are_learned_from():
     expected = np.log(np.exp(bias).sum()) - (labels @ bias).mean()
     assert loss == pytest.approx(float(expected), rel=1e-5)
     assert metrics['accuracy'] == (np.argmax(labels, 1) == 9).mean()
+
+
+def test_evaluation_may_take_more_points_than_training():
+    task = ModelNet40(get_config(**{'evaluation.num_points': 41}))
+    assert task.data_name.startswith('generated shapes, 41 points, trained on 37 (2,000 training,')
+    batches = task.train_batches(0), task.eval_batches()
+    shapes = [next(iterator)['points'].shape for iterator in batches]
+    for iterator in batches:
+        iterator.close()
+    assert shapes == [(16, 37, 3), (120, 1, 41, 3)]
+    task.without_data()
+    assert len(task.eval_transform(task.eval_source[0])['points'][0]) == 41
+    params, state = jax.jit(task.init)(jax.random.key(0))
+    assert task.pretrained(params, state).front_end['num_points'] == 41

@@ -88,6 +88,7 @@ def test_its_task_trains_resumes_and_is_evaluated(checkout, tmp_path):
     assert {x['label'] for x in predicted['best']} >= {'trefoil', 'unknot'}
 
 
+@pytest.mark.slow
 def test_the_tests_of_all_tasks_take_it_in(checkout):
     changed = {file for file, _, _ in BLOCKS}
     run(checkout, 'ruff', 'check', '--quiet', *changed)

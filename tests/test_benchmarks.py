@@ -25,6 +25,7 @@ pytestmark = pytest.mark.smoke
 SMALL = dict(num_latents=7, latent_channels=16, num_blocks=2, num_self_attends_per_block=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('variant', ['io_fourier', 'perceiver'])
 def test_the_reference_statement_classifies_as_we_do(variant):
     cross_attends = 2 if variant == 'perceiver' else 1
@@ -44,6 +45,7 @@ def test_the_reference_statement_classifies_as_we_do(variant):
         np.testing.assert_allclose(output, outputs['reference'], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_reference_statement_estimates_flow_as_we_do():
     model = {
         **RELEASED['optical_flow'].arguments,

@@ -44,6 +44,7 @@ def test_readme_is_read_in_one_sitting():
     assert len((ROOT / 'README.md').read_text('utf-8').splitlines()) <= 150
 
 
+@pytest.mark.slow
 def test_the_model_of_readme_gives_each_pixel_a_number():
     """Which depends on all pixels, and on where it is asked for: the first two are alike."""
     names = run(BUILDING)
@@ -60,6 +61,7 @@ def training():
     return run(TRAINING)
 
 
+@pytest.mark.slow
 def test_the_training_example_learns(training):
     assert training['loss'] < 0.05 < np.var(training['curves'][..., 1])
 

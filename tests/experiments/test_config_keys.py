@@ -132,6 +132,7 @@ def configs_of(name, labelled_folder):
     return configs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CONFIGS)
 def test_every_key_of_a_config_is_read(name, labelled_folder, read_by_the_loop):
     configs = configs_of(name, labelled_folder)

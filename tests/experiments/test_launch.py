@@ -131,6 +131,7 @@ def workdir(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_with_its_own_config(workdir):
     code, out, err = run('--mode=eval', f'--workdir={workdir}')
     assert (code, err) == (0, '')

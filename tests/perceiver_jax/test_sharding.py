@@ -51,6 +51,7 @@ def _train(name, implementation):
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', MODELS)
 def test_every_model_trains_under_explicit_axes_as_under_automatic_ones(name):
     explicit, automatic = _train(name, 'auto')

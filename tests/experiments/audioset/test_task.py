@@ -83,6 +83,7 @@ def get_config(prepared, variant='mel_video', **changes):
     return config
 
 
+@pytest.mark.slow
 def test_sound_and_video_train_evaluate_and_draw(prepared, tmp_path):
     config = get_config(prepared, 'io_mel_video')
     result = loop.train(config, AudioSet(config), tmp_path, 'io_mel_video')

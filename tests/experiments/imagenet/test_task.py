@@ -69,6 +69,7 @@ def updated(kind, num_devices):
     return one_update(ImageNet(config), num_devices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('kind', 'num_devices'), [('jit', 8), ('pmap', 8)])
 def test_mixing_and_batch_norm_on_eight_devices_equal_one(kind, num_devices):
     state, _ = update = updated(kind, num_devices)

@@ -32,6 +32,7 @@ def free_port():
         return sock.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     """Two processes of two devices each, stopped by Ctrl-C, resumed, and once more with pmap.
 

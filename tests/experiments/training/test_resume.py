@@ -61,6 +61,7 @@ def read(workdir):
     return {k: v for k, v in result.items() if k not in ('config', 'wall_seconds', 'date')}, rows
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_with_another_number_of_workers(tmp_path):
     config = get_config('demo')
     config.train.update(SIZES)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from benchmarks.harness import RESULTS
-from experiments.table import ROOT, updated_readme
+from experiments.table import ROOT, put_tables
 
 PAGE = 'docs/speed.md'
 MARKS = '<!-- speed:begin -->', '<!-- speed:end -->'
@@ -65,7 +65,7 @@ def updated(text: str, folder: Path = RESULTS) -> str:
     Raises:
       Refused: The page has no place for the table.
     """
-    return updated_readme(text, speed_table(folder), MARKS, PAGE)
+    return put_tables(text, speed_table(folder), MARKS, PAGE)
 
 
 def _cell(row: dict | None) -> str:

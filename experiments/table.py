@@ -186,13 +186,13 @@ def _sweep(name: str, command: str, rows: Sequence[Row]) -> str:
     )
 
 
-def updated_readme(
-    readme: str, tables: str, marks: tuple[str, str] = MARKS, name: str = 'README.md'
+def put_tables(
+    page: str, tables: str, marks: tuple[str, str] = MARKS, name: str = 'README.md'
 ) -> str:
-    """Puts tables between the two markers of README's text, or of another page's.
+    """Puts tables between the two markers of a page.
 
     Args:
-      readme: The text.
+      page: The text of the page.
       tables: The tables, as Markdown.
       marks: The lines before and after the tables.
       name: What the page is called in errors.
@@ -204,7 +204,7 @@ def updated_readme(
       Refused: The markers are not there exactly once each, in order.
     """
     start, stop = marks
-    before, begin, rest = readme.partition(start)
+    before, begin, rest = page.partition(start)
     _, end, after = rest.partition(stop)
     if not (begin and end) or start in rest or stop in before + after:
         raise Refused(f'{name}: expected one line {start} and after it one line {stop}')
@@ -315,7 +315,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
     for name, contents in pages.items():
         updated = text = (root / name).read_text('utf-8')
         for marks, content in contents.items():
-            updated = updated_readme(updated, content, marks, name)
+            updated = put_tables(updated, content, marks, name)
         if options.check and updated != text:
             raise Refused(f'{name} and results/ differ; run: make table')
         if not options.check:

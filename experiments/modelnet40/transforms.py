@@ -93,7 +93,7 @@ class EvalTransform:
           Refused: The cloud has fewer than P points.
           BrokenExample: The points are not finite or all in one place.
         """
-        key = 'config.evaluation.num_points, or else config.points.num_points,'
+        key = 'config.evaluation.num_points (where that is None, config.points.num_points)'
         points = _checked(example, self.num_points, key)
         orders = [np.arange(len(points))]
         orders += [

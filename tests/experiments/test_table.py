@@ -117,8 +117,8 @@ def test_no_results_is_said():
 
 def test_only_the_part_between_the_markers_is_rewritten():
     expected = f'# Title\n{BEGIN}\n\nnew\n\n{END}\nmore\n'
-    assert table.updated_readme(README, 'new') == expected
-    assert table.updated_readme(expected, 'new') == expected
+    assert table.put_tables(README, 'new') == expected
+    assert table.put_tables(expected, 'new') == expected
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_only_the_part_between_the_markers_is_rewritten():
 )
 def test_markers_must_be_there_once(readme):
     with pytest.raises(ValueError, match='README.md: expected one line <!-- results:begin -->'):
-        table.updated_readme(readme, 'new')
+        table.put_tables(readme, 'new')
 
 
 def test_add_then_check(root, tmp_path):

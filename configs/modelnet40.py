@@ -197,7 +197,8 @@ def _tune(config: ml_collections.ConfigDict) -> None:
     config.optimizer = common.adamw(
         learning_rate=1e-3, schedule=dict(kind='flat_cosine', flat_fraction=0.5)
     )
-    config.train.update(ema_decay=0.998, steps=4000)
+    config.augmentation.update(axis_scale=(0.67, 1.5), jitter=0.01, drop_points=0.5)
+    config.train.update(ema_decay=0.998, steps=7000)
     config.evaluation.num_points = 1024
 
 

@@ -169,3 +169,4 @@ def test_the_small_perceiver_of_shapes_alone_has_its_recipe(variant):
     assert (config.train.ema_decay, small.train.ema_decay) == (0, 0.998)
     assert config.optimizer.trust_ratio and not small.optimizer.trust_ratio
     assert (config.evaluation.num_points, small.evaluation.num_points) == (None, 1024)
+    assert (config.augmentation.drop_points, small.augmentation.drop_points) == (0, 0.5)

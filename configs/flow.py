@@ -135,7 +135,13 @@ def get_config(variant: str = 'main') -> ml_collections.ConfigDict:
         ramp_fraction=0.4,  # of the steps: the strength of the augmentation grows
         num_stages=10,
     )
-    config.loss = dict(epsilon=0.01)  # pixels; our choice: deviations.md#flow-loss
+    config.loss = dict(
+        epsilon=0.01,  # pixels; our choice: deviations.md#flow-loss
+        # For evaluation.factors, not in the paper: the share of the pairs whose second frame is
+        # warped by a rough flow, and the errors of that in pixels.
+        warped_share=0.0,
+        rough_error=2.0,
+    )
     config.model = dict(
         inputs=dict(
             channels=64,

@@ -32,7 +32,12 @@ _LATER_KEYS_OF_TASK: dict[str, dict[str, object]] = {
         'augmentation.speed': [1.0, 1.0],
         'augmentation.between_class': False,
     },
-    'flow': {'data.repeats': 1, 'evaluation.factors': [1]},
+    'flow': {
+        'data.repeats': 1,
+        'evaluation.factors': [1],
+        'loss.warped_share': 0.0,
+        'loss.rough_error': 2.0,
+    },
     'imagenet': {
         'data.classes': '',
         'data.train_split': 'train',

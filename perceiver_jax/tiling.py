@@ -200,12 +200,12 @@ def coarse_to_fine(
         first, second = jnp.moveaxis(_shrunk(frames, factor), 1, 0)
         if flow is not None:
             flow = jax.image.resize(flow, (*first.shape[:3], 2), 'linear') * (last / factor)
-            second = _warped(second, flow)
+            second = warp(second, flow)
         size = -(-height // factor), -(-width // factor)
         rest = estimate(jnp.stack([first, second], axis=1)[:, :, : size[0], : size[1]], place)
         fill = [(0, whole - side) for whole, side in zip(first.shape[1:3], size, strict=True)]
         rest = jnp.pad(rest, ((0, 0), *fill, (0, 0)), mode='edge')
-        flow = rest if flow is None else rest + _warped(flow, rest)
+        flow = rest if flow is None else rest + warp(flow, rest)
         last = factor
     assert flow is not None
     return flow[:, :height, :width]
@@ -236,8 +236,20 @@ def _shrunk(frames: Array, factor: int) -> Array:
     return frames.reshape(shape).mean((-4, -2))
 
 
-def _warped(values: Array, flow: Array) -> Array:
-    """Looks values `[B, H, W, C]` up where flow `[B, H, W, 2]` ends; beyond them, at their rim."""
+def warp(values: Array, flow: Array) -> Array:
+    """Looks values up where a flow ends, such as those of a second frame.
+
+    Args:
+      values: Values, floating-point `[B, H, W, C]`.
+      flow: Flow in pixels, `[B, H, W, 2]`: (u, v) = (right, down).
+
+    Returns:
+      Values `[B, H, W, C]`, interpolated bilinearly; beyond the rim, those of the rim.
+
+    Raises:
+      Refused: An array has other axes.
+    """
+    check_axes('warp', values=(values, 'B H W C'), flow=(flow, 'B H W 2'))
     rows, columns = jnp.indices(values.shape[1:3], dtype=flow.dtype, sparse=True)
     ends = rows[None] + flow[..., 1], columns[None] + flow[..., 0]
 

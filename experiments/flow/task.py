@@ -14,6 +14,7 @@ import numpy as np
 from experiments.data import reading
 from experiments.data.pipeline import Batches, Source
 from experiments.flow.metrics import end_point_error, measure, summarise
+from experiments.flow.refinement import warp_by_rough_flow
 from experiments.flow.sources import Several, open_source
 from experiments.flow.transforms import EvalTransform, TrainTransform
 from experiments.training import parallel
@@ -185,12 +186,17 @@ class OpticalFlow:
     def loss(
         self, params: hk.Params, state: hk.State, rng: jax.Array, batch: dict[str, jax.Array]
     ) -> tuple[jax.Array, tuple[hk.State, dict[str, jax.Array]]]:
-        frames = as_inputs(batch['frames'])
+        settings = self.config.loss
+        frames, truth = as_inputs(batch['frames']), batch['flow']
+        if settings.warped_share:
+            frames, truth = warp_by_rough_flow(
+                rng, frames, truth, batch['index'], settings.warped_share, settings.rough_error
+            )
         flow, state = self.model.apply(params, state, rng, frames, is_training=True)
         # The error that is evaluated; our choice: deviations.md#flow-loss. Averaged over the valid
         # pixels of each pair, and then over the pairs, it does not depend on how a batch is cut
         # over the devices.
-        error = end_point_error(flow, batch['flow'], self.config.loss.epsilon)
+        error = end_point_error(flow, truth, settings.epsilon)
         pixels = batch['valid'].sum((1, 2))
         error = jnp.where(batch['valid'], error, 0).sum((1, 2)) / jnp.maximum(pixels, 1)
         return error.mean() / FLOW_SCALE, (state, {'epe': error.mean()})

@@ -222,6 +222,8 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'loss.mixup_alpha': ALPHA,
     'loss.cutmix_alpha': ALPHA,
     'loss.epsilon': above(0, 1e6),
+    'loss.warped_share': SHARE,
+    'loss.rough_error': number(0, 1e6),
     'model.num_classes': whole(0, 2**20),  # 0: as many as the data has
     'model.dtype': choice('float32', 'bfloat16'),
     'model.implementation': choice(*IMPLEMENTATIONS),

@@ -295,6 +295,21 @@ def test_two_steps_an_evaluation_and_a_report(tmp_path):
     assert (tmp_path / 'report.png').exists()
 
 
+def test_of_pairs_that_a_rough_flow_warped_little_motion_is_left_to_learn():
+    """The head starts at zero: the error is the length of the flow."""
+    task = OpticalFlow(get_config(**{'scenes.num_shapes': (0, 0), 'loss.rough_error': 0.0}))
+    params, state = jax.jit(task.init)(jax.random.key(0))
+    batch = next(task.train_batches(0))
+    length = np.linalg.norm(batch['flow'], axis=-1).mean()
+    errors = []
+    for share in (0.0, 1.0):
+        task.config.loss.warped_share = share
+        _, (_, metrics) = jax.jit(task.loss)(params, state, jax.random.key(1), batch)
+        errors.append(metrics['epe'])
+    assert errors[0] == pytest.approx(length, rel=1e-3)
+    assert errors[1] < 0.5 * length
+
+
 def test_drawing_shows_pairs_of_every_size(archives):
     root, truth = archives
     task = OpticalFlow(archives_config(root))

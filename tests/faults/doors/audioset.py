@@ -6,18 +6,18 @@ from tests.faults.door import Sample, door
 from tests.faults.doors.media import tone
 
 
-@door('experiments.audioset.builder.read_classes')
+@door('experiments.audioset.segments.read_classes')
 def class_labels_csv(folder):
-    from experiments.audioset.builder import read_classes
+    from experiments.audioset.segments import read_classes
 
     file = folder / 'class_labels_indices.csv'
     file.write_text('index,mid,display_name\n0,/m/09x0r,"Speech"\n1,/m/05zppz,"Male, man"\n')
     return Sample(file, lambda: read_classes(file), 'text')
 
 
-@door('experiments.audioset.builder.read_segments')
+@door('experiments.audioset.segments.read_segments')
 def segments_csv(folder):
-    from experiments.audioset.builder import read_segments
+    from experiments.audioset.segments import read_segments
 
     file = folder / 'segments.csv'
     file.write_text('# YTID, start, end\n--aaaaaaaaa, 30.000, 40.000, "/m/09x0r,/m/05zppz"\n')

@@ -128,7 +128,8 @@ def render(
         "## On the paper's data",
         _numbered(PAPER_COLUMNS, of_paper),
         '## On other data',
-        'Embedded, generated or reduced data: not comparable with the paper.',
+        "Embedded, generated or reduced data, or a model of ours on the paper's data: not comparable "
+        'with the paper.',
         _numbered(OTHER_COLUMNS, others),
     ]
     if weights:

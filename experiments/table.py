@@ -64,10 +64,20 @@ SHOWN = (
     'table2_in_miniature/model=resnet,permuted=no',
     'table2_in_miniature/model=resnet,permuted=yes',
 )
-SHOWN_COLUMNS = 'Run', 'Metric', 'Paper', 'Ours', 'Data', 'Cost'
-PAPER_COLUMNS = '#', 'Run', 'Metric', 'Paper', 'Ours', 'Difference', 'Seeds', 'Steps', 'Cost'
-OTHER_COLUMNS = '#', 'Run', 'Metric', 'Ours', 'Data', 'Seeds', 'Steps', 'Cost'
-WEIGHTS_COLUMNS = '#', 'Weights', 'Metric', 'Paper', 'Ours', 'Difference', 'Cost'
+SHOWN_COLUMNS = 'Run', 'Metric', 'Paper', 'Ours', 'Data', 'Cost of a run'
+PAPER_COLUMNS = (
+    '#',
+    'Run',
+    'Metric',
+    'Paper',
+    'Ours',
+    'Difference',
+    'Seeds',
+    'Steps',
+    'Cost of a run',
+)
+OTHER_COLUMNS = '#', 'Run', 'Metric', 'Ours', 'Data', 'Seeds', 'Steps', 'Cost of a run'
+WEIGHTS_COLUMNS = '#', 'Weights', 'Metric', 'Paper', 'Ours', 'Difference', 'Cost of a run'
 CURVE_LINES = 200  # of metrics.jsonl, kept of a row
 
 
@@ -125,11 +135,10 @@ def render(
         kind = weights if 'weights' in results[0] else kind
         kind[name] = results
     parts = [
-        "## On the paper's data",
+        "## The papers' models, on their data",
         _numbered(PAPER_COLUMNS, of_paper),
-        '## On other data',
-        "Embedded, generated or reduced data, or a model of ours on the paper's data: not comparable "
-        'with the paper.',
+        '## Other models, or other data',
+        'Models of ours, or embedded, generated or reduced data: not comparable with the paper.',
         _numbered(OTHER_COLUMNS, others),
     ]
     if weights:
@@ -256,7 +265,7 @@ def _cells(name: str, results: Sequence[dict]) -> dict[str, str]:
         'Data': result['data'].partition(' (')[0],
         'Seeds': ', '.join(dict.fromkeys(str(x['seed']) for x in results if 'seed' in x)) or '-',
         'Steps': f'{result.get("steps", 0):,}',
-        'Cost': f'{time}{" a run" if len(results) > 1 else ""}, {result["device"]}',
+        'Cost of a run': f'{time}, {result["device"]}',
         'Paper': '-',
         'Difference': '-',
     }

@@ -331,7 +331,7 @@ def test_runs_that_differ_in_the_seed_are_one_row_with_curves(root, tmp_path):
     row = row_of(page(root), name)
     # The sample deviation of 50 and 52 is the root of 2.
     assert row[3:7] == ['78.0 %', '51.0 ± 1.4 %, 2 runs', '-27.0 points', '0, 1']
-    assert row[8] == '2.2 days a run, TPU v4 x32'
+    assert row[8] == '2.2 days, TPU v4 x32'
     assert notes(page(root)) == [
         "1. imagenet2012: `python -m experiments.sweep '--config=configs/x.py:small,fold=1|2' "
         f"'--config.seed=0|1' --workdir=runs/{name}`"

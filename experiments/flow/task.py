@@ -188,10 +188,9 @@ class OpticalFlow:
     ) -> tuple[jax.Array, tuple[hk.State, dict[str, jax.Array]]]:
         settings = self.config.loss
         frames, truth = as_inputs(batch['frames']), batch['flow']
+        rough = settings.warped_share, settings.rough_error
         if settings.warped_share:
-            frames, truth = warp_by_rough_flow(
-                rng, frames, truth, batch['index'], settings.warped_share, settings.rough_error
-            )
+            frames, truth = warp_by_rough_flow(rng, frames, truth, batch['index'], *rough)
         flow, state = self.model.apply(params, state, rng, frames, is_training=True)
         # The error that is evaluated; our choice: deviations.md#flow-loss. Averaged over the valid
         # pixels of each pair, and then over the pairs, it does not depend on how a batch is cut

@@ -115,7 +115,7 @@ def test_a_cloud_that_is_not_finite_is_named_whichever_points_are_chosen(place, 
 
 
 def test_too_few_points_and_clouds_without_extent_are_named():
-    with pytest.raises(ValueError, match='config.points.num_points, is 212, and cup_0003 has 211'):
+    with pytest.raises(ValueError, match=r'num_points\) is 212, and cup_0003 has 211'):
         EvalTransform(num_points=212)(EXAMPLE)
     with pytest.raises(BrokenExample, match='cup_0003: .*more than one place'):
         EvalTransform(num_points=5)({**EXAMPLE, 'points': np.ones((5, 3))})

@@ -38,9 +38,11 @@ def warp_by_rough_flow(
     """
     height, width = flow.shape[1:3]
 
-    def resized(values: jax.Array, cell: int | None = None) -> jax.Array:  # [h, w, 2]
-        size = (height, width) if cell is None else (-(-height // cell), -(-width // cell))
-        return jax.image.resize(values, (*size, 2), 'linear')
+    def cells(side: int) -> tuple[int, int, int]:  # the shape of a flow of such squares of pixels
+        return -(-height // side), -(-width // side), 2
+
+    def resized(values: jax.Array, side: int) -> jax.Array:
+        return jax.image.resize(values, cells(side), 'linear')
 
     def look_up(values: jax.Array, flow: jax.Array) -> jax.Array:
         return warp(values[None], flow[None])[0]
@@ -48,9 +50,8 @@ def warp_by_rough_flow(
     def refined(pair: jax.Array, flow: jax.Array, place: jax.Array):
         keys = jax.random.split(jax.random.fold_in(rng, place), 3)
         deviation = error * jax.random.uniform(keys[1], maxval=2.0)
-        cells = resized(flow, _ERROR_CELL).shape
-        errors = deviation * jax.random.normal(keys[2], cells)
-        rough = resized(resized(flow, _CELL)) + resized(errors)
+        errors = deviation * jax.random.normal(keys[2], cells(_ERROR_CELL))
+        rough = resized(resized(flow, _CELL), 1) + resized(errors, 1)
         rest = flow - rough
         for _ in range(_ITERATIONS):  # rest(x) + rough(x + rest(x)) = flow(x)
             rest = flow - look_up(rough, rest)

@@ -145,6 +145,7 @@ def image_step(variant: str, name: str, batch: int, sizes: Sizes, profiled: bool
       profiled: Whether to tell the costliest kernels.
     """
     seconds = {'reference': 300, 'transformers': 40, 'transformers, compiled': 120}.get(name, 65)
+    seconds += 40 * profiled
     model = 'imagenet', variant, (sizes.side, sizes.side, 3)
     how = dict(model=model, times=3, batch=batch, variant=variant, size=sizes.side)
     if name.startswith('transformers'):
@@ -304,33 +305,37 @@ def plan(sizes: Sizes = FULL) -> list[Case]:
     with_transformers = with_torch and peers.installed('transformers')
     listed = [
         Case(f'matmul {sizes.matmul:,}', {'ours': (matmul, dict(size=sizes.matmul))}, 15),
-        image('io_fourier', 'ours', first, profiled=True),
-        image('perceiver', 'ours', first, profiled=True),
+        *errors(sizes),
+        image('io_fourier', 'ours', first),
+        image('perceiver', 'ours, pallas', first, profiled=True),
         attention_to_grid(few, sizes),
+    ]
+    if with_transformers:  # an image takes twice our memory, and more
+        listed += [image('io_fourier', name, first // 2) for name in TRANSFORMERS]
+    listed += [
+        task('modelnet40', 'perceiver', 'ours', first),
+        task('flow', 'main', 'ours', 1),
         attention(few, queries, pixels, 261, chunk_sizes=(pixels, 4096), seconds=40),
         image('io_fourier', 'ours, loop', first),
         image('io_fourier', 'ours, pallas', first),
+        image('perceiver', 'ours', first, profiled=True),
         attention(few, queries, pixels, 264),
         attention(many, queries, queries, 128, heads=8),
     ]
     if with_torch:
         listed += [attention_of_torch(few, queries, pixels, n) for n in (256, 264, 261)]
         listed.append(attention_of_torch(many, queries, queries, 128, 8))
-    listed += errors(sizes)
     listed += [
         image('io_fourier', 'ours', second),
         image('perceiver', 'ours', second),
         image('io_conv', 'ours', first),
-        task('modelnet40', 'perceiver', 'ours', first),
-        task('flow', 'main', 'ours', 1),
         attention(8 * few, queries, sizes.points, 387),  # points
         attention(2 * few, queries, sizes.clip, 487),  # sound and video
         attention(few, queries, pixels, 131),  # learned positions of the ICML Perceiver
         attention(few, queries, pixels, 512),  # and of IO
         flow_forward('ours', sizes),
     ]
-    if with_transformers:  # an image takes twice our memory, and more
-        listed += [image('io_fourier', name, first // 2) for name in TRANSFORMERS]
+    if with_transformers:
         listed += [flow_forward(name, sizes) for name in TRANSFORMERS]
     listed += [
         image(variant, name, first)

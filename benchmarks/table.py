@@ -1,6 +1,6 @@
-"""The table of docs/speed.md, generated from the results of `make bench` on the CPU.
+"""The tables of docs/speed.md, generated from the results of `make bench` and `make bench-gpu`.
 
-python -m benchmarks.table   rewrites the table in docs/speed.md
+python -m benchmarks.table   rewrites the tables in docs/speed.md
 """
 
 import json
@@ -11,7 +11,9 @@ from experiments.table import ROOT, put_tables
 
 PAGE = 'docs/speed.md'
 MARKS = '<!-- speed:begin -->', '<!-- speed:end -->'
+GPU_MARKS = '<!-- gpu:begin -->', '<!-- gpu:end -->'
 DEVICE = 'cpu-x2'
+GPU = 'nvidia-h200-x1'
 COLUMNS = ('ours', 'ours, array', 'plain', 'reference', 'transformers', 'transformers, compiled')
 ROWS = {  # name of the row on the page -> benchmark, case, pass
     'Cross-attend, 512 x 50,176 x 261': ('cross_attend', '512 x 50,176 x 261', 'forward'),
@@ -37,7 +39,7 @@ ROWS = {  # name of the row on the page -> benchmark, case, pass
 
 
 def speed_table(folder: Path = RESULTS) -> str:
-    """Writes the table in Markdown: seconds, and the memory that a run adds.
+    """Writes the table of the CPU in Markdown: seconds, and the memory that a run adds.
 
     Args:
       folder: The folder of the results.
@@ -55,17 +57,41 @@ def speed_table(folder: Path = RESULTS) -> str:
     return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
 
 
+def gpu_table(folder: Path = RESULTS) -> str:
+    """Writes the table of a GPU: time, share of the rate of a large product, memory beside inputs.
+
+    Args:
+      folder: The folder of the results.
+    """
+    results = json.loads((folder / f'{GPU}_gpu.json').read_text('utf-8'))
+    lines = [['', 'implementation', 'time', 'share of peak', 'memory'], 5 * ['---']]
+    for row in results['rows']:
+        share, size = row.get('share_of_peak'), row.get('temporary_bytes')
+        rate = f'{row["flops_per_second"] / 1e12:.0f} TFLOP/s'  # the peak itself
+        lines.append(
+            [
+                f'{row["case"]}, {row["pass"]}',
+                row['implementation'],
+                f'{1e3 * row["seconds"]:.3g} ms',
+                rate if share is None else f'{100 * share:.0f} %',
+                '-' if size is None else _memory(size),
+            ]
+        )
+    return '\n'.join(f'| {" | ".join(cells)} |' for cells in lines)
+
+
 def updated(text: str, folder: Path = RESULTS) -> str:
-    """Returns the page with the table of what lies in a folder of results.
+    """Returns the page with the tables of what lies in a folder of results.
 
     Args:
       text: The page.
       folder: The folder of the results.
 
     Raises:
-      Refused: The page has no place for the table.
+      Refused: The page has no place for a table.
     """
-    return put_tables(text, speed_table(folder), MARKS, PAGE)
+    text = put_tables(text, speed_table(folder), MARKS, PAGE)
+    return put_tables(text, gpu_table(folder), GPU_MARKS, PAGE)
 
 
 def _cell(row: dict | None) -> str:

@@ -57,6 +57,7 @@ MARKS = marks_of('results')
 SHOWN = (
     'imagenet_demo',
     'modelnet40_small',
+    'modelnet40_perceiver_short',
     'audioset_esc_input_mel',
     'flow_small',
     'table2_in_miniature/model=perceiver,permuted=no',

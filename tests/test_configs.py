@@ -135,6 +135,10 @@ def test_a_misspelt_variant_is_named(variant, message):
 
 def test_only_the_papers_model_of_clouds_carries_its_number():
     assert modelnet40.get_config().paper.value == 0.857
+    short = modelnet40.get_config('perceiver,recipe=short')
+    assert short.paper.value == 0.857
+    assert short.model.encoder == modelnet40.get_config().model.encoder
+    assert short.augmentation == modelnet40.get_config('small').augmentation
     assert {modelnet40.get_config(x).paper.value for x in ('small', 'demo')} == {None}
 
 

@@ -279,7 +279,9 @@ def _esc(
         config.data.table.only = 'esc10=True'
     config.loss.kind = 'softmax'
     config.clip.num_frames = 125
-    config.augmentation.update(roll=True, gain_db=6.0, mixup_alpha=0.4)
+    config.augmentation.update(
+        roll=True, gain_db=6.0, speed=(0.7, 1.4), mixup_alpha=1.0, between_class=True
+    )
     config.model.num_classes = classes
     config.model.encoder.update(
         num_latents=32,
@@ -288,10 +290,11 @@ def _esc(
         self_attend=dict(num_heads=4),
     )
     if input == 'mel':
-        # An element is 0.2 s of 16 bins: of a few hundred sounds, single values are too little.
-        config.spectrogram.update(hop=1920, window=2048, num_bins=64)
+        # An element is 0.2 s of 8 bins: of a few hundred sounds, single values are too little.
+        config.clip.sample_rate = 24_000
+        config.spectrogram.update(hop=960, window=1024, num_bins=64, high=12_000.0)
         config.augmentation.spec_augment.update(time_width=25, frequency_width=12)
-        config.model.inputs.spectrogram = dict(patch=(5, 16), num_bands=4, max_resolution=(25, 4))
+        config.model.inputs.spectrogram = dict(patch=(5, 8), num_bands=4, max_resolution=(25, 8))
     else:
         _hear_waves(config, samples_per_patch=128, num_bands=16, max_resolution=(1875,))
     config.optimizer = common.adamw(
@@ -300,10 +303,11 @@ def _esc(
     config.train.update(
         batch_size=32,
         epochs=ml_collections.config_dict.placeholder(float),
-        steps=4000,
+        steps=150 * classes,
         log_every_steps=20,
-        evaluate_every_steps=400,
-        checkpoint_every_steps=400,
+        evaluate_every_steps=500,
+        checkpoint_every_steps=500,
+        ema_decay=0.995,
     )
     config.evaluation.update(batch_size=16, metric='accuracy', num_windows=1, clip_seconds=5.0)
     return NOT_IN_PAPER

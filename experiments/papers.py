@@ -235,6 +235,7 @@ OURS = {  # task -> variant that is in no paper -> what it is trained on
     'audioset': {
         'esc,input=mel': 'ESC-50, or any folder of labelled sounds',
         'esc,input=raw_audio': 'ESC-50, or any folder of labelled sounds',
+        'esc,input=filterbank': 'ESC-50, or any folder of labelled sounds',
         'demo': 'generated sounds',
     },
     'modelnet40': {

@@ -24,6 +24,7 @@ from perceiver_jax.decoder import (
 )
 from perceiver_jax.encoder import Encoder
 from perceiver_jax.errors import Refused
+from perceiver_jax.filterbank import FilterbankElements
 from perceiver_jax.grids import FourierGrid, fourier_positions
 from perceiver_jax.inputs import (
     SHRINK,
@@ -475,12 +476,13 @@ def audio_visual_classifier(
     Args:
       modalities: Name -> array, for the names that `inputs` has: 'audio' `[B, samples, 1]`, raw,
         in [-1, 1]; 'spectrogram' `[B, frames, bins]`, such as `log_mel` makes; 'video'
-        `[B, frames, height, width, 3]` in [-1, 1]. A modality that was dropped is all zeros.
+        `[B, frames, height, width, 3]` in [-1, 1]; 'filterbank', as 'audio', for learned filters,
+        which are not in the papers. A modality that was dropped is all zeros.
       is_training: Whether dropout is applied.
       num_classes: Number of logits.
       inputs: `audio`, arguments of `audio_elements`; `spectrogram`, arguments of
-        `spectrogram_elements`; `video`, arguments of `video_elements`; `min_padding` of
-        `JoinModalities`.
+        `spectrogram_elements`; `filterbank`, fields of `FilterbankElements`; `video`, arguments of
+        `video_elements`; `min_padding` of `JoinModalities`.
       encoder: Fields of `Encoder`.
       decoder: Fields of `ClassQueryDecoder` (Perceiver IO); None averages the latents (ICML).
       dtype: Precision of the computation, 'float32' or 'bfloat16'; parameters are float32.
@@ -502,22 +504,26 @@ def audio_visual_classifier(
         'spectrogram': spectrogram_elements,
         'video': video_elements,
     }
-    _check_parts('inputs', inputs, {'min_padding'}, {*make_elements})
+    known = [*make_elements, 'filterbank']
+    _check_parts('inputs', inputs, {'min_padding'}, known)
     expected = set(inputs) - {'min_padding'}
     if not hasattr(modalities, 'values'):
         raise Refused(f'modalities are a mapping of arrays, not {type(modalities).__name__}.')
     for name, x in modalities.items():
         check_array('audio_visual_classifier', name, x)
-    if set(modalities) != expected or not expected <= make_elements.keys():
+    if set(modalities) != expected or not expected <= set(known):
         raise Refused(
             f'modalities are {sorted(modalities)}, and the model takes {sorted(expected)}, '
-            f'of {list(make_elements)}.'
+            f'of {known}.'
         )
     elements = {
         name: build(make, inputs[name], **{name: modalities[name].astype(dtype)})
         for name, make in make_elements.items()
         if name in expected
     }
+    if 'filterbank' in expected:  # which has parameters
+        make = build(FilterbankElements, inputs['filterbank'], name='filterbank')
+        elements['filterbank'] = make(modalities['filterbank'].astype(dtype))
     byte_array = JoinModalities(inputs['min_padding'], name='inputs')(elements)  # [B, M, C]
     latents = build(Encoder, encoder, implementation=implementation, name='encoder')(
         byte_array, is_training=is_training

@@ -103,7 +103,9 @@ class AudioSet:
         for name, window in self._window(batch=1).items():
             inputs = self.config.model.inputs[name]
             field, sizes = 'patch', window.shape[1:]  # time first, and channels last
-            if name == 'audio':
+            if name == 'filterbank':  # of the values that the filters give
+                sizes = (sizes[0] // max(inputs.hop, 1), inputs.num_filters)
+            elif name == 'audio':
                 field = 'samples_per_patch' if inputs.hop is None else 'hop'
             patch = (inputs[field],) if name == 'audio' else inputs[field]
             # Of channels no patch tells. Of those that overlap all but one have a hop before them.
@@ -389,8 +391,9 @@ def model_inputs(
     if loudness_db is not None:
         sound *= 10 ** (loudness_db / 20) / loudness(sound)[:, None]
     inputs = {}
-    if 'audio' in modalities:
-        inputs['audio'] = sound[..., None]
+    for name in ('audio', 'filterbank'):
+        if name in modalities:
+            inputs[name] = sound[..., None]
     if 'spectrogram' in modalities:
         assert spectrogram is not None
         inputs['spectrogram'] = log_mel(sound, sample_rate=sample_rate, **spectrogram)

@@ -350,7 +350,12 @@ class Pretrained:
 
 def _audio_visual_example(x):
     samples = x['num_frames'] * x['sample_rate'] // x['frames_per_second']
-    shapes = {'audio': (samples, 1), 'video': (x['num_frames'], x['size'], x['size'], 3)}
+    wave = (samples, 1)
+    shapes = {
+        'audio': wave,
+        'filterbank': wave,
+        'video': (x['num_frames'], x['size'], x['size'], 3),
+    }
     if x['log_mel']:
         shapes['spectrogram'] = (samples // x['log_mel']['hop'], x['log_mel']['num_bins'])
     return [{name: (shapes[name], jnp.float32) for name in x['modalities']}]

@@ -12,6 +12,7 @@ from perceiver_jax.baselines.classifiers import NETWORKS
 from perceiver_jax.decoder import ClassQueryDecoder, FlowUpsample, QueryDecoder
 from perceiver_jax.encoder import Encoder, schedule
 from perceiver_jax.errors import Refused
+from perceiver_jax.filterbank import FilterbankElements
 from perceiver_jax.inputs import (
     FlowInputs,
     ImageInputs,
@@ -187,7 +188,11 @@ _BUILT: dict[str, dict[str, Callable[..., Any]]] = {
     'optical_flow': {'inputs': FlowInputs, 'decoder': QueryDecoder, 'upsampling': FlowUpsample},
     'masked_language_model': {'inputs': TextInputs, 'decoder': QueryDecoder},
     'video_autoencoder': {**_ELEMENTS, 'decoder': QueryDecoder},
-    'audio_visual_classifier': {**_ELEMENTS, 'decoder': ClassQueryDecoder},
+    'audio_visual_classifier': {
+        **_ELEMENTS,
+        'inputs.filterbank': FilterbankElements,
+        'decoder': ClassQueryDecoder,
+    },
     'image_baseline': {'inputs': ImageInputs, 'network.self_attend': SelfAttend},
     'point_baseline': {'inputs': point_elements, 'network.self_attend': SelfAttend},
 }

@@ -233,7 +233,7 @@ def labelled(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize('variant', ['esc', 'esc,input=raw_audio'])
+@pytest.mark.parametrize('variant', ['esc', 'esc,input=raw_audio', 'esc,input=filterbank'])
 def test_a_labelled_folder_trains_and_is_saved(labelled, tmp_path, variant):
     config = configs.get_config(variant).unlock()
     config.data.path = str(labelled)
@@ -242,6 +242,8 @@ def test_a_labelled_folder_trains_and_is_saved(labelled, tmp_path, variant):
     config.augmentation.spec_augment.update(time_width=3, frequency_width=3)
     if 'spectrogram' in config.model.inputs:
         config.model.inputs.spectrogram.patch = (1, 16)
+    elif 'filterbank' in config.model.inputs:
+        config.model.inputs.filterbank.patch = (1, 8)
     else:
         config.model.inputs.audio.hop = 64
         config.clip.loudness_db = -20.0
@@ -267,7 +269,7 @@ def test_a_labelled_folder_trains_and_is_saved(labelled, tmp_path, variant):
     model.save(tmp_path / 'model')
     loaded = load(tmp_path / 'model')
     (inputs,) = loaded.example(batch=2)
-    assert set(inputs) == ({'audio'} if 'raw' in variant else {'spectrogram'})
+    assert {*inputs, 'min_padding'} == set(config.model.inputs)
     logits = loaded({name: np.ones(x.shape, x.dtype) for name, x in inputs.items()})
     assert logits.shape == (2, 3)
 

@@ -121,8 +121,8 @@ def first_filters(length: int, num_filters: int) -> np.ndarray:
       Sines and cosines under Gaussian windows, float32 `[length, 2, F]`. The power of a sine of
       amplitude 1 at the frequency of a filter is 1 behind it, 0 dB.
     """
-    ends = np.log1p(np.array([_LOWEST, _HIGHEST]) / _KNEE)
-    edges = _KNEE * np.expm1(np.linspace(*ends, num_filters + 2))
+    lowest, highest = (float(np.log1p(x / _KNEE)) for x in (_LOWEST, _HIGHEST))
+    edges = _KNEE * np.expm1(np.linspace(lowest, highest, num_filters + 2))
     width = (edges[2:] - edges[:-2]) / 4  # of the filter, a standard deviation
     # Those that are narrower than the samples allow are as wide as these do.
     deviation = np.minimum(1 / (2 * np.pi * width), length / 6)

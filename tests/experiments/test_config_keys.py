@@ -20,7 +20,7 @@ from tests.toys import toy_task
 from tests.toys.configs import CONFIGS
 
 OPTIONS = {
-    'audioset': ['io_mel_video,decoder=average'],
+    'audioset': ['io_mel_video,decoder=average', 'esc,input=filterbank'],
     'flow': ['main,frames=separate', 'conv,size=small'],
     'imagenet': ['io_conv,decoder=average', 'cifar10,model=resnet,permuted=yes'],
     'modelnet40': ['small,model=vit2'],

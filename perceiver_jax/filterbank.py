@@ -33,7 +33,9 @@ class FilterbankElements(Module):
     cosine of a frequency under a Gaussian window, the lowest first, with the spacing of the mel
     scale; what they become is learned.
 
-    Parameters: `filters` `[length, 2, num_filters]` float32.
+    Parameters: `filters` `[length, 2, num_filters]` float32, from -1 to 1 at the start. A constant
+    of each filter makes them as small as sound needs: were they stored that small, a learning rate
+    that suits the other parameters would overwrite them.
 
     Attributes:
       num_filters: F.
@@ -90,8 +92,9 @@ class FilterbankElements(Module):
             'filters',
             (self.length, 2, self.num_filters),
             jnp.float32,
-            lambda shape, dtype: jnp.asarray(first_filters(shape[0], shape[2]), dtype),
+            lambda shape, dtype: jnp.asarray(first_filters(shape[0], shape[2])[0], dtype),
         )
+        filters *= first_filters(self.length, self.num_filters)[1][None, None]
         heard = jax.lax.conv_general_dilated(
             audio.astype(jnp.float32),
             filters.reshape(self.length, 1, -1),
@@ -110,7 +113,7 @@ class FilterbankElements(Module):
         )
 
 
-def first_filters(length: int, num_filters: int) -> np.ndarray:
+def first_filters(length: int, num_filters: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns what the filters of `FilterbankElements` start as.
 
     Args:
@@ -118,8 +121,9 @@ def first_filters(length: int, num_filters: int) -> np.ndarray:
       num_filters: F.
 
     Returns:
-      Sines and cosines under Gaussian windows, float32 `[length, 2, F]`. The power of a sine of
-      amplitude 1 at the frequency of a filter is 1 behind it, 0 dB.
+      Sines and cosines under Gaussian windows, float32 `[length, 2, F]`, and the constant that
+      each filter is multiplied by, float32 `[F]`: the power of a sine of amplitude 1 at the
+      frequency of a filter is then 1 behind it, 0 dB.
     """
     lowest, highest = (float(np.log1p(x / _KNEE)) for x in (_LOWEST, _HIGHEST))
     edges = _KNEE * np.expm1(np.linspace(lowest, highest, num_filters + 2))
@@ -130,4 +134,4 @@ def first_filters(length: int, num_filters: int) -> np.ndarray:
     window = np.exp(-0.5 * np.square(time / deviation))
     phase = 2 * np.pi * edges[1:-1] * time
     filters = np.stack([np.sin(phase), np.cos(phase)], 1) * window[:, None]
-    return (2 * filters / window.sum(0)).astype(np.float32)
+    return filters.astype(np.float32), (2 / window.sum(0)).astype(np.float32)

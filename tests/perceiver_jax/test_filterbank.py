@@ -33,6 +33,7 @@ def test_values_are_those_of_sliding_filters():
     elements, params = elements_of(sound)
     filters = np.asarray(params['filterbank']['filters'])
     assert filters.shape == (40, 2, 6)
+    filters = filters * first_filters(40, 6)[1]
     padded = np.pad(np.asarray(sound)[..., 0], ((0, 0), (18, 18)))
     starts = range(0, 200, 4)
     heard = np.stack([np.einsum('bl,lpf->bpf', padded[:, s : s + 40], filters) for s in starts], 1)
@@ -48,7 +49,7 @@ def test_values_are_those_of_sliding_filters():
 
 def test_a_tone_is_heard_by_the_filter_of_its_frequency_at_any_phase():
     whole = dict(num_filters=16, length=400, stride=80, hop=400, patch=(1, 16))
-    centre = np.abs(np.fft.rfft(first_filters(400, 16)[:, 0, 9], 4000)).argmax() / 4000
+    centre = np.abs(np.fft.rfft(first_filters(400, 16)[0][:, 0, 9], 4000)).argmax() / 4000
     for phase in (0.0, 1.0, 2.0):
         elements, _ = elements_of(tone(centre, 4000, phase), **whole, max_resolution=(10, 1))
         middle = 20 * np.asarray(elements.contents[0, 5, 0]) - 60  # dB
@@ -58,10 +59,17 @@ def test_a_tone_is_heard_by_the_filter_of_its_frequency_at_any_phase():
 
 
 def test_filters_begin_from_low_to_high():
-    spectra = np.abs(np.fft.rfft(first_filters(200, 24)[:, 1], 2000, axis=0))
+    spectra = np.abs(np.fft.rfft(first_filters(200, 24)[0][:, 1], 2000, axis=0))
     peaks = spectra.argmax(0)
     assert (np.diff(peaks) > 0).all()
     assert peaks[0] < 0.01 * 2000 and peaks[-1] > 0.44 * 2000
+
+
+def test_weights_are_as_large_as_a_learning_rate_of_other_parameters_expects():
+    weights, factors = first_filters(400, 16)
+    largest = np.hypot(weights[:, 0], weights[:, 1]).max(0)
+    np.testing.assert_allclose(largest, 1, atol=0.01)
+    assert (factors < 0.2).all()
 
 
 def test_silence_has_a_floor_and_no_gradient():
@@ -71,7 +79,7 @@ def test_silence_has_a_floor_and_no_gradient():
         )
         return forward.apply({'filterbank': {'filters': filters}}, jnp.zeros((1, 40, 1))).sum()
 
-    filters = jnp.asarray(first_filters(40, 6))
+    filters = jnp.asarray(first_filters(40, 6)[0])
     value, gradient = jax.value_and_grad(loudness)(filters)
     np.testing.assert_allclose(value, 2 * 6 * -2.0)  # -100 dB
     assert not np.asarray(gradient).any()

@@ -83,6 +83,58 @@ class ConvDownsample(Module):
         return max_pool(jax.nn.relu(x))
 
 
+@dataclasses.dataclass
+class ConvStem(Module):
+    """3x3 convolutions of stride 2, each with a bias and followed by GELU; not in the papers.
+
+    Parameters: for layer i, module `conv_<i>` with `w` `[3, 3, C, channels]`, `b` `[channels]`,
+    float32.
+
+    Attributes:
+      channels: Number of output channels of each layer, at least one layer.
+      name: Name of the module.
+    """
+
+    channels: Sequence[int]
+    _: dataclasses.KW_ONLY
+    name: str | None = None
+
+    def __call__(self, images: Array) -> Array:
+        """Halves either side once a layer, rounded up.
+
+        Args:
+          images: `[B, height, width, C]`, of any floating-point dtype.
+
+        Returns:
+          `[B, ceil(height / 2^L), ceil(width / 2^L), channels]` of L layers, in the dtype of
+          `images`.
+
+        Raises:
+          Refused: `images` have other axes or another dtype.
+        """
+        check_floating('ConvStem', images=images)
+        check_axes('ConvStem', images=(images, 'B height width C'))
+        x = images
+        for i, channels in enumerate(self.channels):
+            x = jax.nn.gelu(_Conv(channels, name=f'conv_{i}')(x))
+        return x
+
+
+class _Conv(hk.Module):
+    """A 3x3 convolution of stride 2 with a bias."""
+
+    def __init__(self, channels: int, name: str):
+        super().__init__(name)
+        self.channels = channels
+
+    def __call__(self, x: Array) -> Array:
+        shape = (3, 3, x.shape[-1], self.channels)
+        init = hk.initializers.TruncatedNormal(1 / np.sqrt(np.prod(shape[:-1])))
+        kernel = hk.get_parameter('w', shape, jnp.float32, init)
+        bias = hk.get_parameter('b', shape[-1:], jnp.float32, jnp.zeros)
+        return convolve(x, kernel, stride=2) + bias.astype(x.dtype)[None, None, None]
+
+
 def convolve(images: Array, kernel: Array, *, stride: int = 1, padding: str = 'same') -> Array:
     """Convolves images, in their dtype.
 

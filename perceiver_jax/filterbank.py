@@ -33,7 +33,8 @@ class FilterbankElements(Module):
     cosine of a frequency under a Gaussian window, the lowest first, with the spacing of the mel
     scale; what they become is learned.
 
-    Parameters: `filters` `[length, 2, num_filters]` float32, from -1 to 1 at the start. A constant
+    Parameters: `filters` `[length, 2, num_filters]` float32, from -1 to 1 at the start, and module
+    `stem`. A constant
     of each filter makes them as small as sound needs: were they stored that small, a learning rate
     that suits the other parameters would overwrite them.
 
@@ -45,6 +46,7 @@ class FilterbankElements(Module):
       patch: Values of a patch in time, and filters.
       num_bands: K, frequencies of the positions along each axis.
       max_resolution: See `spectrogram_elements`.
+      stem: See `spectrogram_elements`.
       name: Name of the module.
 
     Source: after Tokozume and Harada, Learning environmental sounds with end-to-end convolutional
@@ -59,19 +61,22 @@ class FilterbankElements(Module):
     patch: Sequence[int]
     num_bands: int
     max_resolution: Sequence[int]
+    stem: Sequence[int] = ()
     name: str | None = None
 
-    def __call__(self, audio: Array) -> Array | FourierGrid:
+    def __call__(self, audio: Array, mask: Array | None = None) -> Array | FourierGrid:
         """Makes input elements of sound.
 
         Args:
           audio: `[B, samples, 1]`, raw, from -1 to 1, of any floating-point dtype.
+          mask: Floating-point `[B, samples / hop, F]`, what the values are multiplied by: 0 hides
+            one, as SpecAugment does; None hides none.
 
         Returns:
           What `spectrogram_elements` makes of `[B, samples / hop, F]`, in the dtype of `audio`.
 
         Raises:
-          Refused: `audio` has other axes or another dtype, or sizes do not divide each other.
+          Refused: An array has other axes or another dtype, or sizes do not divide each other.
         """
         check_floating('FilterbankElements', audio=audio)
         check_axes('FilterbankElements', audio=(audio, 'B samples channels'))
@@ -105,11 +110,18 @@ class FilterbankElements(Module):
         heard = heard.reshape(batch, samples // self.hop, -1, 2, self.num_filters)
         power = jnp.square(heard).sum(3).mean(2)
         decibels = 10 * jnp.log10(jnp.maximum(power, _FLOOR))
+        values = ((decibels - _MEAN_DB) / _STD_DB).astype(audio.dtype)
+        if mask is not None:
+            check_floating('FilterbankElements', mask=mask)
+            if mask.shape != values.shape:
+                raise Refused(f'A mask of {mask.shape} is not of the values, {values.shape}.')
+            values *= mask.astype(values.dtype)
         return spectrogram_elements(
-            ((decibels - _MEAN_DB) / _STD_DB).astype(audio.dtype),
+            values,
             patch=self.patch,
             num_bands=self.num_bands,
             max_resolution=self.max_resolution,
+            stem=self.stem,
         )
 
 

@@ -23,7 +23,7 @@ from perceiver_jax.checks import (
     check_entries,
     check_integers,
 )
-from perceiver_jax.convolution import ConvDownsample
+from perceiver_jax.convolution import ConvDownsample, ConvStem
 from perceiver_jax.errors import Refused
 from perceiver_jax.grids import FourierGrid, fourier_grid, permutation, with_positions, written_out
 from perceiver_jax.layers import Linear, check_floating, check_integer_array
@@ -456,7 +456,12 @@ def point_elements(points: Array, *, num_bands: int, max_resolution: Sequence[in
 
 
 def spectrogram_elements(
-    spectrogram: Array, *, patch: Sequence[int], num_bands: int, max_resolution: Sequence[int]
+    spectrogram: Array,
+    *,
+    patch: Sequence[int],
+    num_bands: int,
+    max_resolution: Sequence[int],
+    stem: Sequence[int] = (),
 ) -> Array | FourierGrid:
     """Cuts a spectrogram into patches with Fourier positions.
 
@@ -466,6 +471,8 @@ def spectrogram_elements(
       num_bands: K, frequencies along each axis.
       max_resolution: Twice the highest frequency, in patches: two entries for positions in time
         and in frequency, one for positions along the flattened patches, frame after frame.
+      stem: Channels of the layers of a `ConvStem` that reads the spectrogram, and whose output is
+        cut in its place; only where Haiku transforms. None by default, as in the papers.
 
     Returns:
       `[B, M, patch values + A (2 K + 1)]` in the dtype of `spectrogram`, A the entries of
@@ -480,11 +487,13 @@ def spectrogram_elements(
     check_floating('spectrogram_elements', spectrogram=spectrogram)
     check_axes('spectrogram_elements', spectrogram=(spectrogram, 'B frames bins'))
     _check_patch(patch, '2 axes of a spectrogram: frames and bins')
-    if any(size % p for size, p in zip(spectrogram.shape[1:], patch, strict=True)):
-        raise Refused(
-            f'Patches of {tuple(patch)} do not divide a spectrogram of {spectrogram.shape[1:]}.'
-        )
-    patches = space_to_depth(spectrogram[:, None, :, :, None], (1, *patch))[:, 0]
+    values = spectrogram[..., None]
+    if stem:
+        values = ConvStem(stem, name='stem')(values)
+    sizes = values.shape[1:3]
+    if any(size % p for size, p in zip(sizes, patch, strict=True)):
+        raise Refused(f'Patches of {tuple(patch)} do not divide a spectrogram of {sizes}.')
+    patches = space_to_depth(values[:, None], (1, *patch))[:, 0]
     if np.shape(max_resolution) == (1,):
         patches = reshape_examples(patches, -1, patches.shape[-1])
         return fourier_grid(patches, num_bands, max_resolution).array()

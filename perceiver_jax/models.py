@@ -477,7 +477,8 @@ def audio_visual_classifier(
       modalities: Name -> array, for the names that `inputs` has: 'audio' `[B, samples, 1]`, raw,
         in [-1, 1]; 'spectrogram' `[B, frames, bins]`, such as `log_mel` makes; 'video'
         `[B, frames, height, width, 3]` in [-1, 1]; 'filterbank', as 'audio', for learned filters,
-        which are not in the papers. A modality that was dropped is all zeros.
+        which are not in the papers, and if wanted 'filterbank_mask', see `FilterbankElements`. A
+        modality that was dropped is all zeros.
       is_training: Whether dropout is applied.
       num_classes: Number of logits.
       inputs: `audio`, arguments of `audio_elements`; `spectrogram`, arguments of
@@ -511,7 +512,8 @@ def audio_visual_classifier(
         raise Refused(f'modalities are a mapping of arrays, not {type(modalities).__name__}.')
     for name, x in modalities.items():
         check_array('audio_visual_classifier', name, x)
-    if set(modalities) != expected or not expected <= set(known):
+    masks = {'filterbank_mask'} if 'filterbank' in expected else set()
+    if set(modalities) - masks != expected or not expected <= set(known):
         raise Refused(
             f'modalities are {sorted(modalities)}, and the model takes {sorted(expected)}, '
             f'of {known}.'
@@ -523,7 +525,9 @@ def audio_visual_classifier(
     }
     if 'filterbank' in expected:  # which has parameters
         make = build(FilterbankElements, inputs['filterbank'], name='filterbank')
-        elements['filterbank'] = make(modalities['filterbank'].astype(dtype))
+        elements['filterbank'] = make(
+            modalities['filterbank'].astype(dtype), modalities.get('filterbank_mask')
+        )
     byte_array = JoinModalities(inputs['min_padding'], name='inputs')(elements)  # [B, M, C]
     latents = build(Encoder, encoder, implementation=implementation, name='encoder')(
         byte_array, is_training=is_training

@@ -107,6 +107,8 @@ class AudioSet:
                 sizes = (sizes[0] // max(inputs.hop, 1), inputs.num_filters)
             elif name == 'audio':
                 field = 'samples_per_patch' if inputs.hop is None else 'hop'
+            for _ in inputs.get('stem', ()):  # each of its layers halves both
+                sizes = tuple(-(-size // 2) for size in sizes[:2])
             patch = (inputs[field],) if name == 'audio' else inputs[field]
             # Of channels no patch tells. Of those that overlap all but one have a hop before them.
             grid = [size // max(p, 1) for size, p in zip(sizes, patch, strict=False)]
@@ -220,12 +222,18 @@ class AudioSet:
                 keys['mix'], sound, labels, index, settings.mixup_alpha, settings.between_class
             )
         inputs = self._inputs(sound, batch.get('video'))
-        if 'spectrogram' in inputs:
-            with below_key('augmentation.spec_augment'):
+        with below_key('augmentation.spec_augment'):
+            if 'spectrogram' in inputs:
                 inputs['spectrogram'] = spec_augment(
                     keys['mask'], inputs['spectrogram'], index, **settings.spec_augment
                 )
-        for name in inputs:
+            elif 'filterbank' in inputs:  # whose values the model makes
+                fields = self.config.model.inputs.filterbank
+                values = (len(sound), self.shape.num_samples // fields.hop, fields.num_filters)
+                inputs['filterbank_mask'] = spec_augment(
+                    keys['mask'], jnp.ones(values), index, **settings.spec_augment
+                )
+        for name in self.modalities:
             rate = settings.drop_video if name == 'video' else settings.drop_sound
             if rate:
                 key = keys['video' if name == 'video' else 'sound']

@@ -1,11 +1,13 @@
 import haiku as hk
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from perceiver_jax.convolution import (
     BatchNorm,
     ConvDownsample,
+    ConvStem,
     convolve,
     frozen_batch_norm,
     max_pool,
@@ -118,3 +120,21 @@ def test_max_pooling_never_takes_what_is_beyond_the_border():
 def test_an_unknown_padding_is_refused():
     with pytest.raises(Refused, match="padding must be 'same' or 'centred', not 'valid'"):
         convolve(images(), np.ones((3, 3, 3, 1)), padding='valid')
+
+
+def test_a_stem_is_three_by_three_convolutions_and_gelu():
+    def forward(x):
+        return ConvStem((4, 6), name='stem')(x)
+
+    module = hk.without_apply_rng(hk.transform(forward))
+    x = images()
+    params = module.init(jax.random.key(0), x)
+    expected = x
+    for i, channels in enumerate((4, 6)):
+        layer = params[f'stem/conv_{i}']
+        assert layer['w'].shape == (3, 3, expected.shape[-1], channels)
+        layer['b'] = jnp.arange(channels) / 10.0
+        bias = layer['b'][None, None, None]
+        expected = jax.nn.gelu(convolve(expected, layer['w'], stride=2) + bias)
+    np.testing.assert_allclose(module.apply(params, x), expected, atol=1e-6)
+    assert expected.shape[1:3] == tuple(-(-size // 4) for size in x.shape[1:3])

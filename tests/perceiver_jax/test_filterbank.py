@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from perceiver_jax.errors import Refused
 from perceiver_jax.filterbank import FilterbankElements, first_filters
 from perceiver_jax.inputs import spectrogram_elements
 
@@ -70,6 +71,23 @@ def test_weights_are_as_large_as_a_learning_rate_of_other_parameters_expects():
     largest = np.hypot(weights[:, 0], weights[:, 1]).max(0)
     np.testing.assert_allclose(largest, 1, atol=0.01)
     assert (factors < 0.2).all()
+
+
+def test_a_mask_sets_values_to_the_mean():
+    sound = jax.random.normal(jax.random.key(1), (2, 200, 1))
+
+    def forward(x, mask=None):
+        return FilterbankElements(**{**FIELDS, 'patch': (1, 6)}, name='filterbank')(x, mask)
+
+    module = hk.without_apply_rng(hk.transform(forward))
+    params = module.init(jax.random.key(0), sound)
+    mask = np.ones((2, 10, 6), np.float32)
+    mask[1, 3, 2:4] = 0
+    whole = np.asarray(module.apply(params, sound).contents)
+    masked = np.asarray(module.apply(params, sound, mask).contents)
+    np.testing.assert_allclose(masked, whole * mask[:, :, None, :], atol=1e-6)
+    with pytest.raises(Refused, match=r'A mask of \(2, 10, 5\) is not of the values'):
+        module.apply(params, sound, mask[..., :5])
 
 
 def test_silence_has_a_floor_and_no_gradient():

@@ -240,13 +240,8 @@ def test_a_labelled_folder_trains_and_is_saved(labelled, tmp_path, variant):
     config.clip.num_frames = 5
     config.spectrogram.update(hop=960, window=1024, num_bins=16)
     config.augmentation.spec_augment.update(time_width=3, frequency_width=3)
-    if 'spectrogram' in config.model.inputs:
-        config.model.inputs.spectrogram.patch = (1, 16)
-    elif 'filterbank' in config.model.inputs:
-        config.model.inputs.filterbank.patch = (1, 8)
-    else:
+    if 'audio' in config.model.inputs:
         config.model.inputs.audio.hop = 64
-        config.clip.loudness_db = -20.0
     config.model.num_classes = 0  # as many as the table has: 3
     config.model.encoder.update(
         num_latents=5,

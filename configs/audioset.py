@@ -301,7 +301,8 @@ def _esc(
         filters = dict(num_filters=64, length=720, stride=120, hop=480)
         config.model.inputs.filterbank = {**filters, **elements}
     else:
-        _hear_waves(config, samples_per_patch=128, num_bands=16, max_resolution=(938,))
+        config.clip.sample_rate = 48_000
+        _hear_waves(config, samples_per_patch=128, num_bands=16, max_resolution=(1875,))
     config.optimizer = common.adamw(
         learning_rate=1e-3, schedule=dict(kind='cosine', warmup_steps=50)
     )

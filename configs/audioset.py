@@ -293,7 +293,8 @@ def _esc(
     )
     # Values are 20 ms apart: a rotor's beats are 40. A few hundred sounds do not tell a Perceiver
     # that what is a bit later or higher is the same: convolutions do.
-    elements = dict(stem=(32, 64, 64), patch=(1, 1), num_bands=4, max_resolution=(32, 8))
+    stem = dict(channels=(32, 64), kernels=((7, 7), (5, 3)), strides=((2, 2), (4, 2)))
+    elements = dict(stem=stem, patch=(1, 1), num_bands=4, max_resolution=(32, 16))
     if input == 'mel':
         config.spectrogram.update(hop=480, window=1024, num_bins=64, high=12_000.0)
         config.model.inputs.spectrogram = elements

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from perceiver_jax.checks import Module, check_axes
+from perceiver_jax.checks import Module, check_axes, check_entries, check_integers
 from perceiver_jax.errors import Refused
 from perceiver_jax.layers import check_floating
 
@@ -85,29 +85,52 @@ class ConvDownsample(Module):
 
 @dataclasses.dataclass
 class ConvStem(Module):
-    """3x3 convolutions of stride 2, each with a bias and followed by GELU; not in the papers.
+    """Convolutions, each with a bias and followed by GELU; not in the papers.
 
-    Parameters: for layer i, module `conv_<i>` with `w` `[3, 3, C, channels]`, `b` `[channels]`,
+    Parameters: for layer i, `w_<i>` `[height, width, C, channels]` and `b_<i>` `[channels]`,
     float32.
 
     Attributes:
       channels: Number of output channels of each layer, at least one layer.
+      kernels: Height and width of each layer's kernel.
+      strides: Rows and columns from one output of each layer to the next.
       name: Name of the module.
+
+    Raises:
+      Refused: The three are not as many, or are no integers, or smaller than 1.
     """
 
-    channels: Sequence[int]
     _: dataclasses.KW_ONLY
+    channels: Sequence[int]
+    kernels: Sequence[Sequence[int]]
+    strides: Sequence[Sequence[int]]
     name: str | None = None
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 < len(self.channels) == len(self.kernels) == len(self.strides):
+            raise Refused(
+                f'ConvStem takes as many channels as kernels and strides, not {self.channels}, '
+                f'{self.kernels} and {self.strides}.'
+            )
+        for channels, *pairs in zip(self.channels, self.kernels, self.strides, strict=True):
+            for name, pair in zip(('kernels', 'strides'), pairs, strict=True):
+                check_entries(name, pair, 2, 'rows and columns')
+            sizes = [channels, *pairs[0], *pairs[1]]
+            for size in sizes:
+                check_integers('ConvStem', sizes=size)
+            if min(sizes) < 1:
+                raise Refused(f'ConvStem takes sizes of at least 1, not {sizes}.')
+
     def __call__(self, images: Array) -> Array:
-        """Halves either side once a layer, rounded up.
+        """Convolves images, with zeros around them.
 
         Args:
           images: `[B, height, width, C]`, of any floating-point dtype.
 
         Returns:
-          `[B, ceil(height / 2^L), ceil(width / 2^L), channels]` of L layers, in the dtype of
-          `images`.
+          `[B, rows, columns, channels]` in the dtype of `images`: either side is divided by the
+          stride of each layer, and rounded up.
 
         Raises:
           Refused: `images` have other axes or another dtype.
@@ -116,23 +139,19 @@ class ConvStem(Module):
         check_axes('ConvStem', images=(images, 'B height width C'))
         x = images
         for i, channels in enumerate(self.channels):
-            x = jax.nn.gelu(_Conv(channels, name=f'conv_{i}')(x))
+            shape = (*self.kernels[i], x.shape[-1], channels)
+            init = hk.initializers.TruncatedNormal(1 / np.sqrt(np.prod(shape[:-1])))
+            kernel = hk.get_parameter(f'w_{i}', shape, jnp.float32, init)
+            bias = hk.get_parameter(f'b_{i}', shape[-1:], jnp.float32, jnp.zeros)
+            x = jax.lax.conv_general_dilated(
+                x,
+                kernel.astype(x.dtype),
+                window_strides=self.strides[i],
+                padding='SAME',
+                dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            )
+            x = jax.nn.gelu(x + bias.astype(x.dtype)[None, None, None])
         return x
-
-
-class _Conv(hk.Module):
-    """A 3x3 convolution of stride 2 with a bias."""
-
-    def __init__(self, channels: int, name: str):
-        super().__init__(name)
-        self.channels = channels
-
-    def __call__(self, x: Array) -> Array:
-        shape = (3, 3, x.shape[-1], self.channels)
-        init = hk.initializers.TruncatedNormal(1 / np.sqrt(np.prod(shape[:-1])))
-        kernel = hk.get_parameter('w', shape, jnp.float32, init)
-        bias = hk.get_parameter('b', shape[-1:], jnp.float32, jnp.zeros)
-        return convolve(x, kernel, stride=2) + bias.astype(x.dtype)[None, None, None]
 
 
 def convolve(images: Array, kernel: Array, *, stride: int = 1, padding: str = 'same') -> Array:

@@ -1,7 +1,8 @@
 """Learned filters of raw sound, in the place of a spectrogram; not in the papers."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import haiku as hk
 import jax
@@ -61,7 +62,7 @@ class FilterbankElements(Module):
     patch: Sequence[int]
     num_bands: int
     max_resolution: Sequence[int]
-    stem: Sequence[int] = ()
+    stem: Mapping[str, Any] | None = None
     name: str | None = None
 
     def __call__(self, audio: Array, mask: Array | None = None) -> Array | FourierGrid:

@@ -8,7 +8,7 @@ Source: Perceiver, sections 4.1 to 4.3; Perceiver IO, section 4.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import haiku as hk
 import jax
@@ -19,6 +19,7 @@ from jax import Array
 from perceiver_jax import limits
 from perceiver_jax.checks import (
     Module,
+    build,
     check_axes,
     check_entries,
     check_integers,
@@ -461,7 +462,7 @@ def spectrogram_elements(
     patch: Sequence[int],
     num_bands: int,
     max_resolution: Sequence[int],
-    stem: Sequence[int] = (),
+    stem: Mapping[str, Any] | None = None,
 ) -> Array | FourierGrid:
     """Cuts a spectrogram into patches with Fourier positions.
 
@@ -471,8 +472,8 @@ def spectrogram_elements(
       num_bands: K, frequencies along each axis.
       max_resolution: Twice the highest frequency, in patches: two entries for positions in time
         and in frequency, one for positions along the flattened patches, frame after frame.
-      stem: Channels of the layers of a `ConvStem` that reads the spectrogram, and whose output is
-        cut in its place; only where Haiku transforms. None by default, as in the papers.
+      stem: Fields of a `ConvStem` that reads the spectrogram, and whose output is cut in its place;
+        only where Haiku transforms. None, as in the papers: there is none.
 
     Returns:
       `[B, M, patch values + A (2 K + 1)]` in the dtype of `spectrogram`, A the entries of
@@ -488,8 +489,8 @@ def spectrogram_elements(
     check_axes('spectrogram_elements', spectrogram=(spectrogram, 'B frames bins'))
     _check_patch(patch, '2 axes of a spectrogram: frames and bins')
     values = spectrogram[..., None]
-    if stem:
-        values = ConvStem(stem, name='stem')(values)
+    if stem is not None:
+        values = build(ConvStem, stem, name='stem')(values)
     sizes = values.shape[1:3]
     if any(size % p for size, p in zip(sizes, patch, strict=True)):
         raise Refused(f'Patches of {tuple(patch)} do not divide a spectrogram of {sizes}.')

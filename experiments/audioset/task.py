@@ -107,8 +107,8 @@ class AudioSet:
                 sizes = (sizes[0] // max(inputs.hop, 1), inputs.num_filters)
             elif name == 'audio':
                 field = 'samples_per_patch' if inputs.hop is None else 'hop'
-            for _ in inputs.get('stem', ()):  # each of its layers halves both
-                sizes = tuple(-(-size // 2) for size in sizes[:2])
+            for stride in (inputs.get('stem') or {}).get('strides', ()):
+                sizes = tuple(-(-size // max(s, 1)) for size, s in zip(sizes, stride, strict=False))
             patch = (inputs[field],) if name == 'audio' else inputs[field]
             # Of channels no patch tells. Of those that overlap all but one have a hop before them.
             grid = [size // max(p, 1) for size, p in zip(sizes, patch, strict=False)]

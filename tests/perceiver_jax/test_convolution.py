@@ -1,6 +1,5 @@
 import haiku as hk
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -122,19 +121,42 @@ def test_an_unknown_padding_is_refused():
         convolve(images(), np.ones((3, 3, 3, 1)), padding='valid')
 
 
-def test_a_stem_is_three_by_three_convolutions_and_gelu():
-    def forward(x):
-        return ConvStem((4, 6), name='stem')(x)
+STEM = dict(channels=(4, 6), kernels=((3, 5), (1, 3)), strides=((2, 1), (2, 2)))
 
-    module = hk.without_apply_rng(hk.transform(forward))
-    x = images()
-    params = module.init(jax.random.key(0), x)
-    expected = x
-    for i, channels in enumerate((4, 6)):
-        layer = params[f'stem/conv_{i}']
-        assert layer['w'].shape == (3, 3, expected.shape[-1], channels)
-        layer['b'] = jnp.arange(channels) / 10.0
-        bias = layer['b'][None, None, None]
-        expected = jax.nn.gelu(convolve(expected, layer['w'], stride=2) + bias)
-    np.testing.assert_allclose(module.apply(params, x), expected, atol=1e-6)
-    assert expected.shape[1:3] == tuple(-(-size // 4) for size in x.shape[1:3])
+
+def test_a_stem_is_convolutions_and_gelu():
+    def forward(x):
+        return ConvStem(**STEM, name='stem')(x)
+
+    def haikus(x):
+        for i in range(2):
+            sizes = STEM['channels'][i], STEM['kernels'][i], STEM['strides'][i]
+            x = jax.nn.gelu(hk.Conv2D(*sizes, name=f'conv_{i}')(x))
+        return x
+
+    module, peer = (hk.without_apply_rng(hk.transform(f)) for f in (forward, haikus))
+    params = module.init(jax.random.key(0), images())['stem']
+    params = {name: x + 0.1 for name, x in params.items()}
+    theirs = {f'conv_{i}': {name: params[f'{name}_{i}'] for name in 'wb'} for i in range(2)}
+    outputs = module.apply({'stem': params}, images())
+    assert outputs.shape == (2, 2, 3, 6)
+    with jax.numpy_rank_promotion('allow'):
+        expected = peer.apply(theirs, images())
+    np.testing.assert_allclose(outputs, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'fields, message',
+    [
+        (dict(channels=(4,)), 'as many channels as kernels and strides'),
+        (dict(channels=(), kernels=(), strides=()), 'as many channels'),
+        (dict(channels=(4, 6.5)), 'as an integer, not 6.5'),
+        (dict(channels=(4, 0)), 'at least 1'),
+        (dict(strides=((2, 0), (1, 1))), 'at least 1'),
+        (dict(kernels=((3, 3), (3, 3, 3))), 'kernels'),
+        (dict(kernels=(3, 3)), 'kernels'),
+    ],
+)
+def test_stems_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(Refused, match=message):
+        hk.transform(lambda x: ConvStem(**{**STEM, **fields})(x)).init(None, images())

@@ -173,14 +173,26 @@ def write(rows: Sequence[Row], workdir: Path, command: str) -> None:
     content = {'command': command, 'rows': [dataclasses.asdict(row) for row in rows]}
     write_whole(workdir / 'sweep.json', json.dumps(content, indent=2) + '\n')
     write_whole(workdir / 'sweep.md', rows_table(rows) + '\n')
+    compared = compared_in_picture(rows)
     write_bars(
         workdir / 'sweep.png',
-        [row.values for row in rows],
-        [[result['value'] for result in row.results] for row in rows],
-        [row.paper for row in rows],
+        [row.values for row in compared],
+        [[result['value'] for result in row.results] for row in compared],
+        [row.paper for row in compared],
         metric=rows[0].results[0]['metric'],
         title=rows[0].results[0]['data'],
     )
+
+
+def compared_in_picture(rows: Sequence[Row]) -> Sequence[Row]:
+    """Returns the rows that the picture compares: of a single one its runs, each by itself."""
+    if len(rows) > 1:
+        return rows
+    (row,) = rows
+    return [
+        Row(dict(part.split('=', 1) for part in folder.split(',')), [result], row.paper, [folder])
+        for folder, result in zip(row.folders, row.results, strict=True)
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

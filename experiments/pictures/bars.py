@@ -22,7 +22,7 @@ def write_bars(
 ) -> None:
     """Draws a bar for each row, as high as its mean, with a dot for each of its runs.
 
-    The last key gives the colours, the others the groups.
+    The last of several keys gives the colours, the others the groups; one alone gives the groups.
 
     Args:
       path: The file to write.
@@ -32,7 +32,7 @@ def write_bars(
       metric: Name of the metric.
       title: One line over the picture.
     """
-    *outer, inner = list(values[0]) or ['']
+    *outer, inner = values[0] if len(values[0]) > 1 else [*values[0], '']
     groups = list(dict.fromkeys(tuple(row[key] for key in outer) for row in values))
     kinds = list(dict.fromkeys(row.get(inner, '') for row in values))
     factor = 100 if unit_of(metric) == '%' else 1
@@ -41,7 +41,7 @@ def write_bars(
     with saved_figure(path, title, height=4.5) as figure:
         axes = figure.subplots()
         for kind, colour in zip(kinds, COLOURS * len(kinds), strict=False):
-            labelled = False
+            labelled = not inner
             for row, found, paper in zip(values, results, papers, strict=True):
                 if row.get(inner, '') != kind:
                     continue
@@ -67,8 +67,12 @@ def write_bars(
             axes.plot([], [], color=INK, linewidth=1.5, label='the paper, on its data')
         axes.set_xticks(range(len(groups)), [', '.join(group) for group in groups])
         axes.tick_params(axis='x', length=0, labelcolor=INK, labelsize=9)
+        axes.set_xlabel(', '.join(outer))
         axes.set_ylabel(f'{metric} ({unit_of(metric)})' if unit_of(metric) else metric)
         if factor == 100:
             axes.set_ylim(0, 100)
         axes.grid(axis='y', color=PALE, linewidth=0.5)
-        axes.legend(frameon=False, ncols=len(kinds) + 1, loc='upper left', bbox_to_anchor=(0, 1.12))
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(
+                frameon=False, ncols=len(kinds) + 1, loc='upper left', bbox_to_anchor=(0, 1.12)
+            )

@@ -11,6 +11,7 @@ import pytest
 
 from experiments import sweep
 from experiments.config_parsing import config_of
+from experiments.results import Row
 from experiments.sweep import combinations
 from perceiver_jax.errors import Refused
 from tests.toys.results import RESULT
@@ -126,6 +127,17 @@ def test_runs_are_averaged_and_finished_ones_not_repeated(launched, tmp_path, ca
     assert '| a | 60.0 % | 14.1 points | 2 | 78.0 % |' in table
     assert table.strip() in capsys.readouterr().out
     assert (tmp_path / 'sweep.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_the_picture_of_a_single_row_is_of_its_runs(launched, tmp_path):
+    sweep.main(['--workdir', str(tmp_path), CONFIG, '--config.seed=0|1'])
+    (row,) = json.loads((tmp_path / 'sweep.json').read_text())['rows']
+    assert row['values'] == {} and len(row['results']) == 2
+    rows = [Row(**row), Row({'init_from': 'b'}, row['results'], None, row['folders'])]
+    shown = sweep.compared_in_picture(rows[:1])
+    assert [each.values for each in shown] == [{'seed': '0'}, {'seed': '1'}]
+    assert [each.results[0]['value'] for each in shown] == [0.5, 0.7]
+    assert sweep.compared_in_picture(rows) == rows
 
 
 def test_a_result_of_another_config_is_none_of_these_runs(launched, tmp_path):

@@ -59,6 +59,7 @@ SHOWN = (
     'modelnet40_small',
     'modelnet40_perceiver_short',
     'audioset_esc_input_mel',
+    'audioset_esc_input_filterbank',
     'flow_small',
     'table2_in_miniature/model=perceiver,permuted=no',
     'table2_in_miniature/model=perceiver,permuted=yes',

@@ -13,7 +13,7 @@ Expected mAP on the evaluation segments, and what the papers state of each model
     io_mel_video                          IO table 10    44.9   88.2M        129.5B
     io_raw_audio_video,decoder=average    IO table 10    42.4   21.0M        52.3B
     io_mel_video,decoder=average          IO table 10    43.6   21.0M        60.7B
-    esc                                   ESC-50's sounds; ESC-10's: 5 minutes on two CPU cores
+    esc                                   ESC-50's sounds; ESC-10's: 12 minutes on a CPU core
     demo                                  generated sounds; minutes on two CPU cores
 
 IO states 3.8 training steps a second for all four of its rows. The two that it calls Perceiver are

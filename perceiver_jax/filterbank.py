@@ -35,9 +35,8 @@ class FilterbankElements(Module):
     scale; what they become is learned.
 
     Parameters: `filters` `[length, 2, num_filters]` float32, from -1 to 1 at the start, and module
-    `stem`. A constant
-    of each filter makes them as small as sound needs: were they stored that small, a learning rate
-    that suits the other parameters would overwrite them.
+    `stem`. A constant of each filter makes them as small as sound needs: were they stored that
+    small, a learning rate that suits the other parameters would overwrite them.
 
     Attributes:
       num_filters: F.

@@ -143,24 +143,21 @@ class ConvStem(Module):
             init = hk.initializers.TruncatedNormal(1 / np.sqrt(np.prod(shape[:-1])))
             kernel = hk.get_parameter(f'w_{i}', shape, jnp.float32, init)
             bias = hk.get_parameter(f'b_{i}', shape[-1:], jnp.float32, jnp.zeros)
-            x = jax.lax.conv_general_dilated(
-                x,
-                kernel.astype(x.dtype),
-                window_strides=self.strides[i],
-                padding='SAME',
-                dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-            )
+            x = convolve(x, kernel, stride=self.strides[i])
             x = jax.nn.gelu(x + bias.astype(x.dtype)[None, None, None])
         return x
 
 
-def convolve(images: Array, kernel: Array, *, stride: int = 1, padding: str = 'same') -> Array:
+def convolve(
+    images: Array, kernel: Array, *, stride: int | Sequence[int] = 1, padding: str = 'same'
+) -> Array:
     """Convolves images, in their dtype.
 
     Args:
       images: `[B, height, width, C]`.
-      kernel: `[side, side, C, channels]`, the side odd.
-      stride: Pixels from one output to the next, along both axes.
+      kernel: `[rows, columns, C, channels]`, rows and columns odd where `padding` is 'centred', and
+        as many.
+      stride: Pixels from one output to the next, along both axes or each.
       padding: How the zeros lie around an image. 'same': with a stride of 2 and an even size there
         is one more at the end, as in TensorFlow and JAX. 'centred': side // 2 on all four sides, as
         in torchvision's networks.
@@ -171,7 +168,7 @@ def convolve(images: Array, kernel: Array, *, stride: int = 1, padding: str = 's
     return jax.lax.conv_general_dilated(
         images,
         kernel.astype(images.dtype),
-        window_strides=(stride, stride),
+        window_strides=(stride, stride) if isinstance(stride, int) else stride,
         padding=_padding(kernel.shape[0], padding),
         dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     )

@@ -93,13 +93,11 @@ class FilterbankElements(Module):
             )
         limits.check_bytes('the filters', 8 * self.length * self.num_filters)
         margin = self.length - self.stride
+        first, factors = first_filters(self.length, self.num_filters)
         filters = hk.get_parameter(
-            'filters',
-            (self.length, 2, self.num_filters),
-            jnp.float32,
-            lambda shape, dtype: jnp.asarray(first_filters(shape[0], shape[2])[0], dtype),
+            'filters', first.shape, jnp.float32, lambda shape, dtype: jnp.asarray(first, dtype)
         )
-        filters *= first_filters(self.length, self.num_filters)[1][None, None]
+        filters *= factors[None, None]
         heard = jax.lax.conv_general_dilated(
             audio.astype(jnp.float32),
             filters.reshape(self.length, 1, -1),

@@ -118,6 +118,14 @@ ALPHA = number(0, 1000)  # of a Beta distribution
 COLOUR = number(0, 10)  # strength of a change
 BANDS = whole(0, 2**12)
 RESOLUTION = several(above(0, 1e6))
+SPECTROGRAM_ELEMENTS = {  # arguments of `spectrogram_elements`
+    'patch': several(PIXELS, 2),
+    'num_bands': BANDS,
+    'max_resolution': RESOLUTION,
+    'stem.channels': several(CHANNELS),
+    'stem.kernels': several(several(whole(1, 99), 2)),
+    'stem.strides': several(several(whole(1, 99), 2)),
+}
 
 # The keys of all tasks, under one name where they have one. `config.paper` is for people to read.
 CONFIG_VALUES: dict[str, Allowed] = {
@@ -251,18 +259,11 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'model.inputs.filterbank.length': whole(1, 2**20),
     'model.inputs.filterbank.stride': whole(1, 2**20),
     'model.inputs.filterbank.hop': whole(1, 2**20),
-    'model.inputs.filterbank.patch': several(PIXELS, 2),
-    'model.inputs.filterbank.num_bands': BANDS,
-    'model.inputs.filterbank.max_resolution': RESOLUTION,
-    'model.inputs.filterbank.stem.channels': several(CHANNELS),
-    'model.inputs.filterbank.stem.kernels': several(several(whole(1, 99), 2)),
-    'model.inputs.filterbank.stem.strides': several(several(whole(1, 99), 2)),
-    'model.inputs.spectrogram.patch': several(PIXELS, 2),
-    'model.inputs.spectrogram.num_bands': BANDS,
-    'model.inputs.spectrogram.max_resolution': RESOLUTION,
-    'model.inputs.spectrogram.stem.channels': several(CHANNELS),
-    'model.inputs.spectrogram.stem.kernels': several(several(whole(1, 99), 2)),
-    'model.inputs.spectrogram.stem.strides': several(several(whole(1, 99), 2)),
+    **{
+        f'model.inputs.{name}.{key}': allowed
+        for name in ('filterbank', 'spectrogram')
+        for key, allowed in SPECTROGRAM_ELEMENTS.items()
+    },
     'model.inputs.video.patch': several(PIXELS, 3),
     'model.inputs.video.num_bands': BANDS,
     'model.inputs.video.max_resolution': RESOLUTION,

@@ -196,6 +196,8 @@ def get_config(variant: str = 'raw_audio_video') -> ml_collections.ConfigDict:
         metric='map',  # or 'accuracy', where every clip has one label
         num_windows=16,  # overlapping, spread over a clip
         clip_seconds=10.0,
+        # Factors of speed that every window is heard at, one after the other; not in the papers.
+        speeds=(1.0,),
         crop_fraction=0.875,  # side of the centre crop / shorter side of the frame
     )
 
@@ -316,7 +318,13 @@ def _esc(
         checkpoint_every_steps=500,
         ema_decay=0.995,
     )
-    config.evaluation.update(batch_size=16, metric='accuracy', num_windows=1, clip_seconds=5.0)
+    config.evaluation.update(
+        batch_size=16,
+        metric='accuracy',
+        num_windows=1,
+        clip_seconds=5.0,
+        speeds=(0.8, 0.9, 1.0, 1.1, 1.25),
+    )
     return NOT_IN_PAPER
 
 

@@ -31,6 +31,7 @@ _LATER_KEYS_OF_TASK: dict[str, dict[str, object]] = {
         'model.inputs.audio.hop': None,
         'augmentation.speed': [1.0, 1.0],
         'augmentation.between_class': False,
+        'evaluation.speeds': [1.0],
     },
     'flow': {
         'data.repeats': 1,

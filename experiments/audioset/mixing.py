@@ -1,4 +1,4 @@
-"""Augmentation of batches on the device: mixing sounds, SpecAugment, dropping a modality.
+"""Changes of batches on the device: mixing sounds, speed, SpecAugment, dropping a modality.
 
 Random numbers are derived from the key and each example's index, so that they do not depend on how
 a batch is divided among devices.
@@ -6,6 +6,7 @@ a batch is divided among devices.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from perceiver_jax.errors import Refused
 
@@ -68,6 +69,29 @@ def loudness(sounds: jax.Array) -> jax.Array:
     whole = sounds[..., : sounds.shape[-1] // length * length]
     stretches = whole.reshape(*sounds.shape[:-1], -1, length)
     return jnp.maximum(jnp.sqrt(jnp.square(stretches).mean(-1).max(-1)), SILENCE)
+
+
+def at_speed(sound: jax.Array, start: jax.Array, num_samples: int, speed: float) -> jax.Array:
+    """Cuts a stretch out of a wave, resampled by linear interpolation.
+
+    Args:
+      sound: The wave, `[samples]`, behind which is silence.
+      start: The sample at which the stretch begins, int32 `[]`.
+      num_samples: Length of what is returned.
+      speed: Samples of the wave for each that is returned: with 2 a sound is half as long, and an
+        octave higher.
+
+    Returns:
+      The stretch, `[num_samples]`.
+    """
+    if speed == 1:
+        return jax.lax.dynamic_slice_in_dim(sound, start, num_samples)
+    places = np.arange(num_samples) * speed  # in float64
+    before = places.astype(np.int32)
+    share = (places - before).astype(np.float32)
+    length = int(before[-1]) + 2
+    stretch = jax.lax.dynamic_slice_in_dim(jnp.pad(sound, (0, length)), start, length)
+    return (1 - share) * stretch[before] + share * stretch[before + 1]
 
 
 def spec_augment(

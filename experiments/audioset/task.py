@@ -14,7 +14,13 @@ import ml_collections
 import numpy as np
 
 from experiments.audioset.metrics import METRICS, average_precision, multi_label_metrics
-from experiments.audioset.mixing import drop_examples, loudness, mix_sounds, spec_augment
+from experiments.audioset.mixing import (
+    at_speed,
+    drop_examples,
+    loudness,
+    mix_sounds,
+    spec_augment,
+)
 from experiments.audioset.sources import open_source
 from experiments.audioset.transforms import ClipShape, EvalTransform, TrainTransform
 from experiments.data import reading
@@ -60,6 +66,8 @@ class AudioSet:
                 'config.augmentation.between_class is about how sounds are mixed, and '
                 'config.augmentation.mixup_alpha is 0: nothing is'
             )
+        if self.has_video and tuple(config.evaluation.speeds) != (1,):
+            raise Refused('config.evaluation.speeds are for sound without video: set them to (1.0,)')
         if self.has_video and config.clip.frames_per_second != FRAMES_PER_SECOND:
             raise Refused(
                 f'config.clip.frames_per_second is {config.clip.frames_per_second}, and videos are '
@@ -248,19 +256,25 @@ class AudioSet:
     ) -> dict[str, jax.Array]:
         shape, labels = self.shape, batch['labels']
 
-        def cut(x, starts, length):  # [b, whole, ...] -> [b, length, ...]
-            return jax.vmap(lambda x, i: jax.lax.dynamic_slice_in_dim(x, i, length))(x, starts)
-
-        def of_window(starts):  # [b] frames
-            sound = cut(batch['sound'], starts * shape.samples_per_frame, shape.num_samples)
-            video = cut(batch['video'], starts, shape.num_frames) if self.has_video else None
+        def of_window(speed, starts):  # [b] frames
+            first = starts * shape.samples_per_frame
+            cut = functools.partial(at_speed, num_samples=shape.num_samples, speed=speed)
+            sound = jax.vmap(cut)(batch['sound'], first)
+            video = None
+            if self.has_video:
+                cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=shape.num_frames)
+                video = jax.vmap(cut)(batch['video'], starts)
             inputs = self._inputs(sound, video)
             logits, _ = self.model.apply(params, state, None, inputs, is_training=False)
             return self._scores(logits), self._cross_entropy(logits, labels)
 
-        scores, losses = jax.lax.map(of_window, batch['starts'].T)  # one window after the other
+        heard = [  # one window after the other
+            jax.lax.map(functools.partial(of_window, speed), batch['starts'].T)
+            for speed in self.config.evaluation.speeds
+        ]
+        scores, losses = jax.tree.map(lambda *parts: jnp.concatenate(parts).mean(0), *heard)
         # Probabilities are averaged, not logits; our choice: deviations.md#window-scores
-        return {'loss': losses.mean(0), 'scores': scores.mean(0), 'labels': labels}
+        return {'loss': losses, 'scores': scores, 'labels': labels}
 
     def summarise(self, predictions: dict[str, np.ndarray]) -> dict[str, float]:
         numbers = multi_label_metrics(predictions['labels'], predictions['scores'])

@@ -115,6 +115,7 @@ BATCH = whole(1, MAX_BATCH)
 ANGLE = number(0, 360)  # degrees
 DEVIATION = number(0, 1e6)  # of an initialiser
 ALPHA = number(0, 1000)  # of a Beta distribution
+SPEED = number(0.1, 10)
 COLOUR = number(0, 10)  # strength of a change
 BANDS = whole(0, 2**12)
 RESOLUTION = several(above(0, 1e6))
@@ -208,7 +209,7 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'augmentation.spec_augment.frequency_width': whole(0, 2**12),
     'augmentation.roll': YES_NO,
     'augmentation.gain_db': number(0, 120),
-    'augmentation.speed': span(number(0.1, 10)),
+    'augmentation.speed': span(SPEED),
     'augmentation.mixup_alpha': ALPHA,
     'augmentation.between_class': YES_NO,
     'augmentation.asymmetric_probability': SHARE,
@@ -322,6 +323,7 @@ CONFIG_VALUES: dict[str, Allowed] = {
     'evaluation.num_points': optional(whole(2, 2**20)),
     'evaluation.num_windows': whole(1, 2**12),
     'evaluation.clip_seconds': above(0, 3600),
+    'evaluation.speeds': several(SPEED),
     'evaluation.frame_size': several(PIXELS, 2),
     'evaluation.placement': choice('even', 'deepmind'),
     'evaluation.tiles_at_once': whole(1, 2**12),

@@ -55,6 +55,22 @@ def test_silence_mixes_with_a_sound_without_nan():
     assert np.isfinite(mixed).all()
 
 
+def test_a_stretch_at_another_speed_by_hand():
+    """Of samples 0, 1, 4, 9 ..., the squares of their places, and silence behind them."""
+    wave, at_speed = jnp.square(jnp.arange(9.0)), jax.jit(mixing.at_speed, static_argnums=(2, 3))
+    np.testing.assert_array_equal(at_speed(wave, 2, 4, 1.0), [4, 9, 16, 25])
+    np.testing.assert_array_equal(at_speed(wave, 2, 4, 2.0), [4, 16, 36, 64])
+    np.testing.assert_array_equal(at_speed(wave, 2, 4, 0.5), [4, 6.5, 9, 12.5])
+    np.testing.assert_array_equal(at_speed(wave, 6, 5, 1.5), [36, 56.5, 0, 0, 0])
+
+
+def test_a_tone_is_higher_at_a_higher_speed_also_late_in_a_long_sound():
+    wave = jnp.sin(2 * np.pi * 0.01 * jnp.arange(150_000.0) + 0.3)
+    heard = mixing.at_speed(wave, 100, 110_000, 1.25)
+    expected = np.sin(2 * np.pi * 0.01 * (100 + 1.25 * np.arange(110_000)) + 0.3)
+    np.testing.assert_allclose(heard, expected, atol=0.02)
+
+
 def masks(count=256, frames=23, bins=13, **changes):
     settings = dict(time_masks=1, time_width=5, frequency_masks=1, frequency_width=4) | changes
     out = spec_augment(RNG, jnp.ones((count, frames, bins)), jnp.arange(count), **settings)

@@ -143,6 +143,22 @@ def test_a_clips_score_is_the_mean_over_its_windows(prepared):
         assert np.ptp(scores, axis=0).max() > 1e-4  # the windows differ
 
 
+def test_a_clip_is_heard_at_every_speed(prepared):
+    config = get_config(prepared, 'mel', **{'evaluation.speeds': (1.0, 1.5)})
+    params = random_head(config)
+    _, (_, predictions) = run_predict(config, params)
+    parts = []
+    for speed in (1.0, 1.5):
+        config.evaluation.speeds = (speed,)
+        _, (_, part) = run_predict(config, params)
+        assert part['index'].tolist() == predictions['index'].tolist()
+        parts.append(part)
+    assert abs(parts[0]['scores'] - parts[1]['scores']).max() > 1e-4  # the speeds differ
+    for name in ('scores', 'loss'):
+        expected = (parts[0][name] + parts[1][name]) / 2
+        np.testing.assert_allclose(predictions[name], expected, rtol=1e-5)
+
+
 @functools.cache
 def updated(prepared, kind, num_devices):
     """State and metrics after one update with every augmentation that is drawn on the device."""
@@ -304,6 +320,8 @@ def test_what_cannot_be_is_refused(prepared):
         AudioSet(get_config(prepared, **{'augmentation.between_class': True}))
     with pytest.raises(ValueError, match='augmentation.speed is for sound without video'):
         AudioSet(get_config(prepared, **{'augmentation.speed': (0.9, 1.1)}))
+    with pytest.raises(ValueError, match='evaluation.speeds are for sound without video'):
+        AudioSet(get_config(prepared, **{'evaluation.speeds': (0.9, 1.1)}))
     task = AudioSet(get_config(prepared, **{'evaluation.metric': 'accuracy'}))
     labels = np.array([[1, 1, 0], [0, 0, 1]])
     with pytest.raises(ValueError, match="metric is 'accuracy', and of this data .*'map'"):

@@ -18,6 +18,7 @@ from perceiver_jax.decoder import (
 from perceiver_jax.dot_product_attention import attend, attention_logits, attention_weights
 from perceiver_jax.encoder import Encoder, schedule
 from perceiver_jax.errors import Refused
+from perceiver_jax.filterbank import FilterbankElements
 from perceiver_jax.front_ends.spectrogram import log_mel
 from perceiver_jax.grids import FourierGrid, fourier_grid
 from perceiver_jax.inputs import (
@@ -88,6 +89,7 @@ __all__ = [
     'audio_elements',
     'point_elements',
     'spectrogram_elements',
+    'FilterbankElements',
     'log_mel',
     'video_elements',
     # Inputs -> latents -> outputs

@@ -67,7 +67,7 @@ class AudioSet:
                 'config.augmentation.mixup_alpha is 0: nothing is'
             )
         if self.has_video and tuple(config.evaluation.speeds) != (1,):
-            raise Refused('config.evaluation.speeds are for sound without video: set them to (1.0,)')
+            raise Refused('config.evaluation.speeds are for sound without video: set it to (1.0,)')
         if self.has_video and config.clip.frames_per_second != FRAMES_PER_SECOND:
             raise Refused(
                 f'config.clip.frames_per_second is {config.clip.frames_per_second}, and videos are '

@@ -88,7 +88,7 @@ def at_speed(sound: jax.Array, start: jax.Array, num_samples: int, speed: float)
         return jax.lax.dynamic_slice_in_dim(sound, start, num_samples)
     places = np.arange(num_samples) * speed  # in float64
     before = places.astype(np.int32)
-    share = (places - before).astype(np.float32)
+    share = jnp.asarray(places - before, jnp.float32)
     length = int(before[-1]) + 2
     stretch = jax.lax.dynamic_slice_in_dim(jnp.pad(sound, (0, length)), start, length)
     return (1 - share) * stretch[before] + share * stretch[before + 1]

@@ -1,14 +1,13 @@
 """A picture of a sweep: a bar for each combination of values, and what the paper states."""
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.pictures.style import BLUE, GREEN, GREY, INK, ORANGE, PALE, saved_figure
+from experiments.pictures.style import COMPARED, INK, PALE, saved_figure
 from experiments.pictures.units import metric_text, unit_of
-
-COLOURS = (BLUE, ORANGE, GREEN, GREY)
 
 
 def write_bars(
@@ -40,7 +39,7 @@ def write_bars(
     top = 100 if factor == 100 else max(np.mean(found) for found in results)
     with saved_figure(path, title, height=4.5) as figure:
         axes = figure.subplots()
-        for kind, colour in zip(kinds, COLOURS * len(kinds), strict=False):
+        for kind, colour in zip(kinds, itertools.cycle(COMPARED), strict=False):
             labelled = not inner
             for row, found, paper in zip(values, results, papers, strict=True):
                 if row.get(inner, '') != kind:

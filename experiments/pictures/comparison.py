@@ -17,11 +17,10 @@ from matplotlib.ticker import (
 )
 
 from experiments.pictures.curves import Row, plot, series, smooth
-from experiments.pictures.style import BLUE, GREEN, GREY, INK, ORANGE, RED, saved_figure
+from experiments.pictures.style import COMPARED, saved_figure
 from experiments.pictures.units import scores_text, unit_of
 from perceiver_jax.errors import Refused
 
-COLOURS = (BLUE, ORANGE, GREEN, RED, '#7d4fb0', '#0f8b8d', INK, GREY)
 LINES = ('-', (0, (5, 2)), (0, (1, 1.5)))  # solid, then dashed, then dotted ones
 
 
@@ -63,7 +62,7 @@ def write_comparison(path: str | os.PathLike, title: str, groups: Sequence[Group
 def _draw_group(loss: Axes, metric: Axes, names: Axes, group: Group) -> None:
     """Draws a group's losses, smoothed, its metrics, and the names of the runs beside them."""
     headline = group.metric
-    styles = itertools.cycle(itertools.product(LINES, COLOURS))
+    styles = itertools.cycle(itertools.product(LINES, COMPARED))
     last = 1  # step
     values = [np.zeros(0)]
     for (name, seeds), (line, colour) in zip(group.runs.items(), styles, strict=False):

@@ -19,6 +19,8 @@ from perceiver_jax.files import whole
 
 INK, GREY, PALE = '#24292f', '#8a9099', '#c9ced6'
 BLUE, ORANGE, GREEN, RED = '#2a63b8', '#d4721a', '#1c7c3c', '#c0322b'
+# Of what is compared in one picture.
+COMPARED = (BLUE, ORANGE, GREEN, RED, '#7d4fb0', '#0f8b8d', INK, GREY)
 STYLE = matplotlib.RcParams(
     {
         'font.size': 9,

@@ -257,13 +257,14 @@ class AudioSet:
         shape, labels = self.shape, batch['labels']
 
         def of_window(speed, starts):  # [b] frames
-            first = starts * shape.samples_per_frame
-            cut = functools.partial(at_speed, num_samples=shape.num_samples, speed=speed)
-            sound = jax.vmap(cut)(batch['sound'], first)
+            sound = jax.vmap(lambda x, i: at_speed(x, i, shape.num_samples, speed))(
+                batch['sound'], starts * shape.samples_per_frame
+            )
             video = None
             if self.has_video:
-                cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=shape.num_frames)
-                video = jax.vmap(cut)(batch['video'], starts)
+                video = jax.vmap(lambda x, i: jax.lax.dynamic_slice_in_dim(x, i, shape.num_frames))(
+                    batch['video'], starts
+                )
             inputs = self._inputs(sound, video)
             logits, _ = self.model.apply(params, state, None, inputs, is_training=False)
             return self._scores(logits), self._cross_entropy(logits, labels)

@@ -11,7 +11,7 @@ End-point error in pixels that the paper states, on the public pairs of Sintel a
     conv,frames=separate           1.90           2.53           6.66
     conv,size=small                2.06           2.67           6.12
     small                          generated scenes; half an hour on two CPU cores
-    demo                           generated scenes, smaller and slower ones; two minutes
+    demo                           generated scenes, smaller and slower ones; three minutes
 
 Parameters and cost: the paper's 27.9M and 987B are those of 16 self-attends and 1,024 latents; the
 main model has 41.1M (so has the released checkpoint) and 1,887B. Hardware and time are not stated:
@@ -280,7 +280,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
 
 
 def _demo(config: ml_collections.ConfigDict) -> None:
-    """Two minutes on smaller and slower scenes; our choice: deviations.md#demos."""
+    """Three minutes on smaller and slower scenes; our choice: deviations.md#demos."""
     _small(config)
     config.data.num_workers = 0
     config.scenes.update(frame_size=(48, 64), motion=2.5, perspective=0.03, bend=1.0)

@@ -160,11 +160,12 @@ def finished_rows(runs: Sequence[Run], workdir: Path, average: Sequence[str]) ->
     ]
 
 
-def write(rows: Sequence[Row], workdir: Path, command: str) -> None:
+def write(rows: Sequence[Row], compared: Sequence[Row], workdir: Path, command: str) -> None:
     """Writes sweep.json, sweep.md and sweep.png.
 
     Args:
       rows: What is finished, at least one run.
+      compared: The rows of the picture.
       workdir: The folder.
       command: The command line.
     """
@@ -173,7 +174,6 @@ def write(rows: Sequence[Row], workdir: Path, command: str) -> None:
     content = {'command': command, 'rows': [dataclasses.asdict(row) for row in rows]}
     write_whole(workdir / 'sweep.json', json.dumps(content, indent=2) + '\n')
     write_whole(workdir / 'sweep.md', rows_table(rows) + '\n')
-    compared = compared_in_picture(rows)
     write_bars(
         workdir / 'sweep.png',
         [row.values for row in compared],
@@ -184,15 +184,9 @@ def write(rows: Sequence[Row], workdir: Path, command: str) -> None:
     )
 
 
-def compared_in_picture(rows: Sequence[Row]) -> Sequence[Row]:
+def compared_in_picture(rows: Sequence[Row], runs: Sequence[Run], workdir: Path) -> Sequence[Row]:
     """Returns the rows that the picture compares: of a single one its runs, each by itself."""
-    if len(rows) > 1:
-        return rows
-    (row,) = rows
-    return [
-        Row(dict(part.split('=', 1) for part in folder.split(',')), [result], row.paper, [folder])
-        for folder, result in zip(row.folders, row.results, strict=True)
-    ]
+    return rows if len(rows) > 1 else finished_rows(runs, workdir, average=())
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -226,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def finished() -> list[Row]:
         rows = finished_rows(runs, workdir, average)
         if rows:
-            write(rows, workdir, command)
+            write(rows, compared_in_picture(rows, runs, workdir), workdir, command)
         return rows
 
     failed = [] if options.table else run_all(runs, workdir, finished)

@@ -130,14 +130,27 @@ def test_runs_are_averaged_and_finished_ones_not_repeated(launched, tmp_path, ca
 
 
 def test_the_picture_of_a_single_row_is_of_its_runs(launched, tmp_path):
-    sweep.main(['--workdir', str(tmp_path), CONFIG, '--config.seed=0|1'])
+    flags = [CONFIG, '--config.seed=0|1']
+    sweep.main(['--workdir', str(tmp_path), *flags])
     (row,) = json.loads((tmp_path / 'sweep.json').read_text())['rows']
     assert row['values'] == {} and len(row['results']) == 2
     rows = [Row(**row), Row({'init_from': 'b'}, row['results'], None, row['folders'])]
-    shown = sweep.compared_in_picture(rows[:1])
+    shown = sweep.compared_in_picture(rows[:1], combinations(flags), tmp_path)
     assert [each.values for each in shown] == [{'seed': '0'}, {'seed': '1'}]
     assert [each.results[0]['value'] for each in shown] == [0.5, 0.7]
-    assert sweep.compared_in_picture(rows) == rows
+    assert sweep.compared_in_picture(rows, combinations(flags), tmp_path) == rows
+
+
+def test_values_may_have_commas_which_folders_are_not_split_at(launched, tmp_path):
+    flags = [CONFIG, '--config.seed=0', "--config.train.freeze=('inputs', 'encoder')|()"]
+    sweep.main(['--workdir', str(tmp_path), '--average=freeze', *flags])
+    rows = sweep.finished_rows(combinations(flags), tmp_path, ['freeze'])
+    shown = sweep.compared_in_picture(rows, combinations(flags), tmp_path)
+    assert [each.values for each in shown] == [
+        {'freeze': "('inputs', 'encoder')"},
+        {'freeze': '()'},
+    ]
+    assert (tmp_path / 'sweep.png').exists()
 
 
 def test_a_result_of_another_config_is_none_of_these_runs(launched, tmp_path):

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from experiments.audioset import transforms
+from experiments.audioset import mixing, transforms
 from experiments.audioset.transforms import ClipShape, EvalTransform, TrainTransform
 from experiments.data.pipeline import BrokenExample
 
@@ -88,6 +88,7 @@ def test_a_faster_sound_is_shorter_and_higher():
         for factor in (2, 0.5)
     )
     np.testing.assert_allclose(faster, np.r_[np.arange(0, 800, 2), np.zeros(400)])
+    np.testing.assert_allclose(mixing.at_speed(clip['sound'], 0, 800, 2.0), faster)  # in evaluation
     steps = np.diff(slower)
     assert len(slower) == 800 and set(steps.tolist()) <= {0.0, 0.5}  # 0 at the very end
     speeds = TrainTransform(shape=SHAPE, **{**PLAIN, 'speed': (0.8, 1.25)})

@@ -7,6 +7,7 @@ a run, and what a process asks about the others.
 """
 
 import collections
+import functools
 import json
 import logging
 import os
@@ -229,6 +230,8 @@ def initialize(
     if (coordinator, num_processes, process_id) == (None, None, None):
         coordinator, num_processes, process_id = _found()
     given = (coordinator, num_processes, process_id)
+    # It would take SIGTERM for itself; `stopping` has the processes agree on when to stop.
+    jax.config.update('jax_enable_preemption_service', False)
     if coordinator == 'auto':
         try:
             jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS)
@@ -291,6 +294,19 @@ def barrier(name: str) -> None:
     multihost_utils.sync_global_devices(name)
 
 
+def any_process(flag: bool) -> jax.Array:
+    """Begins to find out whether any process passes True; all of them call it.
+
+    Args:
+      flag: What this process has to say.
+
+    Returns:
+      Bool `[]`, the same in all processes; to read it waits for what the devices were given before.
+    """
+    devices, any_of = _any_of_devices()
+    return any_of(devices.put_batch(np.full(jax.local_device_count(), flag)))
+
+
 def check_equal(number: int, what: str) -> None:
     """Raises AssertionError in all processes if the number is not the same in all of them.
 
@@ -346,6 +362,12 @@ def _found() -> tuple[str | None, int | None, int | None]:
         return told
     except (ValueError, RuntimeError) as error:
         raise Refused(f'jax does not find the workers of this TPU: {error}; {_TELL}') from error
+
+
+@functools.cache
+def _any_of_devices() -> tuple[Jit, Callable]:
+    devices = Jit()
+    return devices, jax.jit(jnp.any, out_shardings=devices.replicated)
 
 
 def _put_parts(tree: Tree, sharding: NamedSharding) -> Tree:

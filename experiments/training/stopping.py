@@ -6,7 +6,6 @@ Several processes stop together, after the same step.
 import concurrent.futures
 import contextlib
 import dataclasses
-import itertools
 import logging
 import os
 import signal
@@ -15,15 +14,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils
 
-from experiments.training import watch
+from experiments.training import parallel, watch
 
 _ASK_SECONDS = 0.1  # between two looks whether the run was asked to stop
-
-# Not the step: jax has all stop at the number after the largest that it has heard, which is 1 where
-# the signal comes before the first update, and a run that resumes does not come to step 1.
-_TIMES_ASKED = itertools.count(1)
 
 
 class StoppedEarly(KeyboardInterrupt):
@@ -59,14 +53,19 @@ class Preemption:
     noticed: bool = False
     by_ctrl_c: bool = False
     leaves: bool = False
+    _any_noticed: jax.Array | None = None  # of all processes, a step ago
 
     def should_stop(self) -> bool:
-        """Returns whether to stop after this step; all processes ask, and have the same answer."""
-        if jax.process_count() > 1:  # jax's own handler of SIGTERM finds the common step
-            asked = next(_TIMES_ASKED)
-            watch.WATCH.together = multihost_utils.reached_preemption_sync_point(asked)
-            return watch.WATCH.together
-        return self.noticed
+        """Returns whether to stop after this step; all processes ask, and have the same answer.
+
+        Several processes stop a step later than one: what any of them noticed is exchanged by the
+        devices behind this step's update, and read behind that of the next, so that none waits.
+        """
+        if jax.process_count() == 1:
+            return self.noticed
+        before, self._any_noticed = self._any_noticed, parallel.any_process(self.noticed)
+        watch.WATCH.together = before is not None and bool(before)
+        return watch.WATCH.together
 
     def unless_stopped(self, function: Callable, *arguments: Any) -> Any:
         """Calls what takes long and leaves nothing behind, until this process is asked to stop.
@@ -115,14 +114,12 @@ class Preemption:
 def preemption() -> Iterator[Preemption]:
     """Turns SIGTERM and the first Ctrl-C into a question that the loop asks after every step.
 
-    A second Ctrl-C ends at once. In several processes the first one is passed on as SIGTERM, of
-    which jax tells the others.
+    A second Ctrl-C ends at once. Of several processes it is enough that one is asked.
 
     Yields:
       What was asked for so far.
     """
     asked = Preemption()
-    several = jax.process_count() > 1
 
     def stop(*_: Any) -> None:
         asked.noticed = True
@@ -140,13 +137,10 @@ def preemption() -> Iterator[Preemption]:
             os.write(
                 2, b'\nStopping after this step, with a checkpoint; Ctrl-C again ends at once.\n'
             )
-        if several:
-            os.kill(os.getpid(), signal.SIGTERM)
 
     handlers: dict[signal.Signals, Callable] = {}
     if threading.current_thread() is threading.main_thread():  # it alone may set handlers
-        if not several:
-            handlers[signal.SIGTERM] = stop
+        handlers[signal.SIGTERM] = stop
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as
             handlers[signal.SIGINT] = interrupt  # in the background of a script
     previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}

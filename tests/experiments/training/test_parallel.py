@@ -1,3 +1,4 @@
+import contextlib
 import json
 import os
 import re
@@ -32,6 +33,21 @@ def free_port():
         return sock.getsockname()[1]
 
 
+@contextlib.contextmanager
+def gone_afterwards(processes):
+    """Has processes end with a test; where it waits in vain, what they have said is shown."""
+    with contextlib.ExitStack() as stack:
+        for process in processes:
+            stack.enter_context(process)
+            stack.callback(process.kill)
+        try:
+            yield
+        except (TimeoutError, subprocess.TimeoutExpired) as error:
+            for process in processes:
+                process.kill()
+            raise AssertionError([process.communicate()[0] for process in processes]) from error
+
+
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     """Two processes of two devices each, stopped by Ctrl-C, resumed, and once more with pmap.
@@ -50,14 +66,15 @@ def test_two_processes_equal_one(tmp_path):
         )
         for i in range(2)
     ]
-    wait_for_step(tmp_path / 'jit', 4)
-    processes[1].send_signal(signal.SIGINT)  # to one: the other must stop with it
-    (tmp_path / 'locked').mkdir()
-    with lock(tmp_path / 'locked'):
-        toy_process.wait_for((tmp_path / 'done').exists)
-    processes[1].kill()
-    killed = time.monotonic()
-    outputs = [process.communicate(timeout=100)[0] for process in processes]
+    with gone_afterwards(processes):
+        wait_for_step(tmp_path / 'jit', 4)
+        processes[1].send_signal(signal.SIGINT)  # to one: the other must stop with it
+        (tmp_path / 'locked').mkdir()
+        with lock(tmp_path / 'locked'):
+            toy_process.wait_for((tmp_path / 'done').exists)
+        processes[1].kill()
+        killed = time.monotonic()
+        outputs = [process.communicate(timeout=100)[0] for process in processes]
     assert time.monotonic() - killed < 30
     assert [process.returncode for process in processes] == [1, -signal.SIGKILL], outputs
     assert outputs[0].splitlines()[-1] == (

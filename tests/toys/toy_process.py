@@ -15,13 +15,13 @@ from tests.toys.toy_task import ToyTask, get_config
 SELDOM = dict(checkpoint_every_steps=20, evaluate_every_steps=10)  # processes save together: slow
 
 
-def wait_for_step(workdir, step, timeout=100.0):
+def wait_for_step(workdir, step, timeout=300.0):
     """Returns when metrics.jsonl tells that a run has made an update."""
     metrics = Path(workdir, 'metrics.jsonl')
     wait_for(lambda: metrics.exists() and f'"step": {step},' in metrics.read_text(), timeout)
 
 
-def wait_for(condition, timeout=100.0):
+def wait_for(condition, timeout=300.0):
     """Returns when a function returns True."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -10,7 +10,7 @@ End-point error in pixels that the paper states, on the public pairs of Sintel a
     conv                           1.84           2.52           4.83
     conv,frames=separate           1.90           2.53           6.66
     conv,size=small                2.06           2.67           6.12
-    small                          generated scenes, slow ones, for coarse to fine; 50 minutes
+    small                          generated scenes, slow ones, for coarse to fine; 55 minutes
                                    on two CPU cores
     demo                           generated scenes; three minutes
 

@@ -286,7 +286,7 @@ def _small(config: ml_collections.ConfigDict) -> None:
 
 
 def _demo(config: ml_collections.ConfigDict) -> None:
-    """Three minutes, for the whole of a slow motion; our choice: deviations.md#demos."""
+    """Three minutes, for flow at once, not from coarse to fine; our choice: deviations.md#demos."""
     _small(config)
     config.data.num_workers = 0
     config.scenes.update(num_shapes=(2, 6), motion=2.5, turn=2.0, perspective=0.03)

@@ -53,7 +53,8 @@ class Preemption:
     noticed: bool = False
     by_ctrl_c: bool = False
     leaves: bool = False
-    _any_noticed: jax.Array | None = None  # of all processes, a step ago
+    # Whether any process was asked, a step ago; None: no step ago.
+    _any_noticed: jax.Array | None = dataclasses.field(default=None, init=False, repr=False)
 
     def should_stop(self) -> bool:
         """Returns whether to stop after this step; all processes ask, and have the same answer.
